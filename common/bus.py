@@ -1,0 +1,293 @@
+"""Sockets between the stages. With the clients' shells, the only place that imports zmq.
+
+Every stage binds three sockets: `data` (PULL), `index` (PUB) and `control` (ROUTER); the gateway
+binds one
+ROUTER for clients. All sends and receives are non-blocking: what a socket does not take now stays
+with its
+sender, whose link keeps it anyway. Large frames are passed on without a copy.
+"""
+
+from __future__ import annotations
+
+import socket as system_socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import zmq
+
+from tallybus.common.errors import EXIT_BUSY, ServiceError
+from tallybus.common.frames import Buffer
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+
+COPY_BELOW: Final = 65_536
+"""Frames shorter than this are copied: cheaper than keeping track of who still reads them."""
+MAX_CLIENT_QUEUE: Final = 4096
+"""Answers queued for one client that does not read them; more are dropped."""
+
+
+BALANCED_SPIN_NS: Final = 20_000
+"""How long a `balanced` wait polls before it sleeps."""
+
+
+def new_context() -> Context:
+    """A context of its own for one process, with one I/O thread."""
+    return zmq.Context(io_threads=1)
+
+
+@dataclass(frozen=True, slots=True)
+class BusLimits:
+    """Limits of every socket. `high_water_mark` counts messages, `max_message_bytes` one frame."""
+
+    high_water_mark: int = 32
+    max_message_bytes: int = 64 * 1024 * 1024
+    broadcasts: int = 2_000
+
+
+class EndpointUnusable(ServiceError):
+    """A socket cannot listen where it should. Fields: `endpoint`, `reason`."""
+
+    exit_code = EXIT_BUSY
+
+    def __init__(self, endpoint: str, reason: str) -> None:
+        super().__init__(
+            f"cannot listen on {endpoint}: {reason}; stop what listens there, "
+            "or choose another endpoint"
+        )
+        self.endpoint = endpoint
+        self.reason = reason
+
+
+class Bus:
+    """Makes the sockets of one service. `endpoint(stage, socket, bind)` names where they meet."""
+
+    def __init__(
+        self,
+        context: Context,
+        endpoint: Callable[[str, str, bool], str],
+        limits: BusLimits,
+    ) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._limits = limits
+        self._sockets: list[zmq.Socket[bytes]] = []
+
+    def pull(self, stage: str) -> Port:
+        """Where this stage takes batches from its predecessor."""
+        socket = self._socket(zmq.PULL)
+        socket.setsockopt(zmq.RCVHWM, self._limits.high_water_mark)
+        _bind(socket, self._endpoint(stage, "data", True))
+        return Port(socket)
+
+    def push(self, stage: str) -> Port:
+        """Where a predecessor gives batches to `stage`."""
+        socket = self._socket(zmq.PUSH)
+        socket.setsockopt(zmq.SNDHWM, self._limits.high_water_mark)
+        # Without it, messages queue for a peer that is not there and die with the queue.
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.connect(self._endpoint(stage, "data", False))
+        return Port(socket)
+
+    def publisher(self, stage: str) -> Port:
+        """Where this stage broadcasts."""
+        socket = self._socket(zmq.PUB)
+        socket.setsockopt(zmq.SNDHWM, self._limits.broadcasts)
+        _bind(socket, self._endpoint(stage, "index", True))
+        return Port(socket)
+
+    def subscriber(self, stages: Sequence[str], topics: Sequence[bytes]) -> Port:
+        """What other stages broadcast."""
+        socket = self._socket(zmq.SUB)
+        socket.setsockopt(zmq.RCVHWM, self._limits.broadcasts)
+        for topic in topics:
+            socket.setsockopt(zmq.SUBSCRIBE, topic)
+        for stage in stages:
+            socket.connect(self._endpoint(stage, "index", False))
+        return Port(socket)
+
+    def router(self, stage: str) -> Port:
+        """Where this stage answers hellos and queries."""
+        socket = self._socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        _bind(socket, self._endpoint(stage, "control", True))
+        return Port(socket)
+
+    def dealer(self, stage: str) -> Port:
+        """Where hellos and queries for `stage` go out."""
+        socket = self._socket(zmq.DEALER)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.connect(self._endpoint(stage, "control", False))
+        return Port(socket)
+
+    def clients(self, endpoint: str) -> Port:
+        """The gateway's socket for clients. The endpoint may name port 0 or `*`: see
+        `Port.endpoint`."""
+        socket = self._socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A client that reconnects keeps its routing id, and with it the answers it waits for.
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.SNDHWM, MAX_CLIENT_QUEUE)
+        socket.setsockopt(zmq.RCVHWM, MAX_CLIENT_QUEUE)
+        _bind(socket, endpoint)
+        return Port(socket)
+
+    def close(self) -> None:
+        """Close every socket at once: what mattered was acknowledged, the rest is sent again."""
+        for socket in self._sockets:
+            socket.close(linger=0)
+        self._sockets.clear()
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._limits.max_message_bytes)
+        # Dead tcp peers are noticed; ipc and inproc notice by themselves and ignore these.
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5000)
+        socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self._sockets.append(socket)
+        return socket
+
+
+class Port:
+    """One socket, non-blocking. `dropped` counts messages that no one could take."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.socket = socket
+        self.dropped = 0
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is bound, with the port that the system chose."""
+        value = self.socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(value, bytes)
+        return value.rstrip(b"\x00").decode()
+
+    def receive(self) -> list[Buffer] | None:
+        """Frames of the next message (of a ROUTER, the peer first), or None when there is none."""
+        socket = self.socket
+        try:
+            frame: Any = socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        frames: list[Buffer] = [frame.bytes]
+        while frame.more:
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame.bytes if len(frame) < COPY_BELOW else frame.buffer)
+        return frames
+
+    def send(self, frames: Sequence[Buffer]) -> bool:
+        """Hand over a message; False when the socket takes none now."""
+        socket = self.socket
+        last = len(frames) - 1
+        try:
+            for position, frame in enumerate(frames):
+                flags = zmq.NOBLOCK | (zmq.SNDMORE if position < last else 0)
+                if len(frame) < COPY_BELOW:
+                    socket.send(frame, flags)
+                else:
+                    socket.send(_shared(frame), flags, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def send_to(self, peer: bytes, frames: Sequence[Buffer]) -> bool:
+        """Answer a peer of a ROUTER. An answer for a peer that left or does not read is dropped."""
+        try:
+            if self.send([peer, *frames]):
+                return True
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+        self.dropped += 1
+        return False
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointUnusable(endpoint, str(error)) from error
+
+
+def _shared(frame: Buffer) -> Any:
+    # A frame that was received whole is passed on by reference, without a copy or a callback.
+    if not isinstance(frame, memoryview) or not isinstance(frame.obj, zmq.Frame):
+        return frame
+    return frame.obj if frame.nbytes == len(frame.obj) else frame
+
+
+class Selector:
+    """Waits for ports, and for `wake` from another thread.
+
+    `strategy`: `low_latency` polls all the time, `balanced` for a moment before it sleeps,
+    `low_cpu`
+    sleeps at once.
+    """
+
+    def __init__(self, strategy: str) -> None:
+        self._spin_ns: int | None = {
+            "low_latency": None,
+            "balanced": BALANCED_SPIN_NS,
+            "low_cpu": 0,
+        }[strategy]
+        self._poller = zmq.Poller()
+        self._masks: dict[Port, int] = {}
+        self._wake_read, self._wake_write = system_socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+
+    def watch(self, port: Port, readable: bool, writable: bool = False) -> None:
+        """What `wait` waits for on this port from now on; nothing is fine."""
+        mask = (zmq.POLLIN if readable else 0) | (zmq.POLLOUT if writable else 0)
+        if self._masks.get(port, 0) == mask:
+            return
+        self._masks[port] = mask
+        if mask:
+            self._poller.register(port.socket, mask)
+        else:
+            self._poller.unregister(port.socket)
+
+    def wait(self, timeout_ns: int) -> set[Any]:
+        """Sockets that are ready, possibly none: after `wake`, or when the time is over."""
+        if self._spin_ns != 0:
+            now = time.monotonic_ns()
+            limit = now + timeout_ns
+            until = limit if self._spin_ns is None else min(limit, now + self._spin_ns)
+            while True:
+                events = self._poller.poll(0)
+                if events:
+                    return self._taken(events)
+                now = time.monotonic_ns()
+                if now >= until:
+                    break
+            timeout_ns = limit - now
+        if timeout_ns <= 0:
+            return set()
+        # Rounded up: a wait that is over too early would only be repeated.
+        return self._taken(self._poller.poll(timeout_ns // 1_000_000 + 1))
+
+    def wake(self) -> None:
+        """End the current or the next `wait`. May be called from any thread or signal handler."""
+        try:
+            self._wake_write.send(b"\0")
+        except OSError:
+            # A full pipe wakes as well as one more byte; a closed one has nobody left to wake.
+            return
+
+    def close(self) -> None:
+        """Close the wake-up pipe; the ports belong to the bus."""
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _taken(self, events: list[tuple[Any, int]]) -> set[Any]:
+        ready = {socket for socket, _ in events}
+        wake = self._wake_read.fileno()
+        if wake in ready:
+            ready.discard(wake)
+            self._wake_read.recv(4096)
+        return ready

@@ -1,0 +1,54 @@
+"""Errors that any service may end with. The clients' exceptions live in `tallybus.errors`.
+
+A service raises one of these when it cannot go on. Its message says what happened, where, and what
+to do; its fields carry the same facts for programs; `exit_code` is the exit status of the process
+that ends with it. Modules that know more about a failure derive their own errors from it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+# Exit codes as sysexits.h has them.
+EXIT_DAMAGED: Final = 65
+"""What is on disk cannot be used as it is."""
+EXIT_SOFTWARE: Final = 70
+"""An error that should not happen."""
+EXIT_STORAGE: Final = 74
+"""The disk refused: full, read-only, or failing."""
+EXIT_BUSY: Final = 75
+"""Something else holds what is needed. That may pass, as when the last run is just ending."""
+EXIT_SETTINGS: Final = 78
+"""A setting, or what it names, is wrong."""
+FINAL_EXIT_CODES: Final = frozenset({EXIT_DAMAGED, EXIT_STORAGE, EXIT_SETTINGS})
+"""After these another start of the same service cannot help: someone has to look first."""
+
+
+class ServiceError(Exception):
+    """A service cannot start or cannot go on.
+
+    `exit_code` is the exit status of a process that ends with this error. `restart` says whether
+    starting the same process again can help: a supervisor gives up where it cannot.
+    """
+
+    exit_code: ClassVar[int] = 1
+    restart: ClassVar[bool] = True
+
+
+class SettingsError(ServiceError):
+    """A setting was refused.
+
+    Fields: `setting` is the refused name as the user wrote it (`ledger.max_accounts`,
+    `TALLYBUS_LEDGER_MAX_ACCOUNTS`, or the path of an unreadable file); `origin` is where it came
+    from (`command line`, `environment …`, `file …`); `reason` is what is wrong with it and what
+    would be right.
+    """
+
+    exit_code: ClassVar[int] = EXIT_SETTINGS
+    restart: ClassVar[bool] = False
+
+    def __init__(self, setting: str, origin: str, reason: str) -> None:
+        super().__init__(f"{setting} ({origin}): {reason}")
+        self.setting = setting
+        self.origin = origin
+        self.reason = reason

@@ -1,0 +1,204 @@
+"""Logging: what a service tells its operator, on standard error, and never once per transaction.
+
+`setup` is called once by a process that serves; a library user's own logging is left alone. On a
+terminal a line is text for people, elsewhere it is one JSON object. Every line says the time (UTC),
+the level, the service and the process. What a message is about stands in fields, not in its words:
+
+    log = logs.get("wal")
+    log.info("recovered", extra=fields(segment=3, transactions=21_000_000))
+
+Fields whose names sound secret are never written. Nothing a client sent can break a line: control
+characters are escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
+
+ROOT: Final = "tallybus"
+Format = Literal["auto", "text", "json"]
+
+_FIELDS: Final = "tallybus_fields"
+_OWN: Final = frozenset(("time", "level", "stage", "pid", "logger", "message", "exception"))
+_SECRET: Final = re.compile(
+    r"password|passwd|secret|token|credential|authorization|private", re.IGNORECASE
+)
+_REDACTED: Final = "[redacted]"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_BARE: Final = re.compile(r"[^\s\"'=\x00-\x1f\x7f-\x9f]+")
+_COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+def get(name: str = "") -> logging.Logger:
+    """The logger of a part of the product: `get("wal")`, or `get(__name__)` of a module of ours."""
+    if not name or name == ROOT or name.startswith(f"{ROOT}."):
+        return logging.getLogger(name or ROOT)
+    return logging.getLogger(f"{ROOT}.{name}")
+
+
+def fields(**values: object) -> dict[str, Any]:
+    """Values for `extra=`: `log.info("started", extra=fields(port=5550))`."""
+    return {_FIELDS: values}
+
+
+def setup(
+    stage: str,
+    *,
+    level: str = "info",
+    format: Format | str = "auto",  # noqa: A002 (as the setting is called)
+    stream: TextIO | None = None,
+) -> None:
+    """Send all log messages of this process to `stream` (default: standard error).
+
+    `stage` names the service. `level` and `format` are those of the settings `logging.level` and
+    `logging.format`. A second call replaces the first. Raises ValueError for an unknown level or
+    format.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"{level!r} is not a logging level")
+    if format not in ("auto", "text", "json"):
+        raise ValueError(f"{format!r} is not a logging format")
+    out = sys.stderr if stream is None else stream
+    terminal = out.isatty()
+    as_text = format == "text" or (format == "auto" and terminal)
+    handler = _Handler(out)
+    handler.setFormatter(TextFormatter(stage, colour=terminal) if as_text else JsonFormatter(stage))
+    root = logging.getLogger()
+    teardown()
+    root.addHandler(handler)
+    root.setLevel(max(number, logging.WARNING))
+    logging.getLogger(ROOT).setLevel(number)
+    logging.captureWarnings(True)
+
+
+def teardown() -> None:
+    """Undo `setup`. Does nothing when it was not called."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, _Handler)]:
+        root.removeHandler(handler)
+        handler.close()
+        root.setLevel(logging.WARNING)
+        logging.getLogger(ROOT).setLevel(logging.NOTSET)
+        logging.captureWarnings(False)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Ours, told from handlers of others by its type."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: `time`, `level`, `stage`, `pid`, `logger`, `message`, the message's
+    fields, and `exception` with a traceback where there is one. A field that has one of these
+    names is written with `field_` before it."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def format(self, record: logging.LogRecord) -> str:
+        values: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "stage": self._stage,
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in _fields(record).items():
+            values[f"field_{name}" if name in _OWN else name] = value
+        trace = _trace(self, record)
+        if trace:
+            values["exception"] = trace
+        return json.dumps(values, separators=(",", ":"))
+
+
+class TextFormatter(logging.Formatter):
+    """`12:30:01.250 INFO  wal[4711] recovered segment=3`, with a traceback on lines of its own."""
+
+    def __init__(self, stage: str, *, colour: bool = False) -> None:
+        super().__init__()
+        self._stage = stage
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = _time(record)[11:23]
+        level = f"{record.levelname:<7}"
+        colour = _COLOURS.get(record.levelname) if self._colour else None
+        if colour:
+            level = f"\x1b[{colour}m{level}\x1b[0m"
+        words = [clock, level, f"{self._stage}[{record.process}]", _escape(record.getMessage())]
+        words += [f"{name}={_quoted(value)}" for name, value in _fields(record).items()]
+        trace = _trace(self, record)
+        return " ".join(words) + (f"\n{_escape(trace, keep=chr(10))}" if trace else "")
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    values = getattr(record, _FIELDS, None)
+    if not isinstance(values, Mapping):
+        return {}
+    return {
+        str(name): _REDACTED if _SECRET.search(str(name)) else _plain(value)
+        for name, value in values.items()
+    }
+
+
+def _plain(value: object) -> object:
+    """`value` as something that JSON can hold."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return {
+            str(name): _REDACTED if _SECRET.search(str(name)) else _plain(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(each) for each in value]
+    # A number of numpy, which is not imported for this.
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "ndim", None) == 0:
+        return _plain(item())
+    return str(value)
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    parts = []
+    if record.exc_info:
+        parts.append(formatter.formatException(record.exc_info))
+    if record.stack_info:
+        parts.append(record.stack_info)
+    return "\n".join(parts)
+
+
+def _escape(text: str, keep: str = "") -> str:
+    def escaped(match: re.Match[str]) -> str:
+        number = ord(match[0])
+        if match[0] in keep:
+            return match[0]
+        return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+
+    return _CONTROL.sub(escaped, text)
+
+
+def _quoted(value: object) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value if _BARE.fullmatch(value) else _escape(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,182 @@
+"""The operation record: 40 bytes, the same on the wire, in memory and in the log.
+
+This module fixes codes and layouts that clients, services and files share. Codes are never reused
+and never change meaning. Everything is little-endian and naturally aligned.
+
+A record's fields (`RECORD_DTYPE`):
+
+| offset | field        | type | on the wire from a client     | in the log
+         |
+|--------|--------------|------|-------------------------------|---------------------------------------------|
+| 0      | kind         | u8   | `Kind`                        | the same
+         |
+| 1      | status       | u8   | 0                             | `Status` of the execution
+         |
+| 2      | entry_count  | u16  | 0                             | entries the transaction produced
+         |
+| 4      | function     | u32  | index into the header's names | CRC-32C of the binary that ran,
+else 0      |
+| 8      | user_ref     | u64  | idempotency key, 0 = none     | the same
+         |
+| 16     | account      | u64  | account, or a transfer's source | the same
+         |
+| 24     | counterparty | u64  | a transfer's target, else 0   | the same
+         |
+| 32     | amount       | u64  | minor units                   | the same; of a function:
+parameters kept    |
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+
+
+class Kind(IntEnum):
+    """What a record asks for."""
+
+    DEPOSIT = 1
+    WITHDRAWAL = 2
+    TRANSFER = 3
+    FUNCTION = 4
+    FUNCTION_REGISTERED = 5
+
+
+class Status(IntEnum):
+    """Outcome of a transaction. 10..127 are reserved, 128..255 belong to functions."""
+
+    NONE = 0
+    INSUFFICIENT_FUNDS = 1
+    ACCOUNT_NOT_FOUND = 2
+    ZERO_SUM_VIOLATION = 3
+    ENTRY_LIMIT_EXCEEDED = 4
+    INVALID_OPERATION = 5
+    ACCOUNT_LIMIT_EXCEEDED = 6
+    DUPLICATE = 7
+    BALANCE_OVERFLOW = 8
+    QUOTA_EXCEEDED = 9
+
+
+class Level(IntEnum):
+    """What a caller waits for; each level implies those before it."""
+
+    NONE = 0
+    COMPUTED = 1
+    COMMITTED = 2
+    SNAPSHOT = 3
+
+
+class Stage(IntEnum):
+    """How far a transaction has come, as told by a status query."""
+
+    UNKNOWN = 0
+    PENDING = 1
+    COMPUTED = 2
+    COMMITTED = 3
+    ON_SNAPSHOT = 4
+    ERROR = 5
+
+
+SYSTEM_ACCOUNT: Final = 0
+MAX_AMOUNT: Final = 2**63 - 1
+MAX_BALANCE: Final = 2**63 - 1
+MIN_BALANCE: Final = -(2**63)
+MAX_ENTRIES: Final = 255
+FIRST_USER_STATUS: Final = 128
+
+RECORD_DTYPE: Final = np.dtype(
+    [
+        ("kind", "u1"),
+        ("status", "u1"),
+        ("entry_count", "<u2"),
+        ("function", "<u4"),
+        ("user_ref", "<u8"),
+        ("account", "<u8"),
+        ("counterparty", "<u8"),
+        ("amount", "<u8"),
+    ]
+)
+RECORD_SIZE: Final = 40
+RECORD_WORDS: Final = 5
+"""A batch of n records is viewed by the kernels as uint64[n, 5]; word 0 packs kind, status,
+entry_count and function from the lowest byte up."""
+
+ENTRY_DTYPE: Final = np.dtype([("account", "<u8"), ("amount", "<i8")])
+"""One entry of a function's transaction. Positive amounts are debits (add), negative ones
+credits."""
+ENTRY_SIZE: Final = 16
+
+FAILURE_DTYPE: Final = np.dtype(
+    [
+        ("offset", "<u4"),
+        ("status", "u1"),
+        ("original_status", "u1"),
+        ("reserved", "<u2"),
+        ("duplicate_of", "<u8"),
+    ]
+)
+"""Outcome of one transaction that did not succeed, in a sparse list: `offset` counts from the first
+transaction of the list's range. For DUPLICATE, `duplicate_of` is the id of the first transaction
+with
+that user_ref and `original_status` is how that one ended; otherwise both are 0."""
+FAILURE_SIZE: Final = 16
+
+STATUS_DTYPE: Final = np.dtype(
+    [("stage", "u1"), ("status", "u1"), ("reserved", "<u2", (3,)), ("duplicate_of", "<u8")]
+)
+"""Answer of a status query for one transaction id: `Stage`, `Status`, link of a duplicate."""
+STATUS_SIZE: Final = 16
+
+
+# Of the columns' own type: a plain number would have the whole column converted first.
+_DUPLICATE: Final = np.uint8(Status.DUPLICATE)
+_FUNCTION: Final = np.uint8(Kind.FUNCTION)
+
+
+def count_extras(records: np.ndarray[Any, Any]) -> tuple[int, int, int]:
+    """How many links, parameter words and entries stand behind these RECORD_DTYPE rows in a batch.
+
+    A link for each DUPLICATE; `amount` words for each function call or registration; `entry_count`
+    entries for each function call that succeeded.
+    """
+    links = int(np.count_nonzero(records["status"] == _DUPLICATE))
+    functions = records["kind"] >= _FUNCTION
+    if not functions.any():
+        return links, 0, 0
+    calls = records[functions]
+    own = calls[(calls["kind"] == Kind.FUNCTION) | (calls["kind"] == Kind.FUNCTION_REGISTERED)]
+    succeeded = calls[(calls["kind"] == Kind.FUNCTION) & (calls["status"] == Status.NONE)]
+    return links, int(own["amount"].sum()), int(succeeded["entry_count"].sum(dtype=np.uint64))
+
+
+def _check_layout() -> None:
+    sizes = {
+        "RECORD_DTYPE": (RECORD_DTYPE, RECORD_SIZE),
+        "ENTRY_DTYPE": (ENTRY_DTYPE, ENTRY_SIZE),
+        "FAILURE_DTYPE": (FAILURE_DTYPE, FAILURE_SIZE),
+        "STATUS_DTYPE": (STATUS_DTYPE, STATUS_SIZE),
+    }
+    for name, (dtype, size) in sizes.items():
+        if dtype.itemsize != size:
+            raise AssertionError(f"{name} has {dtype.itemsize} bytes, the format says {size}")
+    fields = RECORD_DTYPE.fields
+    if fields is None:
+        raise AssertionError("RECORD_DTYPE has no fields")
+    offsets = {name: entry[1] for name, entry in fields.items()}
+    expected = {
+        "kind": 0,
+        "status": 1,
+        "entry_count": 2,
+        "function": 4,
+        "user_ref": 8,
+        "account": 16,
+        "counterparty": 24,
+        "amount": 32,
+    }
+    if offsets != expected:
+        raise AssertionError(f"RECORD_DTYPE has offsets {offsets}, the format says {expected}")
+
+
+_check_layout()

@@ -1,0 +1,352 @@
+"""The loop of every service: wait, drain, step, publish.
+
+A shell owns sockets and files and decides nothing. `Shell.turn` hands what arrived to the core,
+ticks it and
+sends what it put out. Other threads (the committer) wake the loop through `wake`; signals and an
+embedding
+process stop it through `stop`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from tallybus.common import logs
+from tallybus.common import settings as configuration
+from tallybus.common.bus import Bus, BusLimits, Context, Port, Selector
+from tallybus.common.errors import EXIT_SETTINGS, ServiceError
+from tallybus.common.files import FileLock, Storage
+from tallybus.common.frames import (
+    TOPIC_EVENT,
+    TOPIC_STATUS,
+    Buffer,
+    FrameError,
+    Message,
+    decode,
+    encode,
+)
+from tallybus.common.settings import Settings
+from tallybus.common.stage import StageCore
+
+REST_NS: Final = 1_000_000
+"""How long a `low_cpu` service rests after a turn with work, so that more gathers for the next."""
+DRAIN_NS: Final = 5_000_000_000
+"""How long a clean stop waits for what is under way."""
+PROGRESS_NS: Final = 1_000_000_000
+
+
+class UnsafeRunFolder(ServiceError):
+    """Others could read or replace this ledger's sockets. Fields: `folder`, `owner`, `mode`."""
+
+    exit_code: ClassVar[int] = EXIT_SETTINGS
+    restart: ClassVar[bool] = False
+
+    def __init__(self, folder: str, owner: int, mode: int) -> None:
+        super().__init__(
+            f"the run folder {folder} belongs to user {owner} with mode {mode:04o}; it must "
+            f"belong to user {os.getuid()} with mode 0700: correct it, or set bus.run_folder"
+        )
+        self.folder = folder
+        self.owner = owner
+        self.mode = mode
+
+
+@dataclass(slots=True)
+class Input:
+    """A socket, what to do with each of its messages, whether to read it now, how many in a
+    turn."""
+
+    port: Port
+    handle: Callable[[list[Buffer], int], None]
+    wanted: Callable[[], bool]
+    most: int
+
+
+class Shell(ABC):
+    """Base of the services. `prepare` opens what is needed; then `run` turns until `stop`."""
+
+    stage: str
+    core: StageCore
+
+    def __init__(self, settings: Settings, context: Context, storage: Storage) -> None:
+        self.settings = settings
+        self.storage = storage
+        self.log = logs.get(self.stage)
+        self.bus = Bus(
+            context,
+            lambda stage, socket, bind: configuration.endpoint(settings, stage, socket, bind=bind),
+            BusLimits(settings.bus.high_water_mark, settings.bus.max_message_bytes),
+        )
+        self.malformed = 0
+        self.heartbeat_ns = settings.bus.heartbeat_ms * 1_000_000
+        self._inputs: list[Input] = []
+        self._stopping = False
+        self._parent = 0
+        self._rests = settings.service(self.stage).wait == "low_cpu"
+        self._selector = Selector(settings.service(self.stage).wait)
+        self._run_lock: FileLock | None = None
+        self._publisher: Port | None = None
+        self._router: Port | None = None
+        self._peer: Port | None = None
+        self._push: Port | None = None
+        self._push_blocked = False
+        self._rewinds = 0
+
+    # -- set-up ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Recover, make the core and open the sockets."""
+
+    def new_incarnation(self) -> int:
+        """A random u64 other than 0: what tells this start from every other one."""
+        return int.from_bytes(os.urandom(8), "little") | 1
+
+    def lock_run_folder(self) -> None:
+        """Make sure that this is the only one of its stage: binding an ipc address steals it
+        silently."""
+        if self.settings.bus.transport != "ipc":
+            return
+        folder = configuration.run_folder(self.settings)
+        self.storage.make_folder(folder)
+        state = os.stat(folder)
+        if state.st_uid != os.getuid() or state.st_mode & 0o077:
+            raise UnsafeRunFolder(str(folder), state.st_uid, state.st_mode & 0o777)
+        self._run_lock = self.storage.lock_exclusive(folder / f"{self.stage}.lock")
+
+    def pin(self) -> None:
+        """Run on the configured CPUs only."""
+        cpus = self.settings.service(self.stage).cpus
+        if cpus and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cpus)
+
+    def read(
+        self,
+        port: Port,
+        handle: Callable[[list[Buffer], int], None],
+        wanted: Callable[[], bool] = lambda: True,
+        most: int = 64,
+    ) -> None:
+        """Read a socket in every turn, at most `most` messages."""
+        self._inputs.append(Input(port, handle, wanted, most))
+
+    def open_stage(self, successor: str | None, *, hello: bool = True) -> None:
+        """The sockets that every stage of the pipeline has, and those to its successor.
+
+        With `hello`, also the one over which it says hello to the successor.
+        """
+        self._publisher = self.bus.publisher(self.stage)
+        self._router = self.bus.router(self.stage)
+        self.read(self._router, self._on_control)
+        if successor is not None:
+            self._push = self.bus.push(successor)
+            if hello:
+                self.open_control(successor)
+
+    def open_control(self, stage: str) -> None:
+        """The socket for hellos and questions to another stage."""
+        self._peer = self.bus.dealer(stage)
+        self.read(self._peer, self._on_peer)
+
+    def open_client_of(self, successor: str) -> None:
+        """Only the data socket to a successor (the gateway says no hello)."""
+        self._push = self.bus.push(successor)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn until `stop` is called. Raises what makes the service unable to go on."""
+        try:
+            self.pin()
+            self.prepare()
+            self.log.info("ready")
+            while not self._stopping:
+                self.turn()
+            self._drain_out()
+        finally:
+            self.close()
+
+    def finished(self) -> bool:
+        """Whether nothing is left that a clean stop has to wait for."""
+        return True
+
+    def _drain_out(self) -> None:
+        limit = time.monotonic_ns() + DRAIN_NS
+        while not self.finished():
+            if time.monotonic_ns() > limit:
+                self.log.warning("stopped before everything was answered")
+                return
+            self.turn()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called: long work in `prepare` and `step` looks at it."""
+        return self._stopping
+
+    def stop(self) -> None:
+        """Make `run` return after the current turn. May be called from any thread or signal
+        handler."""
+        self._stopping = True
+        self.wake()
+
+    def report_progress(self, what: str) -> Callable[[int, int], None]:
+        """A callback for long work: tells bytes done of bytes in all, at most once a second."""
+        told_ns = time.monotonic_ns()
+
+        def report(done: int, total: int) -> None:
+            nonlocal told_ns
+            now = time.monotonic_ns()
+            if now - told_ns >= PROGRESS_NS:
+                told_ns = now
+                share = round(100 * done / total, 1) if total else 100.0
+                self.log.info(what, extra=logs.fields(percent=share, bytes=done, of=total))
+
+        return report
+
+    def wake(self) -> None:
+        """End the current wait. May be called from any thread."""
+        self._selector.wake()
+
+    def stop_with(self, parent: int) -> None:
+        """Stop when the process with this id is no longer the parent of this one."""
+        self._parent = parent
+
+    def turn(self) -> None:
+        """One turn: wait for something, hand it to the core, send what comes out."""
+        ready = self._await()
+        if self._parent and not ready and os.getppid() != self._parent:
+            self.log.warning("stopping: the supervisor is gone")
+            self._parent = 0
+            self.stop()
+        now = time.monotonic_ns()
+        for item in self._inputs:
+            if item.port.socket in ready:
+                self._drain(item, now)
+        self.step(now)
+        self.flush(now)
+        if self._rests and ready:
+            time.sleep(REST_NS / 1e9)
+
+    def step(self, now_ns: int) -> None:
+        """What a shell does once a turn, between reading and sending."""
+
+    def flush(self, now_ns: int) -> None:
+        """Send everything that the core has put out."""
+        core = self.core
+        core.tick(now_ns)
+        link = core.outgoing
+        if link is not None and link.rewinds != self._rewinds:
+            self._rewinds = link.rewinds
+            self.log.info(
+                "sending again",
+                extra=logs.fields(peer=link.peer, expected=link.expected, rewinds=link.rewinds),
+            )
+        if core.broadcasts and self._publisher is not None:
+            for topic, broadcast in core.broadcasts:
+                self._publisher.send([topic, *encode(broadcast)])
+            core.broadcasts.clear()
+        if self._push is not None:
+            self._push_blocked = False
+            # Outcomes were broadcast first: what reaches the log has been told as well.
+            while (message := core.next_data()) is not None:
+                if not self._push.send(encode(message)):
+                    self._push_blocked = True
+                    break
+                # Not the turn's time: a long turn would look like a stall.
+                core.data_sent(time.monotonic_ns())
+        if core.replies and self._router is not None:
+            for peer, reply in core.replies:
+                self._router.send_to(peer, encode(reply))
+            core.replies.clear()
+        if core.requests and self._peer is not None:
+            for request in core.requests:
+                # Hellos and questions are repeated until they are answered, so none is queued here.
+                self._peer.send(encode(request))
+            core.requests.clear()
+
+    def close(self) -> None:
+        """Close everything. The state on disk is whole at any time, so there is nothing to save."""
+        self.bus.close()
+        if self._run_lock is not None:
+            self._run_lock.release()
+            self._run_lock = None
+        self._selector.close()
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
+        """A hello or a query from another stage."""
+
+    def on_reply(self, message: Message, now_ns: int) -> None:
+        """An answer on the socket of `open_control`."""
+
+    def on_broadcast(self, message: Message, now_ns: int) -> None:
+        """A status, or an event from a stage that was subscribed to."""
+
+    def on_data(self, message: Message, now_ns: int) -> None:
+        """A batch from the predecessor."""
+
+    def decoded(self, frames: list[Buffer]) -> Message | None:
+        """The message, or None for a malformed one, which is counted, told once in a while and
+        dropped."""
+        try:
+            return decode(frames)
+        except FrameError as error:
+            self.malformed += 1
+            if self.malformed & (self.malformed - 1) == 0:
+                self.log.warning(
+                    "dropped a malformed message",
+                    extra=logs.fields(reason=str(error), dropped=self.malformed),
+                )
+            return None
+
+    def receive_broadcast(self, frames: list[Buffer], now_ns: int) -> None:
+        """Handler of a subscriber socket."""
+        if frames[0] not in (TOPIC_STATUS, TOPIC_EVENT):
+            return
+        message = self.decoded(frames[1:])
+        if message is not None:
+            self.on_broadcast(message, now_ns)
+
+    def receive_data(self, frames: list[Buffer], now_ns: int) -> None:
+        """Handler of the data socket."""
+        message = self.decoded(frames)
+        if message is not None:
+            self.on_data(message, now_ns)
+
+    def _on_control(self, frames: list[Buffer], now_ns: int) -> None:
+        message = self.decoded(frames[1:])
+        if message is not None:
+            self.on_control(bytes(frames[0]), message, now_ns)
+
+    def _on_peer(self, frames: list[Buffer], now_ns: int) -> None:
+        message = self.decoded(frames)
+        if message is not None:
+            self.on_reply(message, now_ns)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def timeout_ns(self, now_ns: int) -> int:
+        """How long a wait may last when nothing arrives."""
+        return self.heartbeat_ns // 2
+
+    def _await(self) -> set[object]:
+        for item in self._inputs:
+            self._selector.watch(item.port, item.wanted())
+        if self._push is not None:
+            self._selector.watch(self._push, readable=False, writable=self._push_blocked)
+        return self._selector.wait(self.timeout_ns(time.monotonic_ns()))
+
+    def _drain(self, item: Input, now_ns: int) -> None:
+        for _ in range(item.most):
+            if not item.wanted():
+                return
+            frames = item.port.receive()
+            if frames is None:
+                return
+            item.handle(frames, now_ns)

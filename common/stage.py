@@ -1,0 +1,100 @@
+"""What the cores of all stages have in common: an identity, broadcasts, answers and a heartbeat.
+
+A core turns messages into messages. Its shell hands it what arrived, then sends what the core has
+put
+into `broadcasts` (topic and message for the PUB socket), `replies` (peer and message for the
+control
+ROUTER) and `requests` (for the successor's control socket), and whatever `next_data()` gives for
+the data
+socket. Time comes in as nanoseconds; a core reads no clock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Final
+
+from tallybus.common.errors import ServiceError
+from tallybus.common.frames import TOPIC_EVENT, TOPIC_STATUS, Message, StageStatus
+from tallybus.common.link import LinkSender
+
+STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter", "gateway")
+"""All stages: the four of the pipeline in its order, then the gateway in front of them."""
+
+HELLO_EVERY_NS: Final = 100_000_000
+
+
+class Fenced(ServiceError):
+    """A newer instance of this stage has taken over; this one must stop and change nothing more.
+
+    Fields: `stage`, `incarnation`, `by` (what replaced it).
+    """
+
+    def __init__(self, stage: str, incarnation: int, by: str) -> None:
+        super().__init__(
+            f"this {stage} ({incarnation:016x}) was replaced by {by}; "
+            "it stops so that there is one history"
+        )
+        self.stage = stage
+        self.incarnation = incarnation
+        self.by = by
+
+
+class StageCore(ABC):
+    """Base of the stage cores. `incarnation` is a random u64 that is new at every start."""
+
+    stage: str
+
+    def __init__(self, incarnation: int, heartbeat_ns: int) -> None:
+        self.incarnation = incarnation
+        self.term = 0
+        self.broadcasts: list[tuple[bytes, Message]] = []
+        self.replies: list[tuple[bytes, Message]] = []
+        self.requests: list[Message] = []
+        self._heartbeat_ns = heartbeat_ns
+        self._last_status: StageStatus | None = None
+        self._status_ns = 0
+        self._hello_ns: int | None = None
+
+    @abstractmethod
+    def status(self) -> StageStatus:
+        """What this stage broadcasts about itself now."""
+
+    @abstractmethod
+    def tick(self, now_ns: int) -> None:
+        """Once a turn, after everything that arrived was handed over."""
+
+    @property
+    def outgoing(self) -> LinkSender[Any] | None:
+        """The sending end of the link to the successor, where there is one already."""
+        return getattr(self, "link", None)
+
+    def next_data(self) -> Message | None:
+        """The next message for the data socket, or None. It stays next until `data_sent`."""
+        return None
+
+    def data_sent(self, now_ns: int) -> None:
+        """The message from `next_data` was handed to the socket."""
+        raise AssertionError(f"the {self.stage} sends no data")
+
+    def announce(self, message: Message) -> None:
+        """Broadcast something that only gateways need."""
+        self.broadcasts.append((TOPIC_EVENT, message))
+
+    def heartbeat(self, now_ns: int) -> None:
+        """Broadcast the status when it has changed, and at least once in every heartbeat interval.
+
+        Called last in a turn, so that what the status acknowledges was announced before it.
+        """
+        status = self.status()
+        if status != self._last_status or now_ns - self._status_ns >= self._heartbeat_ns:
+            self._last_status = status
+            self._status_ns = now_ns
+            self.broadcasts.append((TOPIC_STATUS, status))
+
+    def hello_due(self, now_ns: int) -> bool:
+        """Whether to say hello (again): at once, then at most every 100 ms."""
+        if self._hello_ns is not None and now_ns - self._hello_ns < HELLO_EVERY_NS:
+            return False
+        self._hello_ns = now_ns
+        return True

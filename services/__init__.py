@@ -1,0 +1,1 @@
+"""The five stages of the ledger. Services import `tallybus.common` and never each other."""

@@ -1,0 +1,1 @@
+"""The gateway: the only stage that clients talk to. It checks, gathers, waits and answers."""

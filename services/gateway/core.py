@@ -1,0 +1,634 @@
+"""The gateway's decisions, without I/O.
+
+Clients' submissions become numbered requests to the sequencer, kept until they are computed.
+Broadcasts
+tell which ids they got, how they ended and how far each index has come; a gap in the outcomes is
+asked for
+again, never taken for success. Reads wait for their `min_tx_id` and go to the snapshotter,
+gathered.
+Nothing that a client sends raises out of this module.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from tallybus.common.frames import (
+    EMPTY,
+    PROTOCOL_VERSION,
+    Answer,
+    Assigned,
+    Buffer,
+    Message,
+    Query,
+    Request,
+    Results,
+    ResultsGone,
+    ResultsQuery,
+    StageStatus,
+    as_buffer,
+)
+from tallybus.common.link import LinkSender
+from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, STATUS_SIZE, Level, Stage
+from tallybus.common.stage import StageCore
+from tallybus.services.gateway import protocol
+from tallybus.services.gateway.protocol import (
+    BadRequest,
+    ClientRequest,
+    IndexRead,
+    Limits,
+    Ping,
+    Read,
+    Submit,
+    Wait,
+)
+from tallybus.services.gateway.requests import Batch, Gatherer
+from tallybus.services.gateway.waits import Marks
+
+MAX_HELD: Final = 262_144
+"""Client requests held at a time; beyond it clients are told `overloaded`."""
+ASK_AGAIN_NS: Final = 100_000_000
+NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
+
+
+class GatewayCore(StageCore):
+    """State machine of the gateway. Submissions are taken at once; reads wait until all stages
+    were heard."""
+
+    stage = "gateway"
+
+    def __init__(
+        self,
+        incarnation: int,
+        max_in_flight: int,
+        heartbeat_ns: int,
+        limits: Limits,
+        max_wait_ms: int,
+    ) -> None:
+        super().__init__(incarnation, heartbeat_ns)
+        self.limits = limits
+        self.answers: list[tuple[bytes, list[Buffer]]] = []
+        self.queries: list[Query] = []
+        self.link: LinkSender[Request] = LinkSender(1, max_in_flight, "the sequencer")
+        self.sequenced = 0
+        self.computed = 0
+        self.committed = 0
+        self.snapshot = 0
+        self.bad_requests = 0
+        self.overloads = 0
+        self._max_wait_ns = max_wait_ms * 1_000_000
+        self._heard: set[str] = set()
+        self._gatherer = Gatherer(incarnation, limits.max_batch)
+        self._gathered = 0
+        self._batches: dict[int, Batch] = {}
+        self._released = 0
+        self._held: dict[tuple[bytes, int], ClientRequest] = {}
+        self._waits = {level: Marks[ClientRequest]() for level in Level if level}
+        self._deadlines: Marks[ClientRequest] = Marks()
+        self._unready: list[ClientRequest] = []
+        self._term_start = 0
+        self._results_next = 0
+        self._recent: deque[Results] = deque()
+        self._asked_ns = -ASK_AGAIN_NS
+        self._transactor = 0
+        self._snapshotter = 0
+        self._balance_reads: list[Read] = []
+        self._open_queries: dict[int, tuple[Query, list[tuple[int, Read]]]] = {}
+        self._next_query = 1
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def on_client(self, client: bytes, frames: Sequence[Buffer], now_ns: int) -> None:
+        """One message of a client, whatever it holds."""
+        try:
+            request = protocol.decode_request(client, frames, self.limits)
+            if isinstance(request, Ping):
+                self._on_ping(request)
+                return
+            if (client, request.id) in self._held:
+                raise BadRequest(
+                    f"request id {request.id} is still in use on this connection", request.id
+                )
+        except BadRequest as error:
+            self.bad_requests += 1
+            self.answers.append(
+                (
+                    client,
+                    protocol.error_reply(error.request_id, error.code, str(error), error.details),
+                )
+            )
+            return
+        if len(self._held) >= MAX_HELD:
+            self._overloaded(request, f"{len(self._held)} requests are waiting")
+            return
+        if isinstance(request, Submit):
+            if self._gathered + request.count > self.link.room and (
+                self._gathered or len(self.link)
+            ):
+                self._overloaded(request, f"{self.link.weight} operations are on their way")
+                return
+            self._gathered += request.count
+            self._gatherer.add(request)
+        elif isinstance(request, Wait) and request.level is Level.NONE:
+            # Whatever has an id was sequenced; the first level that can be waited for is the next.
+            request.level = Level.COMPUTED
+        self._hold(request, now_ns)
+        if isinstance(request, Submit):
+            return
+        if self.ready:
+            self._start(request)
+        else:
+            self._unready.append(request)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every stage of the pipeline was heard since this gateway started."""
+        return len(self._heard) == 4
+
+    @property
+    def under_way(self) -> bool:
+        """Whether any submission was taken and not answered."""
+        return bool(self._gathered) or any(
+            isinstance(request, Submit) for request in self._held.values()
+        )
+
+    def next_deadline_ns(self) -> int | None:
+        """When the next held request times out, on the monotonic clock."""
+        return self._deadlines.next_mark()
+
+    def _hold(self, request: ClientRequest, now_ns: int) -> None:
+        self._held[request.client, request.id] = request
+        wait_ns = self._max_wait_ns
+        if request.timeout_ms is not None:
+            wait_ns = min(wait_ns, request.timeout_ms * 1_000_000)
+        self._deadlines.add(now_ns + wait_ns, request)
+
+    def _overloaded(self, request: ClientRequest, why: str) -> None:
+        self.overloads += 1
+        self.answers.append(
+            (
+                request.client,
+                protocol.error_reply(
+                    request.id, protocol.OVERLOADED, f"{why}; nothing was done, try again later"
+                ),
+            )
+        )
+
+    def _finish(
+        self, request: ClientRequest, fields: dict[str, Any], payload: Buffer | None = None
+    ) -> None:
+        request.done = True
+        del self._held[request.client, request.id]
+        self.answers.append((request.client, protocol.reply(request.id, fields, payload)))
+
+    def _fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
+        request.done = True
+        del self._held[request.client, request.id]
+        self.answers.append(
+            (request.client, protocol.error_reply(request.id, code, message, details))
+        )
+
+    def _on_ping(self, ping: Ping) -> None:
+        unknown = [item for item in ping.pending if (ping.client, item) not in self._held]
+        fields = {
+            "unknown": unknown,
+            "incarnation": self.incarnation,
+            "protocol": PROTOCOL_VERSION,
+            "max_batch": self.limits.max_batch,
+            "max_accounts": self.limits.max_accounts,
+        }
+        self.answers.append((ping.client, protocol.reply(ping.id, fields)))
+
+    def _start(self, request: ClientRequest) -> None:
+        if isinstance(request, IndexRead):
+            self._finish(
+                request,
+                {
+                    "sequenced": self.sequenced,
+                    "computed": self.computed,
+                    "committed": self.committed,
+                    "snapshot": self.snapshot,
+                    "term": self.term,
+                },
+            )
+        elif isinstance(request, Wait):
+            if self._index(request.level) >= request.tx_id:
+                self._finish(request, {"level": int(request.level)})
+            else:
+                self._waits[request.level].add(request.tx_id, request)
+        elif isinstance(request, Read):
+            if request.min_tx_id > self.snapshot:
+                self._waits[Level.SNAPSHOT].add(request.min_tx_id, request)
+            elif request.what == "balances":
+                self._balance_reads.append(request)
+            else:
+                self._read_statuses(request)
+
+    # -- the way through the pipeline ------------------------------------------------------------
+
+    def next_data(self) -> Message | None:
+        if self._results_next == 0:
+            # Nothing of ours may be computed before this gateway knows from where on to listen.
+            return None
+        message = self.link.peek()
+        if message is not None:
+            message.oldest = self.link.base
+            batch = self._batches.get(message.request)
+            message.told = 0 if batch is None else batch.told
+        return message
+
+    def data_sent(self, now_ns: int) -> None:
+        self.link.sent(now_ns)
+
+    def on_assigned(self, message: Assigned) -> None:
+        """The sequencer gave ids to requests."""
+        if message.term < self.term and self._void(message.batches):
+            return
+        for gateway, request, first, count in message.batches:
+            if gateway != self.incarnation:
+                continue
+            batch = self._batches.get(request)
+            if batch is None or batch.count != count:
+                continue
+            if first:
+                self._place(batch, first, message.term)
+            else:
+                self._drop(batch, protocol.LOST, "its ids went to others after a restart")
+
+    def _void(self, rows: Sequence[Sequence[int]]) -> bool:
+        """Whether an older term speaks of ids that a newer one gives again (rows end: id,
+        count)."""
+        return any(row[2] + row[3] > self._term_start for row in rows)
+
+    def _drop(self, batch: Batch, code: str, why: str) -> None:
+        """Give a batch up: its outcome will not be told."""
+        self._batches.pop(batch.request, None)
+        self._release()
+        for _, submit in batch.members:
+            if not submit.done:
+                self._fail(submit, code, why, first=submit.first or None)
+
+    def _place(self, batch: Batch, first: int, term: int) -> None:
+        if batch.first == first and batch.term == term:
+            return
+        batch.first, batch.term = first, term
+        for offset, submit in batch.members:
+            submit.first, submit.term = first + offset, term
+            if submit.level is Level.NONE and not submit.done:
+                batch.told = first
+                fields = {
+                    "first": submit.first,
+                    "count": submit.count,
+                    "level": int(Level.NONE),
+                    "failures": 0,
+                }
+                self._finish(submit, fields, EMPTY)
+
+    def on_results(self, message: Results) -> None:
+        """Outcomes from the transactor, by broadcast or asked for."""
+        if self._results_next == 0 or message.first > self._results_next:
+            # Before the first heartbeat there is nothing of ours; later a gap is asked for in
+            # `tick`.
+            return
+        if message.term > self.term:
+            # Asked for again when the sequencer's status has told where its term begins.
+            return
+        if message.term < self.term and self._void(message.batches):
+            return
+        if message.first + message.count <= self._results_next:
+            return
+        self._recent.append(message)
+        failures = np.frombuffer(message.failures, FAILURE_DTYPE)
+        position = 0
+        for gateway, request, first, count, failed in message.batches:
+            rows = failures[position : position + failed]
+            position += failed
+            if gateway != self.incarnation or first + count <= self._results_next:
+                continue
+            while self._batches and (oldest := next(iter(self._batches))) < request:
+                # Requests are executed in their order, so this one was passed over.
+                self._drop(
+                    self._batches[oldest],
+                    protocol.OUTCOME_UNKNOWN,
+                    "the sequencer and the transactor were lost while it was under way",
+                )
+            batch = self._batches.get(request)
+            if batch is not None:
+                self._computed(batch, first, count, rows, message.term)
+        self._results_next = message.first + message.count
+        self._advance(Level.COMPUTED, self._results_next - 1)
+
+    def _computed(self, batch: Batch, first: int, count: int, rows: Any, term: int) -> None:
+        if batch.first == 0:
+            self._place(batch, first - batch.computed, term)
+        known = batch.first + batch.computed - first
+        if known < 0 or known >= count:
+            return
+        if known:
+            rows = rows[rows["offset"] >= known]
+        if len(rows) and first != batch.first:
+            rows = rows.copy()
+            rows["offset"] += first - batch.first
+        if len(rows):
+            batch.failures.append(rows)
+        batch.computed += count - known
+        if batch.computed < batch.count:
+            return
+        # Nearly always a batch is computed at once, and its failures are passed on as they came.
+        failures = NO_FAILURES
+        if batch.failures:
+            failures = (
+                batch.failures[0] if len(batch.failures) == 1 else np.concatenate(batch.failures)
+            )
+        del self._batches[batch.request]
+        self._release()
+        for offset, submit in batch.members:
+            if submit.done:
+                continue
+            if len(failures) and len(batch.members) == 1:
+                submit.failures = failures
+            elif len(failures):
+                low, high = np.searchsorted(failures["offset"], (offset, offset + submit.count))
+                own = failures[low:high]
+                if offset and len(own):
+                    own = own.copy()
+                    own["offset"] -= offset
+                submit.failures = own
+            if self._index(submit.level) >= submit.last:
+                self._answer_submit(submit)
+            else:
+                self._waits[submit.level].add(submit.last, submit)
+
+    def _release(self) -> None:
+        # Batches are computed in their order, so what is left starts at the oldest one.
+        oldest = next(iter(self._batches), self.link.end)
+        self.link.release(oldest - 1)
+
+    def _answer_submit(self, submit: Submit) -> None:
+        failures = submit.failures
+        fields = {
+            "first": submit.first,
+            "count": submit.count,
+            "level": int(submit.level),
+            "failures": len(failures),
+        }
+        payload = as_buffer(failures) if len(failures) else EMPTY
+        self._finish(submit, fields, payload)
+
+    def on_results_gone(self, message: ResultsGone) -> None:
+        """The transactor no longer holds outcomes that this gateway missed."""
+        if message.oldest <= self._results_next:
+            return
+        self._results_next = message.oldest
+        self._recent.clear()
+        for batch in list(self._batches.values()):
+            if not batch.first or batch.first >= message.oldest:
+                continue
+            self._drop(
+                batch,
+                protocol.OUTCOME_UNKNOWN,
+                "the outcome was missed while this gateway was away; "
+                "ask for the status of the transactions",
+            )
+
+    # -- broadcasts ------------------------------------------------------------------------------
+
+    def on_status(self, message: StageStatus, now_ns: int) -> None:
+        """A stage's broadcast."""
+        if message.stage != "sequencer" and self.term and message.term > self.term:
+            # Its ids may be others than this gateway knows; a heartbeat repeats it after the
+            # sequencer's.
+            return
+        self._heard.add(message.stage)
+        if message.stage == "sequencer":
+            self._on_sequencer(message, now_ns)
+        elif message.stage == "transactor":
+            if message.incarnation != self._transactor:
+                self._transactor = message.incarnation
+                self._asked_ns = now_ns - ASK_AGAIN_NS
+            if self._results_next == 0:
+                self._results_next = message.index + 1
+                self._advance(Level.COMPUTED, message.index)
+            elif message.index >= self._results_next and now_ns - self._asked_ns >= ASK_AGAIN_NS:
+                self._asked_ns = now_ns
+                self.requests.append(ResultsQuery(self._results_next, message.index))
+        elif message.stage == "wal":
+            self._advance(Level.COMMITTED, message.durable)
+        elif message.stage == "snapshotter":
+            if message.incarnation != self._snapshotter:
+                self._snapshotter = message.incarnation
+                self.queries = [query for query, _ in self._open_queries.values()]
+            self._advance(Level.SNAPSHOT, message.index)
+        if self._unready and self.ready:
+            waiting, self._unready = self._unready, []
+            for request in waiting:
+                if not request.done:
+                    self._start(request)
+
+    def _on_sequencer(self, message: StageStatus, now_ns: int) -> None:
+        if message.term < self.term or not message.term:
+            return
+        if message.term > self.term:
+            first_heard = self.term == 0
+            self.term = message.term
+            if first_heard:
+                self._term_start = message.start
+            else:
+                self._on_new_term(message.start)
+        self.sequenced = max(self.sequenced, message.index)
+        expected = message.gateways.get(self.incarnation, self.link.base)
+        # The sequencer may ask for requests that were computed since it last heard of them.
+        expected = max(expected, self.link.base)
+        self.link.acknowledge(message.incarnation, expected, now_ns, full=message.full)
+
+    def _on_new_term(self, start: int) -> None:
+        """A new sequencer goes on at `start`: ids from there on that older terms gave are void."""
+        self._term_start = start
+        self.sequenced = start - 1
+        self.computed = min(self.computed, start - 1)
+        if self._results_next > start:
+            self._results_next = start
+        while self._recent and self._recent[-1].first >= start:
+            self._recent.pop()
+        for batch in list(self._batches.values()):
+            if not batch.first or batch.term == self.term or batch.first + batch.count <= start:
+                continue
+            if batch.first >= start:
+                # It goes to the new sequencer again and gets other ids.
+                batch.first, batch.computed, batch.failures = 0, 0, []
+                continue
+            self._drop(
+                batch,
+                protocol.OUTCOME_UNKNOWN,
+                f"its batch was cut at id {start} when the sequencer and the transactor were lost",
+            )
+        for level in (Level.COMMITTED, Level.SNAPSHOT):
+            for request in self._waits[level].waiting():
+                if not isinstance(request, Submit) or request.last < start:
+                    continue
+                if request.first < start:
+                    code, why = protocol.OUTCOME_UNKNOWN, "only a part of it is in the log"
+                else:
+                    code, why = protocol.LOST, "it had no effect"
+                self._fail(
+                    request,
+                    code,
+                    "computed but not yet durable when the sequencer and the transactor were lost; "
+                    + why,
+                    first=request.first,
+                )
+
+    def _advance(self, level: Level, index: int) -> None:
+        if index <= self._index(level):
+            return
+        if level is Level.COMPUTED:
+            self.computed = index
+            self.sequenced = max(self.sequenced, index)
+        elif level is Level.COMMITTED:
+            self.committed = index
+        else:
+            self.snapshot = index
+            while self._recent and self._recent[0].first + self._recent[0].count - 1 <= index:
+                self._recent.popleft()
+        for request in self._waits[level].reached(index):
+            if isinstance(request, Submit):
+                self._answer_submit(request)
+            else:
+                self._start(request)
+
+    def _index(self, level: Level) -> int:
+        if level is Level.COMMITTED:
+            return self.committed
+        return self.snapshot if level is Level.SNAPSHOT else self.computed
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    def _query(self, what: str, keys: Any, reads: list[tuple[int, Read]]) -> None:
+        # What was readable once stays readable, whatever is restarted meanwhile.
+        query = Query(self._next_query, what, self.snapshot, as_buffer(np.ascontiguousarray(keys)))
+        self._next_query += 1
+        self._open_queries[query.query] = (query, reads)
+        self.queries.append(query)
+
+    def _read_statuses(self, read: Read) -> None:
+        known = read.keys[(read.keys > 0) & (read.keys <= self.snapshot)]
+        waiting = read.keys[(read.keys > self.snapshot) & (read.keys <= self.computed)]
+        if len(waiting) and (not self._recent or int(waiting.min()) < self._recent[0].first):
+            # Computed before this gateway listened, not readable yet: readable is what comes next.
+            self._waits[Level.SNAPSHOT].add(int(waiting.max()), read)
+        elif len(known):
+            self._query("status", known, [(0, read)])
+        else:
+            self._answer_statuses(read, np.empty(0, STATUS_DTYPE), known)
+
+    def _answer_statuses(self, read: Read, rows: Any, known: Any) -> None:
+        keys = read.keys
+        answer = np.zeros(len(keys), STATUS_DTYPE)
+        answer["stage"][(keys > 0) & (keys <= self.sequenced)] = Stage.PENDING
+        answer["stage"][(keys > 0) & (keys <= self.computed)] = Stage.COMPUTED
+        # Committed with an outcome that is still to be heard of would look like a success.
+        committed = min(self.committed, self.computed)
+        answer["stage"][(keys > 0) & (keys <= committed)] = Stage.COMMITTED
+        for results in self._recent:
+            self._fill_failures(answer, keys, results)
+        if len(known):
+            # `known` was cut from the same keys, in order; the snapshot index can only have grown
+            # since.
+            places = np.flatnonzero((keys > 0) & (keys <= int(known.max())))
+            places = places[np.isin(keys[places], known)]
+            answer[places] = rows
+        self._finish(read, {"count": len(keys)}, as_buffer(answer))
+
+    def _fill_failures(self, answer: Any, keys: Any, results: Results) -> None:
+        wanted = (keys >= results.first) & (keys < results.first + results.count)
+        if not wanted.any():
+            return
+        failures = np.frombuffer(results.failures, FAILURE_DTYPE)
+        position = 0
+        for _, _, first, _, failed in results.batches:
+            rows = failures[position : position + failed]
+            position += failed
+            ids = rows["offset"].astype(np.uint64) + np.uint64(first)
+            for place in np.flatnonzero(wanted):
+                found = np.searchsorted(ids, keys[place])
+                if found < len(ids) and ids[found] == keys[place]:
+                    answer["stage"][place] = Stage.ERROR
+                    answer["status"][place] = rows["status"][found]
+                    answer["duplicate_of"][place] = rows["duplicate_of"][found]
+
+    def on_answer(self, message: Answer) -> None:
+        """The snapshotter's answer to a query."""
+        query, reads = self._open_queries.pop(message.query, (None, []))
+        if query is None:
+            return
+        for offset, read in reads:
+            if read.done:
+                continue
+            if message.error:
+                self._fail(read, protocol.INVALID_REQUEST, message.error, **message.details)
+            elif read.what == "balances":
+                values = message.values[offset * 8 : (offset + len(read.keys)) * 8]
+                self._finish(read, {"count": len(read.keys), "snapshot": message.index}, values)
+            else:
+                rows = np.frombuffer(message.values, STATUS_DTYPE)
+                self._answer_statuses(read, rows, np.frombuffer(query.keys, "<u8"))
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """Once a turn: send what was gathered, time out what is late."""
+        if self._gathered:
+            for batch, message in self._gatherer.cut(self.link.end):
+                self._batches[batch.request] = batch
+                self.link.offer(batch.request, 1, message, weight=batch.count)
+            self._gathered = 0
+        if self._balance_reads:
+            reads, self._balance_reads = self._balance_reads, []
+            offset = 0
+            places: list[tuple[int, Read]] = []
+            for read in reads:
+                places.append((offset, read))
+                offset += len(read.keys)
+            keys = reads[0].keys if len(reads) == 1 else np.concatenate([r.keys for r in reads])
+            self._query("balances", keys, places)
+        for request in self._deadlines.reached(now_ns):
+            self._time_out(request)
+        self.link.check_stall(now_ns)
+
+    def _time_out(self, request: ClientRequest) -> None:
+        if isinstance(request, Submit):
+            self._fail(
+                request,
+                protocol.TIMEOUT,
+                f"level {request.level.name} was not reached in time; it may still be",
+                first=request.first or None,
+                level=int(request.level),
+            )
+        else:
+            silent = [
+                stage
+                for stage in ("sequencer", "transactor", "wal", "snapshotter")
+                if stage not in self._heard
+            ]
+            why = (
+                f"the {', '.join(silent)} was not heard of yet" if silent else "it was not reached"
+            )
+            self._fail(request, protocol.TIMEOUT, f"not answered in time: {why}")
+
+    def status(self) -> StageStatus:
+        return StageStatus(
+            stage=self.stage,
+            term=self.term,
+            incarnation=self.incarnation,
+            index=self.sequenced,
+            next=self.link.end,
+            durable=self.committed,
+            retained=self.link.weight,
+        )
+
+
+assert STATUS_DTYPE.itemsize == STATUS_SIZE

@@ -1,0 +1,338 @@
+"""The client protocol, seen from the gateway: requests in, replies out. `docs/protocol.md` is its
+text.
+
+Decoding trusts nothing: whatever a client sends either becomes a checked request or raises
+`BadRequest`, which carries the id to answer to where one could be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+
+from tallybus.common.frames import (
+    EMPTY,
+    MAX_U64,
+    PARAMS_SIZE,
+    PROTOCOL_VERSION,
+    Buffer,
+    FrameError,
+    shown,
+    size,
+    unpack_header,
+)
+from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
+
+_FUNCTION: Final = np.uint8(Kind.FUNCTION)
+"""Of the column's own type: a plain number would have the whole column converted first."""
+MAX_NAMES: Final = 4096
+MAX_NAME_BYTES: Final = 256
+MAX_NAMES_BYTES: Final = 65_536
+"""All names of a request together, so that a batch of several still has a short header."""
+MAX_PENDING: Final = 65_536
+
+INVALID_REQUEST: Final = "invalid_request"
+UNSUPPORTED_VERSION: Final = "unsupported_version"
+OVERLOADED: Final = "overloaded"
+TIMEOUT: Final = "timeout"
+LOST: Final = "lost"
+OUTCOME_UNKNOWN: Final = "outcome_unknown"
+UNAVAILABLE: Final = "unavailable"
+INTERNAL: Final = "internal"
+
+Details = dict[str, int | str | None]
+
+
+class BadRequest(Exception):
+    """A client's message that cannot be served. Fields: `request_id` or None, `code`, `details`."""
+
+    def __init__(
+        self,
+        message: str,
+        request_id: int | None = None,
+        code: str = INVALID_REQUEST,
+        **details: Any,
+    ) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+        self.code = code
+        self.details: Details = details
+
+
+@dataclass(slots=True, eq=False)
+class ClientRequest:
+    """Anything a client asked for that is answered later. `timeout_ms` None: the gateway's
+    limit."""
+
+    client: bytes
+    id: int
+    timeout_ms: int | None
+    done: bool = field(default=False, init=False)
+
+
+@dataclass(slots=True, eq=False)
+class Submit(ClientRequest):
+    """Operations to execute. `first` is 0 until ids are known; `failures`: its FAILURE_DTYPE
+    rows."""
+
+    level: Level
+    count: int
+    records: Buffer
+    params: Buffer
+    names: list[str]
+    first: int = 0
+    term: int = 0
+    failures: Any = ()
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+
+@dataclass(slots=True, eq=False)
+class Read(ClientRequest):
+    """Balances of accounts or statuses of transactions: `what` is "balances" or "status"."""
+
+    what: str
+    keys: Any
+    min_tx_id: int
+
+
+@dataclass(slots=True, eq=False)
+class IndexRead(ClientRequest):
+    """The pipeline's indexes."""
+
+
+@dataclass(slots=True, eq=False)
+class Wait(ClientRequest):
+    """Until the index of `level` has reached `tx_id`."""
+
+    tx_id: int
+    level: Level
+
+
+@dataclass(slots=True, eq=False)
+class Ping(ClientRequest):
+    """Is this still the gateway that holds these requests?"""
+
+    pending: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_batch: int
+    max_reads: int
+    max_accounts: int
+
+
+def decode_request(client: bytes, frames: Sequence[Buffer], limits: Limits) -> ClientRequest:
+    """The request in these frames (without the routing id). Raises `BadRequest`."""
+    if not frames:
+        raise BadRequest("a request has at least a header frame")
+    try:
+        header = unpack_header(frames[0])
+    except FrameError as error:
+        raise BadRequest(error.reason) from error
+    raw_id = header.get("id")
+    request_id = raw_id if _is_int(raw_id, 0, MAX_U64) else None
+    version = header.get("v")
+    if version != PROTOCOL_VERSION:
+        raise BadRequest(
+            f"protocol version {shown(version)} is not spoken here, use {PROTOCOL_VERSION}",
+            request_id,
+            UNSUPPORTED_VERSION,
+            supported=PROTOCOL_VERSION,
+        )
+    if request_id is None:
+        raise BadRequest(f"field id must be a whole number from 0 to 2^64-1, not {shown(raw_id)}")
+    timeout = header.get("timeout_ms")
+    if timeout is not None and not _is_int(timeout, 0, MAX_U64):
+        raise BadRequest(
+            f"field timeout_ms must be a whole number of milliseconds, not {shown(timeout)}",
+            request_id,
+            field="timeout_ms",
+        )
+    operation = header.get("op")
+    payloads = frames[1:]
+    if operation == "submit":
+        return _submit(client, request_id, timeout, header, payloads, limits)
+    if operation == "balances":
+        return _read(client, request_id, timeout, header, payloads, limits, "balances")
+    if operation == "status":
+        return _read(client, request_id, timeout, header, payloads, limits, "status")
+    if operation == "index":
+        _payloads(payloads, 0, 0, request_id)
+        return IndexRead(client, request_id, timeout)
+    if operation == "wait":
+        _payloads(payloads, 0, 0, request_id)
+        tx_id = _number(header, "tx_id", request_id)
+        return Wait(client, request_id, timeout, tx_id, _level(header, request_id))
+    if operation == "ping":
+        _payloads(payloads, 0, 0, request_id)
+        pending = header.get("pending", [])
+        if (
+            not isinstance(pending, list)
+            or len(pending) > MAX_PENDING
+            or not all(_is_int(item, 0, MAX_U64) for item in pending)
+        ):
+            raise BadRequest(
+                f"field pending must be a list of at most {MAX_PENDING} request ids",
+                request_id,
+                field="pending",
+            )
+        return Ping(client, request_id, timeout, pending)
+    raise BadRequest(f"unknown operation {shown(operation)}", request_id, field="op")
+
+
+def _submit(
+    client: bytes,
+    request_id: int,
+    timeout: int | None,
+    header: dict[str, Any],
+    payloads: Sequence[Buffer],
+    limits: Limits,
+) -> Submit:
+    _payloads(payloads, 1, 2, request_id)
+    count = _number(header, "count", request_id)
+    if not 1 <= count <= limits.max_batch:
+        raise BadRequest(
+            f"a request holds 1 to {limits.max_batch} operations, not {count}",
+            request_id,
+            field="count",
+            max_batch=limits.max_batch,
+        )
+    records = payloads[0]
+    if size(records) != count * RECORD_SIZE:
+        raise BadRequest(
+            f"{size(records)} bytes of records, {count} operations take {count * RECORD_SIZE}",
+            request_id,
+            field="records",
+        )
+    params = payloads[1] if len(payloads) == 2 else EMPTY
+    names = header.get("names", [])
+    if (
+        not isinstance(names, list)
+        or len(names) > MAX_NAMES
+        or not all(isinstance(n, str) and _length(n) <= MAX_NAME_BYTES for n in names)
+        or sum(_length(n) for n in names) > MAX_NAMES_BYTES
+    ):
+        raise BadRequest(
+            f"field names must be a list of at most {MAX_NAMES} names of at most "
+            f"{MAX_NAME_BYTES} bytes, {MAX_NAMES_BYTES} bytes together",
+            request_id,
+            field="names",
+        )
+    kinds = np.frombuffer(records, RECORD_DTYPE, count)["kind"]
+    functions = int(np.count_nonzero(kinds == _FUNCTION))
+    if size(params) != functions * PARAMS_SIZE:
+        raise BadRequest(
+            f"{size(params)} bytes of parameters, {functions} function calls take "
+            f"{functions * PARAMS_SIZE}",
+            request_id,
+            field="params",
+        )
+    level = _level(header, request_id)
+    return Submit(client, request_id, timeout, level, count, records, params, names)
+
+
+def _read(
+    client: bytes,
+    request_id: int,
+    timeout: int | None,
+    header: dict[str, Any],
+    payloads: Sequence[Buffer],
+    limits: Limits,
+    what: str,
+) -> Read:
+    _payloads(payloads, 1, 1, request_id)
+    length = size(payloads[0])
+    if length % 8 or not 8 <= length <= limits.max_reads * 8:
+        raise BadRequest(
+            f"{length} bytes of keys, 1 to {limits.max_reads} numbers of 8 bytes are allowed",
+            request_id,
+            field="keys",
+            max_reads=limits.max_reads,
+        )
+    keys = np.frombuffer(payloads[0], "<u8")
+    if what == "balances":
+        highest = int(keys.max())
+        if highest >= limits.max_accounts:
+            raise BadRequest(
+                f"account {highest} does not exist: this ledger has the accounts 0 to "
+                f"{limits.max_accounts - 1}",
+                request_id,
+                field="account",
+                account=highest,
+                max_accounts=limits.max_accounts,
+            )
+    minimum = _number(header, "min_tx_id", request_id) if "min_tx_id" in header else 0
+    return Read(client, request_id, timeout, what, keys, minimum)
+
+
+def _payloads(payloads: Sequence[Buffer], least: int, most: int, request_id: int) -> None:
+    if not least <= len(payloads) <= most:
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise BadRequest(
+            f"{len(payloads)} payload frames, this operation takes {wanted}", request_id
+        )
+
+
+def _number(header: dict[str, Any], name: str, request_id: int) -> int:
+    value = header.get(name)
+    if not _is_int(value, 0, MAX_U64):
+        raise BadRequest(
+            f"field {name} must be a whole number from 0 to 2^64-1, not {shown(value)}",
+            request_id,
+            field=name,
+        )
+    assert isinstance(value, int)
+    return value
+
+
+def _level(header: dict[str, Any], request_id: int) -> Level:
+    value = header.get("wait", 0)
+    if not _is_int(value, Level.NONE, Level.SNAPSHOT):
+        raise BadRequest(
+            f"field wait must be 0 to 3 (none, computed, committed, snapshot), not {shown(value)}",
+            request_id,
+            field="wait",
+        )
+    return Level(value)
+
+
+def _is_int(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _length(name: str) -> int:
+    return len(name.encode(errors="surrogatepass"))
+
+
+def reply(request_id: int, fields: dict[str, Any], payload: Buffer | None = None) -> list[Buffer]:
+    """Frames of a successful reply."""
+    header: dict[str, Any] = {"v": PROTOCOL_VERSION, "id": request_id}
+    header.update(fields)
+    frames: list[Buffer] = [msgpack.packb(header)]
+    if payload is not None:
+        frames.append(payload)
+    return frames
+
+
+def error_reply(
+    request_id: int | None, code: str, message: str, details: Details | None = None
+) -> list[Buffer]:
+    """Frames of an error reply."""
+    header = {
+        "v": PROTOCOL_VERSION,
+        "id": request_id,
+        "error": code,
+        "message": message,
+        "details": details or {},
+    }
+    return [msgpack.packb(header)]

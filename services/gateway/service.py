@@ -1,0 +1,111 @@
+"""The gateway's shell: sockets around `GatewayCore`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallybus.common import logs
+from tallybus.common.bus import Port
+from tallybus.common.frames import (
+    TOPIC_EVENT,
+    TOPIC_STATUS,
+    Answer,
+    Assigned,
+    Buffer,
+    Message,
+    Results,
+    ResultsGone,
+    StageStatus,
+    encode,
+)
+from tallybus.common.service import Shell
+from tallybus.services.gateway.core import GatewayCore
+from tallybus.services.gateway.protocol import Limits
+
+CLIENT_MESSAGES_PER_TURN: Final = 512
+
+
+class GatewayService(Shell):
+    """One gateway. `endpoint` tells where clients reach it once `prepare` has returned."""
+
+    stage = "gateway"
+    core: GatewayCore
+
+    def prepare(self) -> None:
+        self.lock_run_folder()
+        settings = self.settings
+        self.core = GatewayCore(
+            self.new_incarnation(),
+            settings.bus.max_in_flight,
+            self.heartbeat_ns,
+            Limits(
+                max_batch=settings.gateway.max_batch,
+                max_reads=settings.gateway.max_reads,
+                max_accounts=settings.ledger.max_accounts,
+            ),
+            settings.gateway.max_request_wait_ms,
+        )
+        self.open_client_of("sequencer")
+        self._clients: Port = self.bus.clients(settings.gateway.endpoint)
+        self.endpoint = self._clients.endpoint
+        self._snapshotter = self.bus.dealer("snapshotter")
+        self._transactor = self.bus.dealer("transactor")
+        self.read(
+            self.bus.subscriber(
+                ["sequencer", "transactor", "wal", "snapshotter"], [TOPIC_STATUS, TOPIC_EVENT]
+            ),
+            self.receive_broadcast,
+            most=1024,
+        )
+        self.read(self._snapshotter, self._on_answer, most=256)
+        self.read(self._transactor, self._on_answer, most=256)
+        self.read(
+            self._clients,
+            self._on_client,
+            lambda: not self.stopping,
+            most=CLIENT_MESSAGES_PER_TURN,
+        )
+        self.log.info("listening", extra=logs.fields(endpoint=self.endpoint))
+
+    def timeout_ns(self, now_ns: int) -> int:
+        deadline = self.core.next_deadline_ns()
+        wait = super().timeout_ns(now_ns)
+        return wait if deadline is None else max(0, min(wait, deadline - now_ns))
+
+    def finished(self) -> bool:
+        return not self.core.under_way
+
+    def flush(self, now_ns: int) -> None:
+        super().flush(now_ns)
+        core = self.core
+        for question in core.requests:
+            self._transactor.send(encode(question))
+        core.requests.clear()
+        while core.queries:
+            # What the socket does not take now goes out in a later turn, in order.
+            if not self._snapshotter.send(encode(core.queries[0])):
+                break
+            core.queries.pop(0)
+        for client, frames in core.answers:
+            self._clients.send_to(client, frames)
+        core.answers.clear()
+
+    def on_broadcast(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, StageStatus):
+            self.core.on_status(message, now_ns)
+        elif isinstance(message, Results):
+            self.core.on_results(message)
+        elif isinstance(message, Assigned):
+            self.core.on_assigned(message)
+
+    def _on_answer(self, frames: list[Buffer], now_ns: int) -> None:
+        message = self.decoded(frames)
+        if isinstance(message, Answer):
+            self.core.on_answer(message)
+        elif isinstance(message, Results):
+            self.core.on_results(message)
+        elif isinstance(message, ResultsGone):
+            self.core.on_results_gone(message)
+
+    def _on_client(self, frames: list[Buffer], now_ns: int) -> None:
+        self.core.on_client(bytes(frames[0]), frames[1:], now_ns)

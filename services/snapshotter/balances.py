@@ -1,0 +1,266 @@
+"""The read side's state: balances, and the outcome of every transaction of the active window.
+
+One thread owns a `ReadState`: it applies durable transactions in order of their ids and answers
+reads in between, so a read always sees the state after some whole batch. No I/O: statuses that have
+left the window come from a `ColdStatuses` that the shell passes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.record import STATUS_DTYPE, Stage, Status
+from tallybus.common.replay import ReplayError, replay_balances
+from tallybus.common.snapshot import (
+    CHUNK_ACCOUNTS,
+    FrozenBalances,
+    Snapshot,
+    chunk_count,
+    copy_chunks,
+)
+from tallybus.services.snapshotter.core import QueryRefused
+
+COPY_CHUNKS: Final = 256
+"""Chunks (8 MiB) that one step of a freeze copies unless told otherwise."""
+
+ColdStatuses = Callable[[NDArray[np.uint64]], NDArray[Any]]
+"""Looks up ids uint64[k] that left the window: gives STATUS_DTYPE[k] or raises QueryRefused."""
+
+
+class AccountOutOfRange(QueryRefused):
+    """A read names an account that cannot exist. Fields: `account`, `max_accounts`, `details`."""
+
+    def __init__(self, account: int, max_accounts: int) -> None:
+        super().__init__(
+            f"account {account} is out of range: accounts go from 0 to {max_accounts - 1}",
+            {"account": account, "max_accounts": max_accounts},
+        )
+        self.account = account
+        self.max_accounts = max_accounts
+
+
+class StatusOutOfWindow(QueryRefused):
+    """A status is no longer in memory, and there is no log to ask. Fields: `tx_id`, `oldest`."""
+
+    def __init__(self, tx_id: int, oldest: int) -> None:
+        super().__init__(
+            f"transaction {tx_id} is older than the active window, which begins at {oldest}",
+            {"tx_id": tx_id, "oldest": oldest},
+        )
+        self.tx_id = tx_id
+        self.oldest = oldest
+
+
+class Freezing:
+    """A copy of the balances in the making, in steps, so that reads are answered in between.
+
+    From `ReadState.begin_freeze` until the last step `ReadState.apply` refuses to apply anything.
+    """
+
+    __slots__ = ("_balances", "_chunks", "_copy", "_done", "last_tx_id")
+
+    def __init__(
+        self, balances: NDArray[np.int64], touched: NDArray[np.uint8], last_tx_id: int
+    ) -> None:
+        self.last_tx_id = last_tx_id
+        self._balances = balances
+        self._chunks = np.flatnonzero(touched)
+        self._copy = np.empty((len(self._chunks), CHUNK_ACCOUNTS), np.int64)
+        self._done = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is copied."""
+        return self._done == len(self._chunks)
+
+    def step(self, chunks: int = COPY_CHUNKS) -> bool:
+        """Copies up to `chunks` chunks of 32 KiB; returns whether everything is copied."""
+        end = min(self._done + max(chunks, 1), len(self._chunks))
+        copy_chunks(self._balances, self._chunks[self._done : end], self._copy[self._done : end])
+        self._done = end
+        return self.finished
+
+    def result(self) -> FrozenBalances:
+        """The copy, once finished."""
+        if not self.finished:
+            raise ValueError("the balances are not copied yet: go on with step()")
+        return FrozenBalances(self._chunks.astype(np.uint64), self._copy)
+
+
+class ReadState:
+    """Balances and statuses after transaction `index`. Memory is taken only by what is used.
+
+    Public: `index` (id of the last applied transaction), and to be read only: `balances`
+    int64[max_accounts], `touched` uint8[chunks].
+    """
+
+    def __init__(
+        self,
+        max_accounts: int,
+        transactions_per_segment: int,
+        *,
+        cold: ColdStatuses | None = None,
+    ) -> None:
+        self.max_accounts = max_accounts
+        self.transactions_per_segment = transactions_per_segment
+        self.index = 0
+        self.balances = lazy_zeros(max_accounts, np.int64)
+        self.touched = np.zeros(chunk_count(max_accounts), np.uint8)
+        self._cold = cold
+        self._failed: ReplayError | None = None
+        self._freezing: Freezing | None = None
+        self._first_status = 1
+        self._window = 2 * transactions_per_segment
+        self._statuses = lazy_zeros(self._window, np.uint8)
+        # How far back a duplicate's first transaction is. Only duplicates write here, and only a
+        # slot with the status DUPLICATE is read, so what an older id left in a slot does no harm.
+        self._distances: NDArray[np.uint32] | NDArray[np.uint64]
+        if self._window < 2**32:
+            self._distances = lazy_zeros(self._window, np.uint32)
+        else:
+            self._distances = lazy_zeros(self._window, np.uint64)
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Snapshot, *, cold: ColdStatuses | None = None) -> ReadState:
+        """The state that a snapshot holds; takes its arrays over. Their statuses are cold."""
+        state = cls.__new__(cls)
+        # The arrays of the snapshot stand in for fresh ones, which cost nothing until used.
+        cls.__init__(
+            state, len(snapshot.balances), snapshot.fields.transactions_per_segment, cold=cold
+        )
+        state.balances = snapshot.balances
+        state.touched = snapshot.touched
+        state.index = snapshot.fields.last_tx_id
+        state._first_status = state.index + 1
+        return state
+
+    @property
+    def oldest_status(self) -> int:
+        """The oldest transaction id whose status is in memory (`index` + 1 when none is)."""
+        return max(self._first_status, self.index - self._window + 1)
+
+    def apply(
+        self,
+        first_id: int,
+        records: NDArray[Any],
+        links: NDArray[np.uint64],
+        entries: NDArray[Any],
+    ) -> None:
+        """Applies the transactions `first_id`, `first_id` + 1, …, which must be the next ones.
+
+        `records` RECORD_DTYPE[n] as in the log, `links` uint64, one item per DUPLICATE in order,
+        `entries` ENTRY_DTYPE of the successful functions in order.
+        Raises ReplayError; the service must then end, because a part may have been applied.
+        """
+        if self._failed is not None:
+            raise self._failed
+        if self._freezing is not None and not self._freezing.finished:
+            raise ValueError("the balances are being copied: finish the copy before applying")
+        count = len(records)
+        if first_id != self.index + 1:
+            raise self._fail(first_id, f"the next transaction is {self.index + 1}")
+        if count == 0:
+            return
+        duplicates = np.flatnonzero(records["status"] == Status.DUPLICATE)
+        self._check_links(first_id, duplicates, links)
+        try:
+            replay_balances(records, entries, self.balances, self.touched, first_id)
+        except ReplayError as error:
+            self._failed = error
+            raise
+        self._remember(first_id, records, duplicates, links)
+        self.index = first_id + count - 1
+
+    def get_balances(self, accounts: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Balances int64[k] of `accounts` uint64[k], as of `index`. Raises AccountOutOfRange."""
+        outside = accounts >= self.max_accounts
+        if outside.any():
+            raise AccountOutOfRange(int(accounts[int(outside.argmax())]), self.max_accounts)
+        return self.balances[accounts.astype(np.intp)]
+
+    def get_statuses(self, ids: NDArray[np.uint64]) -> NDArray[Any]:
+        """STATUS_DTYPE[k] of the transactions `ids` uint64[k].
+
+        The stage is ON_SNAPSHOT or, with a status, ERROR; of 0 and ids above `index`, UNKNOWN.
+        Raises QueryRefused when ids older than the window cannot be looked up.
+        """
+        result = np.zeros(len(ids), STATUS_DTYPE)
+        oldest = self.oldest_status
+        applied = (ids > 0) & (ids <= self.index)
+        hot = np.flatnonzero(applied & (ids >= oldest))
+        hot_ids = ids[hot]
+        slots = ((hot_ids - np.uint64(1)) % np.uint64(self._window)).astype(np.intp)
+        statuses = self._statuses[slots]
+        result["status"][hot] = statuses
+        result["stage"][hot] = np.where(statuses == Status.NONE, Stage.ON_SNAPSHOT, Stage.ERROR)
+        linked = np.flatnonzero(statuses == Status.DUPLICATE)
+        result["duplicate_of"][hot[linked]] = hot_ids[linked] - self._distances[slots[linked]]
+        cold = np.flatnonzero(applied & (ids < oldest))
+        if len(cold):
+            if self._cold is None:
+                raise StatusOutOfWindow(int(ids[cold[0]]), oldest)
+            result[cold] = self._cold(ids[cold])
+        return result
+
+    def begin_freeze(self) -> Freezing:
+        """Begins a copy of the balances; until it is finished nothing can be applied.
+
+        A copy that was begun and not finished is given up.
+        """
+        if self._failed is not None:
+            raise self._failed
+        self._freezing = Freezing(self.balances, self.touched, self.index)
+        return self._freezing
+
+    def freeze(self) -> FrozenBalances:
+        """Copies the used chunks at once."""
+        freezing = self.begin_freeze()
+        while not freezing.step():
+            pass
+        return freezing.result()
+
+    def _check_links(
+        self, first_id: int, duplicates: NDArray[np.intp], links: NDArray[np.uint64]
+    ) -> None:
+        if len(links) != len(duplicates):
+            raise self._fail(
+                first_id, f"its batch has {len(duplicates)} duplicates and {len(links)} links"
+            )
+        if len(links) == 0:
+            return
+        ids = duplicates.astype(np.uint64) + np.uint64(first_id)
+        n = np.uint64(self.transactions_per_segment)
+        one = np.uint64(1)
+        # Link 0 becomes the largest number and fails the first comparison.
+        wrong = (links - one >= ids - one) | ((ids - one) // n - (links - one) // n > one)
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise self._fail(int(ids[at]), f"it is linked to {int(links[at])} as its first")
+
+    def _remember(
+        self,
+        first_id: int,
+        records: NDArray[Any],
+        duplicates: NDArray[np.intp],
+        links: NDArray[np.uint64],
+    ) -> None:
+        skip = max(0, len(records) - self._window)
+        statuses = records["status"][skip:]
+        slot = (first_id - 1 + skip) % self._window
+        head = min(len(statuses), self._window - slot)
+        self._statuses[slot : slot + head] = statuses[:head]
+        self._statuses[: len(statuses) - head] = statuses[head:]
+        if len(duplicates):
+            # Of two ids of this batch that share a slot, the later one is written last.
+            ids = duplicates.astype(np.uint64) + np.uint64(first_id)
+            slots = ((ids - np.uint64(1)) % np.uint64(self._window)).astype(np.intp)
+            self._distances[slots] = ids - links
+
+    def _fail(self, tx_id: int, reason: str) -> ReplayError:
+        self._failed = ReplayError(tx_id, reason)
+        return self._failed

@@ -1,0 +1,241 @@
+"""The snapshotter's decisions, without I/O.
+
+It applies committed batches in order, answers queries, and hands frozen balances to its shell at
+segment
+boundaries. When it is behind what the stream still holds (after a start, or after a pause), it
+names the
+range of the log that its shell has to read to it, then goes on with the stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from tallybus.common.frames import (
+    Answer,
+    Executed,
+    Hello,
+    Query,
+    StageStatus,
+    Welcome,
+    as_buffer,
+)
+from tallybus.common.link import LinkReceiver, Verdict
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, count_extras
+from tallybus.common.snapshot import FrozenBalances
+from tallybus.common.stage import StageCore
+
+BEHIND_NS: Final = 300_000_000
+"""After this long without progress, below the durable index, the files are read instead."""
+
+MAX_PARKED: Final = 65_536
+"""Queries that wait for a higher index, as after a restart; more are left to the gateway's
+time-out."""
+
+
+class QueryRefused(Exception):
+    """A query that cannot be answered as asked. Fields: `code` of the client protocol,
+    `details`."""
+
+    def __init__(self, message: str, details: dict[str, int | str]) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class ReadModel(Protocol):
+    """What the core needs of `ReadState`."""
+
+    @property
+    def index(self) -> int: ...
+    def apply(
+        self,
+        first_id: int,
+        records: np.ndarray[Any, Any],
+        links: np.ndarray[Any, Any],
+        entries: np.ndarray[Any, Any],
+    ) -> None: ...
+    def freeze(self) -> FrozenBalances: ...
+    def get_balances(self, accounts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]: ...
+    def get_statuses(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]: ...
+
+
+class SnapshotterCore(StageCore):
+    """State machine of the snapshotter.
+
+    It asks the log stage which log this is (`hello`), its shell loads the latest snapshot
+    (`recovering`), then it is `behind` while its shell reads the log to it, or follows the stream.
+    """
+
+    stage = "snapshotter"
+
+    def __init__(
+        self,
+        incarnation: int,
+        heartbeat_ns: int,
+        *,
+        transactions_per_segment: int,
+        snapshot_frequency: int,
+    ) -> None:
+        super().__init__(incarnation, heartbeat_ns)
+        self.welcome: Welcome | None = None
+        self.receiver = LinkReceiver(0)
+        self.durable = 0
+        self.frozen: list[tuple[int, FrozenBalances]] = []
+        self._state: ReadModel | None = None
+        self._segment_size = transactions_per_segment
+        self._frequency = snapshot_frequency
+        self._behind = True
+        self._progress_ns = 0
+        self._parked: list[tuple[bytes, Query]] = []
+
+    @property
+    def recovering(self) -> bool:
+        """Whether the shell has to load the latest snapshot and call `recovered`."""
+        return self.welcome is not None and self._state is None
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was durable at the last broadcast is readable."""
+        return self._state is not None and not self._behind
+
+    def on_welcome(self, message: Welcome, now_ns: int) -> None:
+        """The log stage's answer to a hello."""
+        if message.peer != self.incarnation or self.welcome is not None:
+            return
+        self.welcome = message
+        self.term = message.term
+        self.durable = message.durable
+
+    def recovered(self, state: ReadModel) -> None:
+        """The shell has loaded a snapshot, or starts from nothing."""
+        self._state = state
+        self.receiver = LinkReceiver(state.index + 1)
+
+    def on_status(self, message: StageStatus, now_ns: int) -> None:
+        """The log stage's broadcast."""
+        if message.stage != "wal" or self._state is None:
+            return
+        self.term = max(self.term, message.term)
+        self.durable = max(self.durable, message.durable)
+        if self.receiver.next_id > self.durable:
+            self._behind = False
+            self._progress_ns = now_ns
+
+    def on_executed(self, message: Executed, now_ns: int) -> None:
+        """A committed batch from the stream."""
+        if self._state is None:
+            return
+        verdict, skip = self.receiver.accept(0, message.incarnation, message.first, message.count)
+        if verdict is Verdict.GAP:
+            self._behind = True
+        if verdict is not Verdict.ACCEPT:
+            return
+        records = np.frombuffer(message.records, RECORD_DTYPE, message.count)
+        links = np.frombuffer(message.extras, "<u8", message.links)
+        entries = np.frombuffer(
+            message.extras, ENTRY_DTYPE, message.entries, (message.links + message.params) * 8
+        )
+        if skip:
+            known_links, _, known_entries = count_extras(records[:skip])
+            records, links, entries = records[skip:], links[known_links:], entries[known_entries:]
+        self._progress_ns = now_ns
+        self._apply(message.first + skip, records, links, entries)
+
+    def range_to_read(self, now_ns: int) -> tuple[int, int] | None:
+        """First and last id that the shell has to read from the log, or None."""
+        if self._state is None or self.receiver.next_id > self.durable:
+            return None
+        if not self._behind and now_ns - self._progress_ns < BEHIND_NS:
+            return None
+        return self.receiver.next_id, self.durable
+
+    def on_log(
+        self,
+        first: int,
+        records: np.ndarray[Any, Any],
+        links: np.ndarray[Any, Any],
+        entries: np.ndarray[Any, Any],
+        now_ns: int,
+    ) -> None:
+        """A run of the log, read by the shell, that starts at `range_to_read()[0]`."""
+        self.receiver.next_id = first + len(records)
+        self.receiver.gap = False
+        self._progress_ns = now_ns
+        self._apply(first, records, links, entries)
+        if self.receiver.next_id > self.durable:
+            self._behind = False
+
+    def on_query(self, peer: bytes, message: Query) -> None:
+        """A gateway asks for balances or statuses."""
+        if self._state is None:
+            # The gateway asks again when this stage's first status tells that it is up.
+            return
+        if message.least > self._state.index:
+            if len(self._parked) < MAX_PARKED:
+                self._parked.append((peer, message))
+            return
+        self._answer(peer, message)
+
+    def _answer(self, peer: bytes, message: Query) -> None:
+        assert self._state is not None
+        keys = np.frombuffer(message.keys, "<u8")
+        answer = Answer(query=message.query, index=self._state.index)
+        try:
+            if message.what == "balances":
+                answer.values = as_buffer(self._state.get_balances(keys))
+            elif message.what == "status":
+                answer.values = as_buffer(self._state.get_statuses(keys))
+            else:
+                answer.error = f"unknown query {message.what!r}"
+        except QueryRefused as error:
+            answer.error = str(error)
+            answer.details = error.details
+        self.replies.append((peer, answer))
+
+    def tick(self, now_ns: int) -> None:
+        """Once a turn: hello, broadcast."""
+        if self.welcome is None and self.hello_due(now_ns):
+            self.requests.append(Hello(self.stage, self.incarnation))
+        if self._state is None:
+            return
+        if self._parked:
+            parked, self._parked = self._parked, []
+            for peer, query in parked:
+                self.on_query(peer, query)
+        self.heartbeat(now_ns)
+
+    def status(self) -> StageStatus:
+        return StageStatus(
+            stage=self.stage,
+            term=self.term,
+            incarnation=self.incarnation,
+            index=self.receiver.next_id - 1,
+            next=self.receiver.next_id,
+            durable=self.durable,
+            gap=self.receiver.gap,
+        )
+
+    def _apply(
+        self,
+        first: int,
+        records: np.ndarray[Any, Any],
+        links: np.ndarray[Any, Any],
+        entries: np.ndarray[Any, Any],
+    ) -> None:
+        assert self._state is not None
+        # A batch may cross the end of a segment, and the snapshot is the state exactly there.
+        while len(records):
+            room = self._segment_size - (first - 1) % self._segment_size
+            if len(records) < room:
+                self._state.apply(first, records, links, entries)
+                return
+            head = records[:room]
+            own_links, _, own_entries = count_extras(head)
+            self._state.apply(first, head, links[:own_links], entries[:own_entries])
+            first += room
+            records, links, entries = records[room:], links[own_links:], entries[own_entries:]
+            segment = (first - 1) // self._segment_size
+            if segment % self._frequency == 0:
+                self.frozen.append((segment, self._state.freeze()))

@@ -1,0 +1,111 @@
+"""Statuses of transactions that have left the active window, looked up in the log files.
+
+Reads the log; writes nothing. The window in memory answers nearly every query, so this one is kept
+simple: at most one pass over each segment that holds a wanted id, and a bound on all of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tallybus.common.files import Storage
+from tallybus.common.logreader import LogRun, read_log
+from tallybus.common.record import STATUS_DTYPE, Stage, Status
+from tallybus.services.snapshotter.core import QueryRefused
+
+MAX_COLD_IDS: Final = 4096
+MAX_COLD_TRANSACTIONS: Final = 20_000_000
+
+
+class TooManyColdStatuses(QueryRefused):
+    """A query asks for more old transactions than one answer may cost.
+
+    Fields: `asked`, `limit`, and `unit` of both: transactions asked for, or to be read past.
+    """
+
+    def __init__(self, asked: int, limit: int, unit: str) -> None:
+        super().__init__(
+            f"statuses that are no longer in memory are read from the log, and this query needs "
+            f"{asked} {unit}, more than the limit of {limit}: ask for fewer at once",
+            {"asked": asked, "limit": limit},
+        )
+        self.asked = asked
+        self.limit = limit
+        self.unit = unit
+
+
+class LogStatuses:
+    """Looks up statuses in the log of `folder`; the `ColdStatuses` of a `ReadState`.
+
+    One call takes at most `max_ids` different ids, and reads past at most `max_transactions`
+    transactions (never less than one segment): a segment costs as many as stand in it up to the
+    last wanted one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        transactions_per_segment: int,
+        *,
+        cluster_id: int | None = None,
+        storage: Storage | None = None,
+        max_ids: int = MAX_COLD_IDS,
+        max_transactions: int = MAX_COLD_TRANSACTIONS,
+    ) -> None:
+        self._folder = folder
+        self._segment_size = transactions_per_segment
+        self._cluster_id = cluster_id
+        self._storage = storage
+        self._max_ids = max_ids
+        self._max_transactions = max(max_transactions, transactions_per_segment)
+
+    def __call__(self, ids: NDArray[np.uint64]) -> NDArray[Any]:
+        """STATUS_DTYPE[k] of the durable transactions `ids` uint64[k], each at least 1.
+
+        Raises TooManyColdStatuses before anything is read; DamagedLog and StorageError when the log
+        cannot be read.
+        """
+        wanted, places = np.unique(ids, return_inverse=True)
+        if len(wanted) > self._max_ids:
+            raise TooManyColdStatuses(len(wanted), self._max_ids, "transactions")
+        segments = (wanted - np.uint64(1)) // np.uint64(self._segment_size)
+        ends = [*(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(wanted)]
+        passed = sum(int(wanted[end - 1] - np.uint64(1)) % self._segment_size + 1 for end in ends)
+        if passed > self._max_transactions:
+            raise TooManyColdStatuses(
+                passed, self._max_transactions, "transactions of the log to be read past"
+            )
+        found = np.zeros(len(wanted), STATUS_DTYPE)
+        first = 0
+        for end in ends:
+            for run in read_log(
+                self._folder,
+                int(wanted[first]),
+                int(wanted[end - 1]),
+                self._segment_size,
+                cluster_id=self._cluster_id,
+                storage=self._storage,
+            ):
+                _take(run, wanted, found)
+            first = end
+        return found[places]
+
+
+def _take(run: LogRun, wanted: NDArray[np.uint64], found: NDArray[Any]) -> None:
+    """Fills in those of `wanted` that stand in `run`."""
+    low, high = np.searchsorted(wanted, [run.first_id, run.last_id + 1]).tolist()
+    if low == high:
+        return
+    offsets = (wanted[low:high] - np.uint64(run.first_id)).astype(np.intp)
+    statuses = run.records["status"]
+    result = found[low:high]
+    result["status"] = statuses[offsets]
+    result["stage"] = np.where(result["status"] == Status.NONE, Stage.ON_SNAPSHOT, Stage.ERROR)
+    linked = np.flatnonzero(result["status"] == Status.DUPLICATE)
+    if len(linked):
+        duplicates = np.flatnonzero(statuses == Status.DUPLICATE)
+        result["duplicate_of"][linked] = run.links[np.searchsorted(duplicates, offsets[linked])]

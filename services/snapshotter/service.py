@@ -1,0 +1,155 @@
+"""The snapshotter's shell: snapshot files, reading the log to its core, and sockets around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from tallybus.common import logs
+from tallybus.common.frames import (
+    TOPIC_STATUS,
+    Executed,
+    Message,
+    Query,
+    StageStatus,
+    Welcome,
+)
+from tallybus.common.logreader import LogRun, read_log
+from tallybus.common.service import Shell
+from tallybus.common.settings import data_folder
+from tallybus.common.snapshot import FrozenBalances, SnapshotFields, load_latest_snapshot
+from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.core import SnapshotterCore
+from tallybus.services.snapshotter.queries import LogStatuses
+from tallybus.services.snapshotter.snapshots import SnapshotWriter
+
+READING_NS: Final = 10_000_000
+"""How long the log is read in one turn, before queries get theirs."""
+
+
+class SnapshotterService(Shell):
+    """One snapshotter. Of the data folder it writes the snapshots and nothing else."""
+
+    stage = "snapshotter"
+    core: SnapshotterCore
+
+    def prepare(self) -> None:
+        self.lock_run_folder()
+        ledger = self.settings.ledger
+        self._folder = data_folder(self.settings)
+        self._reading: Iterator[LogRun] | None = None
+        self._writer: SnapshotWriter | None = None
+        self.core = SnapshotterCore(
+            self.new_incarnation(),
+            self.heartbeat_ns,
+            transactions_per_segment=ledger.transactions_per_segment,
+            snapshot_frequency=ledger.snapshot_frequency,
+        )
+        self.open_stage(successor=None)
+        self.open_control("wal")
+        self.read(self.bus.subscriber(["wal"], [TOPIC_STATUS]), self.receive_broadcast, most=256)
+        self.read(self.bus.pull(self.stage), self.receive_data)
+
+    def timeout_ns(self, now_ns: int) -> int:
+        return 0 if self._reading is not None else super().timeout_ns(now_ns)
+
+    def on_data(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, Executed):
+            self.core.on_executed(message, now_ns)
+
+    def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
+        if isinstance(message, Query):
+            self.core.on_query(peer, message)
+
+    def on_broadcast(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, StageStatus):
+            self.core.on_status(message, now_ns)
+
+    def on_reply(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, Welcome):
+            self.core.on_welcome(message, now_ns)
+
+    def step(self, now_ns: int) -> None:
+        if self.core.recovering:
+            self._recover()
+        self._read_log(now_ns)
+        for segment, frozen in self.core.frozen:
+            self._offer(segment, frozen)
+        self.core.frozen.clear()
+        if self._writer is not None and self._writer.error is not None:
+            raise self._writer.error
+
+    def close(self) -> None:
+        super().close()
+        writer = getattr(self, "_writer", None)
+        if writer is not None:
+            writer.close()
+
+    def _recover(self) -> None:
+        welcome = self.core.welcome
+        assert welcome is not None
+        ledger = self.settings.ledger
+        snapshot, rejected = load_latest_snapshot(
+            self._folder,
+            cluster_id=welcome.cluster,
+            transactions_per_segment=ledger.transactions_per_segment,
+            max_accounts=ledger.max_accounts,
+            durable_index=welcome.next - 1,
+        )
+        for damage in rejected:
+            self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
+        cold = LogStatuses(
+            self._folder, ledger.transactions_per_segment, cluster_id=welcome.cluster
+        )
+        if snapshot is None:
+            state = ReadState(ledger.max_accounts, ledger.transactions_per_segment, cold=cold)
+        else:
+            state = ReadState.from_snapshot(snapshot, cold=cold)
+        self._writer = SnapshotWriter(self.storage, self._folder, ledger.snapshots_kept)
+        self.core.recovered(state)
+        self.log.info(
+            "recovered",
+            extra=logs.fields(snapshot=state.index, behind=max(0, welcome.durable - state.index)),
+        )
+
+    def _read_log(self, now_ns: int) -> None:
+        wanted = self.core.range_to_read(now_ns)
+        if wanted is None:
+            self._reading = None
+            return
+        welcome = self.core.welcome
+        assert welcome is not None
+        if self._reading is None:
+            self._reading = read_log(
+                self._folder,
+                *wanted,
+                self.settings.ledger.transactions_per_segment,
+                cluster_id=welcome.cluster,
+                progress=self.report_progress("reading the log"),
+            )
+        until = now_ns + READING_NS
+        while self._reading is not None and (now := time.monotonic_ns()) < until:
+            run = next(self._reading, None)
+            if run is None or run.first_id != self.core.receiver.next_id:
+                # The end of the range, or the stream has overtaken it: look again in the next turn.
+                self._reading = None
+                return
+            self.core.on_log(run.first_id, run.records, run.links, run.entries, now)
+
+    def _offer(self, segment: int, frozen: FrozenBalances) -> None:
+        welcome = self.core.welcome
+        assert welcome is not None
+        assert self._writer is not None
+        fields = SnapshotFields(
+            cluster_id=welcome.cluster,
+            segment=segment,
+            transactions_per_segment=self.settings.ledger.transactions_per_segment,
+            term=self.core.term,
+            timestamp_ns=time.time_ns(),
+        )
+        if not self._writer.offer(fields, frozen):
+            self.log.info(
+                "skipped a snapshot, the last is still being written",
+                extra=logs.fields(segment=segment),
+            )

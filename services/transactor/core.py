@@ -1,0 +1,288 @@
+"""The transactor's decisions, without I/O.
+
+It starts with a hello to the log stage, which fences older transactors off and says which id comes
+next;
+its shell replays the files up to exactly there, and only then does it execute. Executed records
+are kept
+until durable, so that a new log stage can be given what its files do not have. Outcomes are kept
+for a
+while, so that a gateway that missed a broadcast can ask again instead of assuming success.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from tallybus.common.frames import (
+    Executed,
+    Hello,
+    Message,
+    Refused,
+    Results,
+    ResultsGone,
+    ResultsQuery,
+    Sequenced,
+    StageStatus,
+    Welcome,
+    as_buffer,
+)
+from tallybus.common.link import LinkReceiver, LinkSender, Verdict
+from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE
+from tallybus.common.stage import Fenced, StageCore
+
+RESULTS_KEPT: Final = 4_194_304
+"""Transactions whose outcomes can be asked for again."""
+RESULTS_PER_ANSWER: Final = 64
+
+
+class Outcome(Protocol):
+    """What the engine gives back for a batch."""
+
+    @property
+    def records(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def failures(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def links(self) -> np.ndarray[Any, Any]: ...
+
+
+class Executor(Protocol):
+    """What the core needs of `Engine`."""
+
+    def execute(self, records: np.ndarray[Any, Any], first_id: int) -> Outcome: ...
+
+
+class TransactorCore(StageCore):
+    """State machine of the transactor: `hello`, `recovering` (the shell replays), `running`."""
+
+    stage = "transactor"
+
+    def __init__(self, incarnation: int, max_in_flight: int, heartbeat_ns: int) -> None:
+        super().__init__(incarnation, heartbeat_ns)
+        self.welcome: Welcome | None = None
+        self.link: LinkSender[Executed] | None = None
+        self.receiver = LinkReceiver(0)
+        self.stale = 0
+        self._engine: Executor | None = None
+        self._max_in_flight = max_in_flight
+        self._gateways: dict[int, int] = {}
+        self._results: deque[Results] = deque()
+        self._results_count = 0
+        self._durable = 0
+        self._accepted_by_log = False
+        self._followed_by: int | None = None
+        self._retired: set[int] = set()
+        self._granting: tuple[bytes, Hello] | None = None
+
+    @property
+    def recovering(self) -> bool:
+        """Whether the shell has to replay the log up to `welcome.next - 1` and call `recovered`."""
+        return self.welcome is not None and self._engine is None
+
+    @property
+    def running(self) -> bool:
+        return self._engine is not None
+
+    def wants_input(self) -> bool:
+        """Whether the sequencer's batches may be read; otherwise back-pressure holds them."""
+        return self.link is not None and not self.link.full
+
+    def on_welcome(self, message: Welcome, now_ns: int) -> None:
+        """The log stage's answer to a hello."""
+        if message.peer != self.incarnation:
+            return
+        self._accepted_by_log = True
+        if self._granting is not None and message.term > self.term:
+            peer, hello = self._granting
+            self._granting = None
+            self._grant(peer, hello, message.term)
+        if self.welcome is not None:
+            return
+        self.welcome = message
+        self.term = message.term
+        self._durable = message.durable
+        self._gateways = {gateway: expected - 1 for gateway, expected in message.gateways.items()}
+
+    def on_refused(self, message: Refused) -> None:
+        """The log stage follows a newer transactor."""
+        if message.peer == self.incarnation:
+            raise Fenced(self.stage, self.incarnation, "a newer transactor")
+
+    def recovered(self, engine: Executor, results: Sequence[Results] = ()) -> None:
+        """The shell has replayed the log: `engine` holds the state after `welcome.next - 1`.
+
+        `results`: outcomes of the last transactions in the log, for gateways that missed them.
+        """
+        assert self.welcome is not None
+        for outcome in results:
+            self._keep(outcome)
+        self._engine = engine
+        self.receiver = LinkReceiver(self.welcome.next, self.term)
+        self.link = LinkSender(self.welcome.next, self._max_in_flight, "the log")
+
+    def on_hello(self, peer: bytes, message: Hello) -> None:
+        """A sequencer starts (term 0), or comes back to a transactor that started anew."""
+        if self._engine is None or message.stage != "sequencer":
+            return
+        known = message.incarnation == self.receiver.peer
+        if message.incarnation in self._retired or (
+            not known
+            and message.term
+            and (message.term < self.term or (message.term == self.term and self.receiver.peer))
+        ):
+            refusal = Refused(self.stage, message.incarnation, self.term, "a newer sequencer")
+            self.replies.append((peer, refusal))
+        elif known:
+            self._greet(peer, message.incarnation)
+        elif message.term:
+            self._grant(peer, message, message.term)
+        else:
+            # The term is granted when the log has it on disk: no term is ever granted twice.
+            self._granting = (peer, message)
+            self.requests.append(Hello(self.stage, self.incarnation, self.term + 1))
+
+    def _grant(self, peer: bytes, message: Hello, term: int) -> None:
+        if self.receiver.peer:
+            self._retired.add(self.receiver.peer)
+        self.term = term
+        self.receiver.fence(message.incarnation, term)
+        self._greet(peer, message.incarnation)
+
+    def _greet(self, peer: bytes, incarnation: int) -> None:
+        self.replies.append(
+            (
+                peer,
+                Welcome(
+                    stage=self.stage,
+                    incarnation=self.incarnation,
+                    peer=incarnation,
+                    term=self.term,
+                    next=self.receiver.next_id,
+                    durable=self._durable,
+                    cluster=0 if self.welcome is None else self.welcome.cluster,
+                    gateways={gateway: last + 1 for gateway, last in self._gateways.items()},
+                ),
+            )
+        )
+
+    def on_sequenced(self, message: Sequenced) -> None:
+        """Execute the part of a batch that is new."""
+        if self._engine is None or self.link is None or not self.receiver.peer:
+            return
+        verdict, skip = self.receiver.accept(
+            message.term, message.incarnation, message.first, message.count
+        )
+        if verdict is Verdict.STALE:
+            self.stale += 1
+        if verdict is not Verdict.ACCEPT:
+            return
+        first = message.first + skip
+        count = message.count - skip
+        records = np.frombuffer(message.records, RECORD_DTYPE, count, skip * RECORD_SIZE)
+        outcome = self._engine.execute(records, first)
+        failures = len(outcome.failures)
+        self.link.offer(
+            first,
+            count,
+            Executed(
+                term=message.term,
+                incarnation=self.incarnation,
+                first=first,
+                count=count,
+                timestamp=message.timestamp,
+                gateway=message.gateway,
+                request=message.request,
+                records=as_buffer(outcome.records),
+                extras=as_buffer(outcome.links),
+                links=len(outcome.links),
+            ),
+        )
+        self._gateways[message.gateway] = message.request
+        results = Results(
+            term=message.term,
+            incarnation=self.incarnation,
+            first=first,
+            count=count,
+            batches=[[message.gateway, message.request, first, count, failures]],
+            failures=as_buffer(outcome.failures),
+        )
+        self._keep(results)
+        self.announce(results)
+
+    def on_results_query(self, peer: bytes, message: ResultsQuery) -> None:
+        """A gateway missed outcomes: send those of the batches that cover its range, a bounded
+        number."""
+        if not self._results:
+            return
+        oldest = self._results[0].first
+        if message.first < oldest:
+            self.replies.append((peer, ResultsGone(oldest)))
+            return
+        sent = 0
+        for results in self._results:
+            if results.first + results.count <= message.first:
+                continue
+            if results.first > message.last or sent == RESULTS_PER_ANSWER:
+                break
+            self.replies.append((peer, results))
+            sent += 1
+
+    def on_status(self, message: StageStatus, now_ns: int) -> None:
+        """The log stage's broadcast."""
+        if message.stage != "wal" or self.link is None:
+            return
+        if message.peer != self.incarnation:
+            # A status may have been sent before our hello was read; once it named us, it is final.
+            if message.peer and message.incarnation == self._followed_by:
+                raise Fenced(self.stage, self.incarnation, f"transactor {message.peer:016x}")
+            self._accepted_by_log = False
+            return
+        self._accepted_by_log = True
+        self._followed_by = message.incarnation
+        self._durable = max(self._durable, message.durable)
+        self.link.acknowledge(
+            message.incarnation, message.next, now_ns, gap=message.gap, full=message.full
+        )
+        self.link.release(message.durable)
+
+    def tick(self, now_ns: int) -> None:
+        """Once a turn: hello, stall check, broadcast."""
+        if not self._accepted_by_log and self.hello_due(now_ns):
+            self.requests.append(Hello(self.stage, self.incarnation, self.term))
+        if self.link is None:
+            # Silence until the log is replayed: a status is a promise about an index.
+            return
+        self.link.check_stall(now_ns)
+        self.heartbeat(now_ns)
+
+    def next_data(self) -> Message | None:
+        return self.link.peek() if self.link is not None and self._accepted_by_log else None
+
+    def data_sent(self, now_ns: int) -> None:
+        assert self.link is not None
+        self.link.sent(now_ns)
+
+    def status(self) -> StageStatus:
+        index = 0 if self._engine is None else self.receiver.next_id - 1
+        return StageStatus(
+            stage=self.stage,
+            term=self.term,
+            incarnation=self.incarnation,
+            index=index,
+            next=index + 1,
+            durable=self._durable,
+            gap=self.receiver.gap,
+            full=not self.wants_input(),
+            peer=self.receiver.peer,
+            retained=0 if self.link is None else self.link.weight,
+        )
+
+    def _keep(self, results: Results) -> None:
+        self._results.append(results)
+        self._results_count += results.count
+        while self._results_count > RESULTS_KEPT and len(self._results) > 1:
+            self._results_count -= self._results.popleft().count

@@ -1,0 +1,95 @@
+"""The transactor's shell: recovery from the files, and sockets around `TransactorCore`."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from tallybus.common import logs
+from tallybus.common.frames import (
+    TOPIC_STATUS,
+    Hello,
+    Message,
+    Refused,
+    ResultsQuery,
+    Sequenced,
+    StageStatus,
+    Welcome,
+)
+from tallybus.common.service import Shell
+from tallybus.common.settings import data_folder
+from tallybus.services.transactor.core import TransactorCore
+from tallybus.services.transactor.recovery import Interrupted, recover_engine
+
+
+class TransactorService(Shell):
+    """One transactor. It reads the data folder while it starts and writes nothing to it, ever."""
+
+    stage = "transactor"
+    core: TransactorCore
+
+    def prepare(self) -> None:
+        self.lock_run_folder()
+        self.core = TransactorCore(
+            self.new_incarnation(), self.settings.bus.max_in_flight, self.heartbeat_ns
+        )
+        self.open_stage(successor="wal")
+        self.read(self.bus.subscriber(["wal"], [TOPIC_STATUS]), self.receive_broadcast, most=256)
+        # A few at a time, so that outcomes are told soon after they are known.
+        self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input, most=8)
+
+    def step(self, now_ns: int) -> None:
+        if self.core.recovering:
+            self._recover()
+
+    def on_data(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, Sequenced):
+            self.core.on_sequenced(message)
+
+    def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
+        if isinstance(message, Hello):
+            self.core.on_hello(peer, message)
+        elif isinstance(message, ResultsQuery):
+            self.core.on_results_query(peer, message)
+
+    def on_broadcast(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, StageStatus):
+            self.core.on_status(message, now_ns)
+
+    def on_reply(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, Welcome):
+            self.core.on_welcome(message, now_ns)
+        elif isinstance(message, Refused):
+            self.core.on_refused(message)
+
+    def _recover(self) -> None:
+        welcome = self.core.welcome
+        assert welcome is not None
+        started = time.monotonic()
+        ledger = self.settings.ledger
+        try:
+            recovered = recover_engine(
+                data_folder(self.settings),
+                cluster=welcome.cluster,
+                next_id=welcome.next,
+                term=welcome.term,
+                incarnation=self.core.incarnation,
+                max_accounts=ledger.max_accounts,
+                transactions_per_segment=ledger.transactions_per_segment,
+                seed=int.from_bytes(os.urandom(8), "little"),
+                progress=self.report_progress("replaying the log"),
+                stopping=lambda: self.stopping,
+            )
+        except Interrupted:
+            return
+        for damage in recovered.rejected:
+            self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
+        self.core.recovered(recovered.engine, recovered.results)
+        self.log.info(
+            "recovered",
+            extra=logs.fields(
+                next=welcome.next,
+                replayed=recovered.replayed,
+                seconds=round(time.monotonic() - started, 3),
+            ),
+        )

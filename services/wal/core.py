@@ -1,0 +1,187 @@
+"""The log stage's decisions, without I/O.
+
+The shell appends what `accept` lets through and reports with `written`; the committer thread syncs
+it and
+the shell reports with `synced`. Only then does the commit index move, and only then is a batch
+offered to
+the snapshotter. A snapshotter that is away, or does not keep up, never holds commits back: it can
+read the
+files.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Final
+
+from tallybus.common.frames import Executed, Hello, Message, Refused, StageStatus, Welcome
+from tallybus.common.link import LinkReceiver, LinkSender, Verdict
+from tallybus.common.stage import StageCore
+
+FOLLOWER_GRACE_NS: Final = 1_000_000_000
+"""A snapshotter that takes nothing for this long is left to read the files."""
+
+
+class WalCore(StageCore):
+    """State machine of the log stage. It starts when its shell has recovered the folder."""
+
+    stage = "wal"
+
+    def __init__(
+        self,
+        incarnation: int,
+        max_in_flight: int,
+        heartbeat_ns: int,
+        *,
+        next_id: int,
+        term: int,
+        cluster: int,
+        gateways: dict[int, int],
+    ) -> None:
+        super().__init__(incarnation, heartbeat_ns)
+        self.term = term
+        self.cluster = cluster
+        self.durable = next_id - 1
+        self.receiver = LinkReceiver(next_id, term)
+        self.link: LinkSender[Executed] = LinkSender(
+            next_id, max_in_flight, "the snapshotter", from_disk=True
+        )
+        self.stale = 0
+        self.term_due: list[tuple[bytes, Hello]] = []
+        self._greeted = False
+        self._retired: set[int] = set()
+        self._gateways = dict(gateways)
+        self._undurable: deque[Executed] = deque()
+        self._undurable_count = 0
+        self._max_in_flight = max_in_flight
+        self._follower_moved_ns = 0
+        self._follower_next = 0
+
+    def wants_input(self) -> bool:
+        """Whether the transactor's batches may be read; otherwise back-pressure holds them."""
+        return self._greeted and self._undurable_count < self._max_in_flight and not self.link.full
+
+    def on_hello(self, peer: bytes, message: Hello) -> None:
+        """A transactor starts: from now on older ones are refused. A snapshotter only asks."""
+        if message.stage == "snapshotter":
+            self._welcome(peer, message)
+        if message.stage != "transactor":
+            return
+        if message.incarnation in self._retired:
+            self.replies.append(
+                (peer, Refused(self.stage, message.incarnation, self.term, "a newer transactor"))
+            )
+            return
+        if self.receiver.peer not in (0, message.incarnation):
+            self._retired.add(self.receiver.peer)
+        self._greeted = True
+        self.receiver.fence(message.incarnation, self.term)
+        if message.term > self.term:
+            self.term_due.append((peer, message))
+        else:
+            self._welcome(peer, message)
+
+    def term_kept(self) -> None:
+        """Everything in `term_due` is on disk: the transactor may grant it."""
+        for peer, message in self.term_due:
+            self.term = max(self.term, message.term)
+            self.receiver.term = self.term
+            self._welcome(peer, message)
+        self.term_due = []
+
+    def _welcome(self, peer: bytes, message: Hello) -> None:
+        self.replies.append(
+            (
+                peer,
+                Welcome(
+                    stage=self.stage,
+                    incarnation=self.incarnation,
+                    peer=message.incarnation,
+                    term=self.term,
+                    next=self.receiver.next_id,
+                    durable=self.durable,
+                    cluster=self.cluster,
+                    gateways={gateway: last + 1 for gateway, last in self._gateways.items()},
+                ),
+            )
+        )
+
+    def accept(self, message: Executed) -> int | None:
+        """How many leading transactions of the message are known already; None: take none of it.
+
+        For a number the shell appends the rest and calls `written` with what it appended.
+        """
+        if not self._greeted:
+            return None
+        verdict, skip = self.receiver.accept(
+            message.term, message.incarnation, message.first, message.count
+        )
+        if verdict is Verdict.STALE:
+            self.stale += 1
+        if verdict is not Verdict.ACCEPT:
+            return None
+        self.term = self.receiver.term
+        return skip
+
+    def written(self, message: Executed) -> None:
+        """The message was appended to the log and will be durable with the next sync."""
+        self._gateways[message.gateway] = message.request
+        # The snapshotter takes from this log, not from the transactor that filled it.
+        self._undurable.append(replace(message, incarnation=self.incarnation))
+        self._undurable_count += message.count
+
+    def synced(self, durable: int) -> None:
+        """Everything up to this id is on disk and was confirmed."""
+        self.durable = max(self.durable, durable)
+        while self._undurable:
+            message = self._undurable[0]
+            if message.first + message.count - 1 > self.durable:
+                break
+            self._undurable.popleft()
+            self._undurable_count -= message.count
+            self.link.offer(message.first, message.count, message)
+
+    def on_status(self, message: StageStatus, now_ns: int) -> None:
+        """The snapshotter's broadcast."""
+        if message.stage != "snapshotter":
+            return
+        if message.next > self._follower_next or message.incarnation != self.link.peer_incarnation:
+            self._follower_next = message.next
+            self._follower_moved_ns = now_ns
+        if message.next > self.link.end:
+            # It has read the files ahead of the stream.
+            return
+        self.link.acknowledge(
+            message.incarnation, message.next, now_ns, gap=message.gap, full=message.full
+        )
+        self.link.release(message.next - 1)
+
+    def tick(self, now_ns: int) -> None:
+        """Once a turn: let a lagging snapshotter go, stall check, broadcast."""
+        if self.link.full:
+            reads_files = self._follower_next < self.link.base
+            if reads_files or now_ns - self._follower_moved_ns > FOLLOWER_GRACE_NS:
+                self.link.release(self.durable)
+        self.link.check_stall(now_ns)
+        self.heartbeat(now_ns)
+
+    def next_data(self) -> Message | None:
+        return self.link.peek()
+
+    def data_sent(self, now_ns: int) -> None:
+        self.link.sent(now_ns)
+
+    def status(self) -> StageStatus:
+        return StageStatus(
+            stage=self.stage,
+            term=self.term,
+            incarnation=self.incarnation,
+            index=self.durable,
+            next=self.receiver.next_id,
+            durable=self.durable,
+            gap=self.receiver.gap,
+            full=not self.wants_input(),
+            peer=self.receiver.peer,
+            retained=self._undurable_count + self.link.weight,
+        )

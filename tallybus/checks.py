@@ -1,0 +1,93 @@
+"""Checks of the integers that callers hand in.
+
+Raises InvalidRequest with the field, the value and the index in a batch. No I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tallybus.errors import InvalidRequest
+
+MAX_U64: Final = 2**64 - 1
+
+
+def check_int(
+    value: object, field: str, low: int = 0, high: int = MAX_U64, index: int | None = None
+) -> int:
+    """`value` as an int if it is an integer (bool is none) in low..high, else raises
+    InvalidRequest.
+    """
+    if type(value) is int:
+        number = value
+    elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        number = int(value)
+    else:
+        raise InvalidRequest(
+            f"{place(index)}{field} must be an int, not {type(value).__name__}",
+            field=field,
+            value=value,
+            index=index,
+        )
+    if not low <= number <= high:
+        raise InvalidRequest(
+            f"{place(index)}{field} must be in {low}..{high}, not {_digits(number)}",
+            field=field,
+            value=value,
+            index=index,
+        )
+    return number
+
+
+def u64_array(values: ArrayLike, field: str) -> NDArray[np.uint64]:
+    """`values` as u64 of any shape; raises InvalidRequest for other than integers in 0..2^64-1.
+
+    An array that is u64 already is returned as it is.
+    """
+    if not isinstance(values, np.ndarray):
+        return _u64_from_python(values, field)
+    if values.dtype.kind not in "ui":
+        raise InvalidRequest(
+            f"{field} must be an array of integers, not of {values.dtype}",
+            field=field,
+            value=values,
+        )
+    if values.dtype.kind == "i" and values.size and int(values.min()) < 0:
+        index = int(np.argmin(values))
+        raise InvalidRequest(
+            f"{field} must be in 0..{MAX_U64}; the one at index {index} is {values.min()}",
+            field=field,
+            value=int(values.min()),
+            index=index,
+        )
+    return values.astype("<u8", copy=False)
+
+
+def _u64_from_python(values: Any, field: str) -> NDArray[np.uint64]:
+    if isinstance(values, (int, np.integer)):
+        return np.array(check_int(values, field), "<u8")
+    if isinstance(values, (str, bytes)):
+        raise InvalidRequest(f"{field} must hold integers, not text", field=field, value=values)
+    try:
+        numbers = list(values)
+    except TypeError as error:
+        raise InvalidRequest(
+            f"{field} must be an int or a sequence of ints, not {type(values).__name__}",
+            field=field,
+            value=values,
+        ) from error
+    # One by one: numpy would take True for 1 and 1.5 for 1, and turn large integers into floats.
+    return np.array([check_int(v, field, index=i) for i, v in enumerate(numbers)], "<u8")
+
+
+def place(index: int | None) -> str:
+    """Opening words of a message about the operation at `index` of a batch."""
+    return "" if index is None else f"operation {index}: "
+
+
+def _digits(number: int) -> str:
+    # Python refuses to print integers of thousands of digits.
+    return str(number) if -(2**128) < number < 2**128 else f"a number of {number.bit_length()} bits"

@@ -1,0 +1,66 @@
+"""What goes wrong in a command, as one line and an exit code.
+
+The codes are part of the interface: scripts branch on them, so they never change meaning.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import click
+
+
+class ExitCode(IntEnum):
+    """How a command ended.
+
+    INTERRUPTED is 128 + SIGINT, as shells have it.
+    """
+
+    OK = 0
+    REJECTED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    OUTCOME_UNKNOWN = 4
+    FAILED = 5
+    INTERRUPTED = 130
+
+
+class CommandFailed(click.ClickException):
+    """A command ends with `code`; `message` is shown on standard error, on one line."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(" ".join(message.split()))
+        # click declares it for classes and reads it from instances.
+        self.__dict__["exit_code"] = int(code)
+
+
+def as_click_exception(error: BaseException) -> click.ClickException | None:
+    """What to tell the user about an error, or None for a defect, which keeps its traceback."""
+    from tallybus import errors
+    from tallybus.common.errors import ServiceError
+    from tallybus.common.files import StorageError
+    from tallybus.csv_text import MalformedCsv
+
+    code: ExitCode | None = None
+    text = str(error)
+    match error:
+        case KeyboardInterrupt():
+            code, text = ExitCode.INTERRUPTED, "interrupted"
+        case MalformedCsv() | errors.InvalidRequest():
+            code = ExitCode.USAGE
+        case errors.OutcomeUnknown():
+            code = ExitCode.OUTCOME_UNKNOWN
+            if error.retry_safe:
+                text += "; sending the same with the same user_ref again cannot apply it twice"
+        case errors.Timeout() | errors.Overloaded() | errors.Unavailable():
+            code = ExitCode.UNREACHABLE
+        case errors.TallybusError():
+            code = ExitCode.FAILED
+        case ServiceError():
+            # A service's own exit code (wrong settings, damaged log) is what its operator knows.
+            return CommandFailed(text, error.exit_code)
+        case StorageError():
+            code = ExitCode.FAILED
+        case OSError() if not isinstance(error, BrokenPipeError):
+            code = ExitCode.FAILED
+    return None if code is None else CommandFailed(text, code)

@@ -1,0 +1,136 @@
+"""Options and argument types that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from tallybus.common.record import MAX_AMOUNT, Level
+from tallybus.common.settings import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_U64: Final = 2**64 - 1
+LEVELS: Final = {level.name.lower(): level for level in Level}
+
+
+class WholeNumber(click.ParamType[int]):
+    """A number in ASCII digits alone; `int` also takes signs, underscores and other digits."""
+
+    def __init__(self, name: str, minimum: int = 0, maximum: int = MAX_U64) -> None:
+        self.name = name
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value)
+        if not (text.isascii() and text.isdigit()) or len(text) > 4000:
+            self.fail(f"{text[:40]!r} is not a whole number in the digits 0 to 9", param, ctx)
+        number = int(text)
+        if not self.minimum <= number <= self.maximum:
+            shown = text if len(text) <= 40 else f"{text[:39]}…"
+            self.fail(f"{shown} is not in {self.minimum}..{self.maximum}", param, ctx)
+        return number
+
+
+ACCOUNT: Final = WholeNumber("account")
+AMOUNT: Final = WholeNumber("amount", 1, MAX_AMOUNT)
+USER_REF: Final = WholeNumber("user_ref")
+TX_ID: Final = WholeNumber("tx_id", 1)
+
+
+class LevelType(click.Choice[str]):
+    """A wait level by its name in lower case."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(names or tuple(LEVELS), case_sensitive=False)
+
+    def convert(  # type: ignore[override]
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Level:
+        if isinstance(value, Level):
+            return value
+        return LEVELS[super().convert(value, param, ctx)]
+
+
+def client_options(timeout_s: float = 10.0) -> Callable[[F], F]:
+    """`--endpoint` and `--timeout` of a command that talks to a running ledger."""
+
+    def decorate(function: F) -> F:
+        function = click.option(
+            "--timeout",
+            type=click.FloatRange(min=0.001, max=86_400),
+            default=timeout_s,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to wait for an answer.",
+        )(function)
+        return endpoint_option(function)
+
+    return decorate
+
+
+endpoint_option = click.option(
+    "--endpoint",
+    envvar=ENDPOINT_VARIABLE,
+    default=DEFAULT_ENDPOINT,
+    show_default=True,
+    show_envvar=True,
+    help="Where the ledger listens.",
+)
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object to standard output."
+)
+
+min_tx_id_option = click.option(
+    "--min-tx-id",
+    type=WholeNumber("tx_id"),
+    help="Wait until this transaction can be read, then answer.",
+)
+
+
+def wait_option(default: str = "committed") -> Callable[[F], F]:
+    """`--wait LEVEL`."""
+    return click.option(
+        "--wait",
+        "level",
+        type=LevelType(),
+        default=default,
+        show_default=True,
+        help="What to wait for: the id alone, the result, the result on disk, or readable.",
+    )
+
+
+def settings_options(function: F) -> F:
+    """`--config FILE` and `--set SECTION.KEY=VALUE`, gathered by `load_settings`."""
+    function = click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Override one setting. May be given many times.",
+    )(function)
+    return click.option(
+        "--config",
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help="Read settings from this TOML file instead of the one named by TALLYBUS_CONFIG.",
+    )(function)
+
+
+def parse_assignments(assignments: tuple[str, ...]) -> dict[str, object]:
+    """`SECTION.KEY=VALUE` texts as overrides for `settings.load`; raises click.UsageError."""
+    overrides: dict[str, object] = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator or "." not in key:
+            raise click.UsageError(
+                f"--set takes SECTION.KEY=VALUE (ledger.max_accounts=1000), not {assignment!r}"
+            )
+        overrides[key.strip()] = value
+    return overrides

@@ -1,0 +1,118 @@
+"""`tallybus deposit`, `withdraw` and `transfer`: one transaction each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from tallybus.cli import connect
+from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.options import (
+    ACCOUNT,
+    AMOUNT,
+    USER_REF,
+    client_options,
+    json_option,
+    wait_option,
+)
+from tallybus.cli.output import print_json
+from tallybus.common.record import Level, Status
+from tallybus.operations import Deposit, Operation, Transfer, Withdrawal
+
+if TYPE_CHECKING:
+    from tallybus.operations import Result
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MEANINGS: Final = {
+    Status.INSUFFICIENT_FUNDS: "the account holds less than the amount",
+    Status.ACCOUNT_NOT_FOUND: "the ledger has no such account",
+    Status.INVALID_OPERATION: "the ledger does not take such an operation",
+    Status.ACCOUNT_LIMIT_EXCEEDED: "the account's number is beyond the ledger's max_accounts",
+    Status.DUPLICATE: "its user_ref was used before; nothing was applied again",
+    Status.BALANCE_OVERFLOW: "a balance would leave the range of 64-bit integers",
+}
+
+
+def _options(function: F) -> F:
+    for option in (
+        json_option,
+        client_options(),
+        wait_option(),
+        click.option(
+            "--user-ref",
+            type=USER_REF,
+            default=0,
+            help="Idempotency key, 0 = none: the same key is executed once.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command("deposit")
+@click.argument("account", type=ACCOUNT)
+@click.argument("amount", type=AMOUNT)
+@_options
+def deposit_command(account: int, amount: int, user_ref: int, **options: Any) -> None:
+    """Add AMOUNT (minor units) to ACCOUNT; the system account 0 gives it."""
+    _submit(Deposit(account, amount, user_ref), **options)
+
+
+@click.command("withdraw")
+@click.argument("account", type=ACCOUNT)
+@click.argument("amount", type=AMOUNT)
+@_options
+def withdraw_command(account: int, amount: int, user_ref: int, **options: Any) -> None:
+    """Take AMOUNT (minor units) from ACCOUNT; the system account 0 gets it."""
+    _submit(Withdrawal(account, amount, user_ref), **options)
+
+
+@click.command("transfer")
+@click.argument("source", type=ACCOUNT, metavar="FROM")
+@click.argument("target", type=ACCOUNT, metavar="TO")
+@click.argument("amount", type=AMOUNT)
+@_options
+def transfer_command(source: int, target: int, amount: int, user_ref: int, **options: Any) -> None:
+    """Move AMOUNT (minor units) from account FROM to account TO."""
+    _submit(Transfer(source, target, amount, user_ref), **options)
+
+
+def _submit(
+    operation: Operation, *, level: Level, endpoint: str, timeout: float, as_json: bool
+) -> None:
+    with connect.open_client(endpoint, timeout) as client:
+        result = client.submit_and_wait(operation, level)
+    known = result.level >= Level.COMPUTED
+    if as_json:
+        print_json(
+            {
+                "tx_id": result.tx_id,
+                "status": status_text(result.status) if known else None,
+                "level": result.level.name,
+                "duplicate_of": result.duplicate_of,
+            }
+        )
+    elif result.ok:
+        again = "" if result.duplicate_of is None else " (an earlier sending of this one)"
+        click.echo(f"transaction {result.tx_id}: {result.level.name.lower()}{again}")
+    elif not known:
+        click.echo(f"transaction {result.tx_id}: sequenced; its outcome was not waited for")
+    if known and not result.ok:
+        raise CommandFailed(_rejection(result), ExitCode.REJECTED)
+
+
+def _rejection(result: Result) -> str:
+    status = result.status
+    meaning = MEANINGS.get(status) if isinstance(status, Status) else None
+    text = f"transaction {result.tx_id} rejected: {status_text(status)}"
+    if status == Status.DUPLICATE:
+        text = f"rejected: {status_text(status)} of transaction {result.duplicate_of}"
+    return f"{text}: {meaning}" if meaning else text
+
+
+def status_text(status: Status | int) -> str:
+    """Name of a status; a function's own code as FUNCTION_n."""
+    return status.name if isinstance(status, Status) else f"FUNCTION_{status}"

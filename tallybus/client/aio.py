@@ -1,0 +1,264 @@
+"""The asyncio client: a shell around `core.Core` on one event loop.
+
+It owns a socket and the clock and decides nothing. The socket is read when the event loop sees its
+descriptor readable, and one timer of the loop serves every deadline, retry and ping, so a request
+costs one future and no task. Needs an event loop with `add_reader`, as asyncio's is on POSIX and
+uvloop's.
+"""
+
+# ruff: noqa: ASYNC109
+# A deadline belongs to the request, which the gateway hears of, not to the task that waits for it.
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+import zmq
+from numpy.typing import ArrayLike
+
+from tallybus.client import requests
+from tallybus.client.codec import AskGateway, ReadIndex, Request
+from tallybus.client.core import SECOND, Call, Core, CoreSettings
+from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS
+from tallybus.client.wire import FramePool, Wire
+from tallybus.common.record import Level
+from tallybus.errors import ClientClosed
+from tallybus.operations import (
+    Balance,
+    Balances,
+    BatchResult,
+    GatewayInfo,
+    Operation,
+    Operations,
+    PipelineIndex,
+    Result,
+    TransactionStatus,
+    TransactionStatuses,
+)
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A client of the gateway at `endpoint` for one event loop; any number of tasks may share it.
+
+    Parameters, methods and errors are those of `Client`. A cancelled request is given up: what a
+    submit that had been sent did is then not known.
+    """
+
+    _settings: ClassVar[CoreSettings] = CoreSettings()
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        context: zmq.Context[Any] | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._core = Core(random.random, self._settings)
+        self._closed = False
+        self._wire: Wire | None = Wire(endpoint, context)
+        self._frames = FramePool(endpoint)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
+
+    async def submit(self, operation: Operation, *, timeout: float | None = None) -> int:
+        """Submits one operation and returns its transaction id as soon as it has one."""
+        return (await self._call(requests.submit_one(operation, Level.NONE), timeout)).tx_id
+
+    async def submit_and_wait(
+        self,
+        operation: Operation,
+        level: Level = Level.COMMITTED,
+        *,
+        timeout: float | None = None,
+    ) -> Result:
+        """Submits one operation and waits until its transaction has reached `level`."""
+        return await self._call(requests.submit_one(operation, level), timeout)
+
+    async def submit_batch(
+        self,
+        operations: Operations,
+        wait: Level = Level.COMMITTED,
+        timeout: float | None = None,
+    ) -> BatchResult:
+        """Submits a batch and waits until all its transactions have reached `wait`; see
+        `Client`.
+        """
+        return await self._call(
+            requests.submit_batch(operations, wait, self._frames.freeze), timeout
+        )
+
+    def begin_batch(
+        self,
+        operations: Operations,
+        wait: Level = Level.COMMITTED,
+        timeout: float | None = None,
+    ) -> asyncio.Future[BatchResult]:
+        """Sends a batch now and returns the future of its outcome; order as for
+        `Client.begin_batch`.
+
+        An array may be changed as soon as this returns.
+        """
+        return self._start(requests.submit_batch(operations, wait, self._frames.freeze), timeout)
+
+    async def get_balance(
+        self,
+        account: int,
+        min_tx_id: int | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Balance:
+        """Balance of one account; with `min_tx_id` not before the snapshot has that transaction."""
+        return await self._call(requests.read_balance(account, min_tx_id), timeout)
+
+    async def get_balances(
+        self,
+        accounts: ArrayLike,
+        min_tx_id: int | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Balances:
+        """Balances of `accounts`, integers of shape (n,), all as of the same transaction."""
+        return await self._call(requests.read_balances(accounts, min_tx_id), timeout)
+
+    async def get_status(
+        self,
+        tx_id: int,
+        min_tx_id: int | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> TransactionStatus:
+        """How far a transaction has come and how it ended."""
+        return await self._call(requests.read_status(tx_id, min_tx_id), timeout)
+
+    async def get_statuses(
+        self,
+        tx_ids: ArrayLike,
+        min_tx_id: int | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> TransactionStatuses:
+        """Statuses of the transactions `tx_ids`, integers of shape (n,)."""
+        return await self._call(requests.read_statuses(tx_ids, min_tx_id), timeout)
+
+    async def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
+        """How far each stage has come."""
+        return await self._call(ReadIndex(), timeout)
+
+    async def wait_for(
+        self,
+        tx_id: int,
+        level: Level = Level.COMMITTED,
+        timeout: float | None = None,
+    ) -> Level:
+        """Waits until every transaction up to `tx_id` has reached `level`; returns the level
+        reached.
+        """
+        return await self._call(requests.wait_for(tx_id, level), timeout)
+
+    async def gateway_info(self, *, timeout: float | None = None) -> GatewayInfo:
+        """Who answers, and its limits."""
+        return await self._call(AskGateway(), timeout)
+
+    async def close(self, wait: bool = True) -> None:
+        """Closes the client; may be called again. `wait` as for `Client.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            futures = [call.owner for call in self._core.outstanding]
+            if wait and futures:
+                await asyncio.wait(futures)
+        finally:
+            self._shut()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close(wait=exc_type is None)
+
+    def _shut(self) -> None:
+        self._core.close()
+        self._settle()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._wire is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(self._wire.fd)
+            self._wire.close()
+            self._wire = None
+
+    def _start(self, request: Request[T], timeout: float | None) -> asyncio.Future[T]:
+        if self._closed or self._wire is None:
+            raise ClientClosed("this client is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            loop.add_reader(self._wire.fd, self._step)
+        elif self._loop is not loop:
+            raise RuntimeError("an AsyncClient belongs to the event loop that used it first")
+        seconds = self._timeout if timeout is None else timeout
+        call = self._core.start(request, time.monotonic_ns(), seconds)
+        future: asyncio.Future[T] = loop.create_future()
+        call.owner = future
+        self._step()
+        if not future.done():
+            future.add_done_callback(lambda done: self._forget(call) if done.cancelled() else None)
+        return future
+
+    async def _call(self, request: Request[T], timeout: float | None) -> T:
+        return await self._start(request, timeout)
+
+    def _forget(self, call: Call[Any]) -> None:
+        self._core.forget(call)
+        self._settle()
+
+    def _step(self) -> None:
+        """Does everything that can be done without waiting."""
+        core, wire = self._core, self._wire
+        if wire is None:
+            return
+        now = time.monotonic_ns()
+        core.tick(now)
+        wire.pump(core, now)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Hands finished calls to their futures and keeps the timer at the next time to act."""
+        for call in self._core.finished:
+            self._frames.recycle(call)
+            future: asyncio.Future[Any] = call.owner
+            if future.done():
+                continue
+            if call.error is None:
+                future.set_result(call.value)
+            else:
+                future.set_exception(call.error)
+        self._core.finished.clear()
+        wake = self._core.next_wake()
+        if self._loop is None or wake is None:
+            return
+        if self._timer is None or wake < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = wake
+            left = max(0, wake - time.monotonic_ns()) / SECOND
+            self._timer = self._loop.call_later(left, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._step()

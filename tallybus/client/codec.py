@@ -1,0 +1,421 @@
+"""Requests and replies of the client protocol: encoding, and decoding that trusts nothing.
+
+Pure functions over bytes: no sockets, no clock. A reply that breaks the protocol in any way raises
+`ProtocolError` and nothing else. Each kind of request is one class: it knows its header fields and
+payload frames, and how to make the caller's value out of its reply. `docs/protocol.md` describes
+the frames.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from tallybus.checks import MAX_U64
+from tallybus.common.record import (
+    STATUS_DTYPE,
+    STATUS_SIZE,
+    Level,
+    Stage,
+)
+from tallybus.errors import ProtocolError
+from tallybus.operations import (
+    Balance,
+    Balances,
+    GatewayInfo,
+    PipelineIndex,
+    TransactionStatus,
+    TransactionStatuses,
+    status_of,
+)
+
+PROTOCOL_VERSION: Final = 1
+MAX_HEADER_BYTES: Final = 1 << 20
+MAX_MESSAGE_CHARS: Final = 1000
+"""How much of a gateway's error text is shown."""
+
+T = TypeVar("T")
+Header: TypeAlias = dict[str, Any]
+Payload: TypeAlias = Any
+"""One payload frame: an object with the buffer protocol, whose bytes nobody changes any more."""
+
+_U64: Final = struct.Struct("<Q")
+_I64: Final = struct.Struct("<q")
+_FAILURE: Final = struct.Struct("<IBBHQ")
+_STATUS: Final = struct.Struct("<BB6xQ")
+
+
+class ErrorCode(StrEnum):
+    """Codes of error replies."""
+
+    INVALID_REQUEST = "invalid_request"
+    UNSUPPORTED_VERSION = "unsupported_version"
+    OVERLOADED = "overloaded"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """A gateway's error reply: code, text, and `details` (a map, possibly empty)."""
+
+    code: ErrorCode
+    message: str
+    details: Header
+
+
+class Request(ABC, Generic[T]):
+    """One request of a caller; sent again it is encoded anew, under another id."""
+
+    __slots__ = ()
+    op: ClassVar[str]
+    reads: ClassVar[bool] = True
+    """True if the request changes nothing, so that sending it again is always safe."""
+    count: int = 1
+    level: Level | None = None
+
+    def fields(self) -> Header:
+        """Header fields besides v, op, id and timeout_ms."""
+        return {}
+
+    def fields_again(self) -> Header:
+        """The same for a sending after one that was lost."""
+        return self.fields()
+
+    def payload(self) -> Sequence[Payload]:
+        """Payload frames, in order."""
+        return ()
+
+    def resendable(self) -> bool:
+        """Whether sending again cannot do anything twice."""
+        return self.reads
+
+    @abstractmethod
+    def decode(self, header: Header, payload: Sequence[bytes]) -> T:
+        """The caller's value of a reply; raises ProtocolError."""
+
+    def decode_again(self, header: Header, payload: Sequence[bytes]) -> T:
+        """The same for the reply to a sending after one that was lost."""
+        return self.decode(header, payload)
+
+
+def encode(request: Request[Any], request_id: int, timeout_ms: int, again: bool) -> list[Payload]:
+    """The frames of a request."""
+    header = {"v": PROTOCOL_VERSION, "op": request.op, "id": request_id, "timeout_ms": timeout_ms}
+    header.update(request.fields_again() if again else request.fields())
+    return [msgpack.packb(header), *request.payload()]
+
+
+def encode_ping(request_id: int, pending: list[int]) -> list[Payload]:
+    """The frames of a ping that asks whether the gateway still holds the requests `pending`."""
+    header = {"v": PROTOCOL_VERSION, "op": "ping", "id": request_id, "pending": pending}
+    return [msgpack.packb(header)]
+
+
+def read_header(frames: Sequence[bytes]) -> Header:
+    """The header map of a message."""
+    if not frames:
+        raise ProtocolError("the gateway sent a message without frames")
+    if len(frames[0]) > MAX_HEADER_BYTES:
+        raise ProtocolError(
+            f"the gateway sent a header of {len(frames[0])} bytes, the limit is {MAX_HEADER_BYTES}"
+        )
+    try:
+        header = msgpack.unpackb(frames[0])
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError("the gateway sent a header that is not msgpack") from error
+    if not isinstance(header, dict):
+        raise ProtocolError(f"the gateway sent a header that is a {type(header).__name__}, no map")
+    return header
+
+
+def reply_id(header: Header) -> int | None:
+    """The id of the request that a reply belongs to; None in an error reply to an unreadable
+    request.
+    """
+    if "id" not in header:
+        raise ProtocolError("the gateway sent a reply without an id")
+    if header["id"] is None and "error" in header:
+        return None
+    return u64_field(header, "id")
+
+
+def read_answer(
+    request: Request[T], header: Header, payload: Sequence[bytes], again: bool
+) -> T | ErrorReply:
+    """What a reply to `request` says; raises ProtocolError. `again`: an earlier sending was
+    lost.
+    """
+    _check_version(header)
+    if "error" in header:
+        return read_error(header)
+    return request.decode_again(header, payload) if again else request.decode(header, payload)
+
+
+def read_error(header: Header) -> ErrorReply:
+    """The fields of an error reply; raises ProtocolError."""
+    _check_version(header)
+    code, text, details = header["error"], header.get("message"), header.get("details", {})
+    if not isinstance(text, str):
+        raise bad_field("message", text, "a text")
+    if not isinstance(details, dict):
+        raise bad_field("details", details, "a map")
+    if not isinstance(code, str):
+        raise bad_field("error", code, "a text")
+    try:
+        known = ErrorCode(code)
+    except ValueError:
+        raise ProtocolError(
+            f"the gateway answered with the unknown error {_short(code)}: {_short(text)}"
+        ) from None
+    return ErrorReply(known, text[:MAX_MESSAGE_CHARS], details)
+
+
+def read_pong(header: Header, payload: Sequence[bytes]) -> tuple[GatewayInfo, list[int]]:
+    """What a ping's reply says: about the gateway, and which ids it does not hold."""
+    _check_version(header)
+    check_frames(payload, 0)
+    unknown = header.get("unknown")
+    if not isinstance(unknown, list) or not all(_is_u64(item) for item in unknown):
+        raise bad_field("unknown", unknown, "a list of ids")
+    info = GatewayInfo(
+        u64_field(header, "incarnation"),
+        u64_field(header, "protocol"),
+        u64_field(header, "max_batch"),
+        u64_field(header, "max_accounts"),
+    )
+    return info, unknown
+
+
+class _Balances(Request[T]):
+    """What reads of one and of many balances share."""
+
+    __slots__ = ("count", "min_tx_id")
+    op = "balances"
+    count: int
+
+    def __init__(self, count: int, min_tx_id: int | None) -> None:
+        self.count = count
+        self.min_tx_id = min_tx_id
+
+    def fields(self) -> Header:
+        return {} if self.min_tx_id is None else {"min_tx_id": self.min_tx_id}
+
+    def _read(self, header: Header, payload: Sequence[bytes]) -> int:
+        count, snapshot = u64_field(header, "count"), u64_field(header, "snapshot")
+        if count != self.count:
+            raise bad_field("count", count, f"{self.count}, the number of accounts asked for")
+        if self.min_tx_id is not None and snapshot < self.min_tx_id:
+            raise bad_field("snapshot", snapshot, f"at least {self.min_tx_id}, as asked for")
+        check_frames(payload, 1)
+        check_size(payload[0], count, _I64.size)
+        return snapshot
+
+
+class ReadBalance(_Balances[Balance]):
+    """Reads the balance of one account."""
+
+    __slots__ = ("account",)
+
+    def __init__(self, account: int, min_tx_id: int | None = None) -> None:
+        super().__init__(1, min_tx_id)
+        self.account = account
+
+    def payload(self) -> Sequence[Payload]:
+        return (_U64.pack(self.account),)
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> Balance:
+        snapshot = self._read(header, payload)
+        return Balance(self.account, _I64.unpack(payload[0])[0], snapshot)
+
+
+class ReadBalances(_Balances[Balances]):
+    """Reads the balances of `accounts` u64[n], an array that nobody changes any more."""
+
+    __slots__ = ("accounts",)
+
+    def __init__(self, accounts: NDArray[np.uint64], min_tx_id: int | None = None) -> None:
+        super().__init__(len(accounts), min_tx_id)
+        self.accounts = accounts
+
+    def payload(self) -> Sequence[Payload]:
+        return (self.accounts.tobytes(),)
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> Balances:
+        snapshot = self._read(header, payload)
+        return Balances(self.accounts, np.frombuffer(payload[0], "<i8"), snapshot)
+
+
+class _Statuses(Request[T]):
+    """What status reads of one and of many transactions share."""
+
+    __slots__ = ("count", "min_tx_id")
+    op = "status"
+    count: int
+
+    def __init__(self, count: int, min_tx_id: int | None) -> None:
+        self.count = count
+        self.min_tx_id = min_tx_id
+
+    def fields(self) -> Header:
+        return {} if self.min_tx_id is None else {"min_tx_id": self.min_tx_id}
+
+    def _read(self, header: Header, payload: Sequence[bytes]) -> bytes:
+        count = u64_field(header, "count")
+        if count != self.count:
+            raise bad_field("count", count, f"{self.count}, the number of ids asked for")
+        check_frames(payload, 1)
+        check_size(payload[0], count, STATUS_SIZE)
+        return payload[0]
+
+
+class ReadStatus(_Statuses[TransactionStatus]):
+    """Reads the status of one transaction."""
+
+    __slots__ = ("tx_id",)
+
+    def __init__(self, tx_id: int, min_tx_id: int | None = None) -> None:
+        super().__init__(1, min_tx_id)
+        self.tx_id = tx_id
+
+    def payload(self) -> Sequence[Payload]:
+        return (_U64.pack(self.tx_id),)
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> TransactionStatus:
+        stage, status, first = _STATUS.unpack(self._read(header, payload))
+        if stage > max(Stage):
+            raise bad_field("stage", stage, "a stage")
+        return TransactionStatus(self.tx_id, Stage(stage), status_of(status), first or None)
+
+
+class ReadStatuses(_Statuses[TransactionStatuses]):
+    """Reads the statuses of `tx_ids` u64[n], an array that nobody changes any more."""
+
+    __slots__ = ("tx_ids",)
+
+    def __init__(self, tx_ids: NDArray[np.uint64], min_tx_id: int | None = None) -> None:
+        super().__init__(len(tx_ids), min_tx_id)
+        self.tx_ids = tx_ids
+
+    def payload(self) -> Sequence[Payload]:
+        return (self.tx_ids.tobytes(),)
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> TransactionStatuses:
+        rows = np.frombuffer(self._read(header, payload), STATUS_DTYPE)
+        if (rows["stage"] > max(Stage)).any():
+            raise ProtocolError("the gateway sent a status with an unknown stage")
+        columns = (np.ascontiguousarray(rows[name]) for name in ("stage", "status", "duplicate_of"))
+        return TransactionStatuses(self.tx_ids, *columns)
+
+
+class ReadIndex(Request[PipelineIndex]):
+    """Reads how far each stage has come."""
+
+    __slots__ = ()
+    op = "index"
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> PipelineIndex:
+        check_frames(payload, 0)
+        names = ("sequenced", "computed", "committed", "snapshot", "term")
+        return PipelineIndex(*(u64_field(header, name) for name in names))
+
+
+class WaitFor(Request[Level]):
+    """Waits until the index of `level` has reached `tx_id`."""
+
+    __slots__ = ("level", "tx_id")
+    op = "wait"
+    level: Level
+
+    def __init__(self, tx_id: int, level: Level) -> None:
+        self.tx_id = tx_id
+        self.level = level
+
+    def fields(self) -> Header:
+        return {"tx_id": self.tx_id, "wait": int(self.level)}
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> Level:
+        check_frames(payload, 0)
+        return level_field(header, self.level)
+
+
+class AskGateway(Request[GatewayInfo]):
+    """Asks the gateway who it is; the reply to a ping without pending requests."""
+
+    __slots__ = ()
+    op = "ping"
+
+    def fields(self) -> Header:
+        return {"pending": []}
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> GatewayInfo:
+        info, unknown = read_pong(header, payload)
+        if unknown:
+            raise bad_field("unknown", unknown, "empty, as nothing was asked for")
+        return info
+
+
+def _check_version(header: Header) -> None:
+    version = header.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"the gateway speaks version {_short(version)} of the protocol, this client speaks "
+            f"{PROTOCOL_VERSION}; use a client of the gateway's release"
+        )
+
+
+def _is_u64(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_U64
+
+
+def u64_field(header: Header, name: str) -> int:
+    """A header field that must be an unsigned 64-bit integer."""
+    value = header.get(name)
+    if type(value) is int and 0 <= value <= MAX_U64:
+        return value
+    raise bad_field(name, value, "an unsigned 64-bit integer")
+
+
+def level_field(header: Header, asked: Level) -> Level:
+    """The level that a reply says was reached, which must not be below the one asked for."""
+    value = u64_field(header, "level")
+    if not asked <= value <= Level.SNAPSHOT:
+        raise bad_field("level", value, f"a level from {int(asked)} up")
+    return Level(value)
+
+
+def check_frames(payload: Sequence[bytes], count: int) -> None:
+    """A reply must have exactly `count` payload frames."""
+    if len(payload) != count:
+        raise ProtocolError(f"the gateway sent {len(payload)} payload frames, expected {count}")
+
+
+def check_size(frame: bytes, count: int, item_size: int) -> None:
+    """A payload frame must hold exactly `count` items."""
+    if len(frame) != count * item_size:
+        raise ProtocolError(
+            f"the gateway sent a payload of {len(frame)} bytes, expected {count} x {item_size}"
+        )
+
+
+def bad_field(name: str, value: object, expected: str) -> ProtocolError:
+    """The error for a header field that is missing or not what it must be."""
+    return ProtocolError(
+        f"the gateway sent a reply whose {name} is {_short(value)}, expected {expected}"
+    )
+
+
+def _short(value: object) -> str:
+    return reprlib.repr(value)

@@ -1,0 +1,468 @@
+"""What a client does, without doing any I/O: requests, deadlines, pings, lost requests, retries.
+
+A shell (`sync`, `aio`) owns the socket and the clock, and drives one `Core`:
+
+1. `start` a request; `Call.done` tells when it is over.
+2. While `next_message` gives frames, send them without blocking; after each one that the socket
+   took, call `message_sent`. If the socket takes none, try again when it can.
+3. Hand every message that arrives to `receive`.
+4. Call `tick` at the time that `next_wake` gives, or later.
+5. After each of these, hand the calls in `finished` to those who wait for them, and clear it. Set
+   their `request` to None: a batch is large, and callers may keep its call.
+
+Times are integer nanoseconds of a monotonic clock; `random` gives floats in [0, 1). Not
+thread-safe.
+
+Each sending of a request has its own id, greater than all before it, and answers to earlier
+sendings are ignored. So a ping's answer can only speak of sendings that were made before the ping.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Generic, TypeVar, cast
+
+from tallybus.client.codec import (
+    ErrorCode,
+    ErrorReply,
+    Payload,
+    Request,
+    encode,
+    encode_ping,
+    read_answer,
+    read_error,
+    read_header,
+    read_pong,
+    reply_id,
+)
+from tallybus.errors import (
+    ClientClosed,
+    InvalidRequest,
+    LostTransaction,
+    OutcomeUnknown,
+    Overloaded,
+    ProtocolError,
+    ServerError,
+    TallybusError,
+    Timeout,
+    Unavailable,
+)
+
+T = TypeVar("T")
+
+MILLISECOND: Final = 1_000_000
+SECOND: Final = 1_000_000_000
+MAX_TIMEOUT_SECONDS: Final = 10 * 365 * 86_400
+MAX_PENDING_IDS: Final = 10_000
+"""Most ids that one ping asks for, the oldest ones."""
+_NEVER: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """Times of a core, in nanoseconds."""
+
+    ping_after: int = 250 * MILLISECOND
+    """A request without an answer for so long is asked for by a ping, which repeats as often."""
+    first_backoff: int = 5 * MILLISECOND
+    """Longest pause before the first retry after a refusal; each later one may be twice as long."""
+    max_backoff: int = 500 * MILLISECOND
+    answer_margin: int = 100 * MILLISECOND
+    """The gateway is asked to give up so much before the deadline (at most a tenth of the time
+    left), so that its answer, which can name the transaction, comes in time.
+    """
+
+
+class Call(Generic[T]):
+    """One request on its way. `value` or `error` is set once `done` is True. `owner` is the
+    shell's.
+    """
+
+    __slots__ = (
+        "attempts",
+        "deadline",
+        "done",
+        "error",
+        "owner",
+        "refusal",
+        "request",
+        "retry_at",
+        "seconds",
+        "sent_at",
+        "sent_id",
+        "unsure",
+        "value",
+    )
+
+    def __init__(self, request: Request[T], seconds: float, deadline: int) -> None:
+        self.request: Request[T] | None = request
+        self.seconds = seconds
+        self.deadline = deadline
+        self.done = False
+        self.value: T | None = None
+        self.error: TallybusError | None = None
+        self.owner: Any = None
+        self.attempts = 0
+        self.unsure = False
+        """An earlier sending was lost: what it did is not known."""
+        self.sent_id = 0
+        self.sent_at = 0
+        self.refusal: ErrorReply | None = None
+        self.retry_at = _NEVER
+
+    def result(self) -> T:
+        """The value of a call that is done; raises its error."""
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
+class Core:
+    """The state machine of one client."""
+
+    def __init__(self, random: Callable[[], float], settings: CoreSettings | None = None) -> None:
+        self.finished: list[Call[Any]] = []
+        self._random = random
+        self._settings = settings or CoreSettings()
+        self._calls: set[Call[Any]] = set()
+        self._queue: deque[Call[Any]] = deque()
+        self._sent: dict[int, Call[Any]] = {}
+        self._next_id = 1
+        self._wake = _NEVER  # no deadline or retry is earlier; the next one may be later
+        self._ping_at = _NEVER
+        self._ping_due = False
+        self._pings: list[int] = []
+        self._heard_at: int | None = None
+
+    @property
+    def outstanding(self) -> tuple[Call[Any], ...]:
+        """The calls that are not done, in no order."""
+        return tuple(self._calls)
+
+    @property
+    def has_message(self) -> bool:
+        """Whether `next_message` may have something."""
+        return bool(self._queue) or self._ping_due
+
+    def start(self, request: Request[T], now: int, seconds: float) -> Call[T]:
+        """Takes a request that may take `seconds` from `now`."""
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise InvalidRequest(
+                f"timeout must be a number of seconds, not {type(seconds).__name__}",
+                field="timeout",
+                value=seconds,
+            )
+        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+            raise InvalidRequest(
+                f"timeout must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds, "
+                f"not {seconds}",
+                field="timeout",
+                value=seconds,
+            )
+        call = Call(request, seconds, now + int(seconds * SECOND))
+        self._calls.add(call)
+        self._queue.append(call)
+        self._wake = min(self._wake, call.deadline)
+        return call
+
+    def next_message(self, now: int) -> list[Payload] | None:
+        """Frames to send next, or None. The same again until `message_sent`."""
+        while self._queue:
+            call = self._queue[0]
+            request = call.request
+            if request is not None and not call.done:
+                return encode(request, self._next_id, self._time_left(call, now), call.unsure)
+            self._queue.popleft()
+        if self._ping_due:
+            pending = list(islice(self._sent, MAX_PENDING_IDS))
+            if pending:
+                return encode_ping(self._next_id, pending)
+            self._ping_due = False
+        return None
+
+    def message_sent(self, now: int) -> None:
+        """The socket has taken the frames of `next_message`."""
+        if self._queue:
+            call = self._queue.popleft()
+            call.sent_id = self._next_id
+            call.sent_at = now
+            call.attempts += 1
+            self._sent[self._next_id] = call
+            if self._ping_at == _NEVER:
+                self._ping_at = now + self._settings.ping_after
+        else:
+            self._ping_due = False
+            self._pings.append(self._next_id)
+            self._ping_at = now + self._settings.ping_after
+        self._next_id += 1
+
+    def receive(self, frames: Sequence[bytes], now: int) -> None:
+        """Takes one message from the gateway."""
+        try:
+            header = read_header(frames)
+            request_id = reply_id(header)
+            if request_id is None:
+                error = read_error(header)
+                raise ProtocolError(
+                    f"the gateway could not read a request of this client: {error.message} "
+                    f"({error.code})"
+                )
+            call = self._sent.pop(request_id, None)
+            if call is None and request_id in self._pings:
+                self._heard_at = now
+                self._take_pong(request_id, header, frames[1:])
+        except ProtocolError as failure:
+            # It cannot be told which request this answers, and a peer that does not speak the
+            # protocol will answer none of the others either.
+            for other in list(self._calls):
+                self._fail(other, ProtocolError(failure.message))
+            return
+        self._heard_at = now
+        if call is None or call.request is None:
+            return
+        try:
+            answer = read_answer(call.request, header, frames[1:], call.unsure)
+        except ProtocolError as failure:
+            self._fail(call, failure)
+            return
+        if isinstance(answer, ErrorReply):
+            self._take_error(call, answer, now)
+        else:
+            call.value = answer
+            self._finish(call)
+
+    def tick(self, now: int) -> None:
+        """Does what time alone asks for: deadlines, retries, pings."""
+        if now >= self._wake:
+            self._wake = _NEVER
+            for call in list(self._calls):
+                if now >= call.deadline:
+                    self._expire(call, now)
+                    continue
+                if now >= call.retry_at:
+                    self._enqueue(call)
+                self._wake = min(self._wake, call.deadline, call.retry_at)
+        if now >= self._ping_at:
+            self._plan_ping(now)
+
+    def next_wake(self) -> int | None:
+        """When to call `tick` next, or None while nothing is outstanding."""
+        if not self._calls:
+            return None
+        return min(self._wake, self._ping_at)
+
+    def forget(self, call: Call[Any]) -> None:
+        """Nobody waits for this call any more: its answer will be ignored."""
+        if not call.done:
+            self._fail(call, ClientClosed("the caller gave the request up"))
+
+    def close(self) -> None:
+        """Fails what is left: OutcomeUnknown for submits that were sent, else ClientClosed."""
+        for call in list(self._calls):
+            request = call.request
+            if request is not None and not request.reads and call.attempts:
+                self._fail(call, _outcome_unknown(request, "the client was closed"))
+            else:
+                self._fail(
+                    call, ClientClosed("the client was closed before the request was answered")
+                )
+        self._queue.clear()
+
+    def _enqueue(self, call: Call[Any]) -> None:
+        call.retry_at = _NEVER
+        call.refusal = None
+        self._queue.append(call)
+
+    def _time_left(self, call: Call[Any], now: int) -> int:
+        left = call.deadline - now
+        left -= min(left // 10, self._settings.answer_margin)
+        return max(1, left // MILLISECOND)
+
+    def _plan_ping(self, now: int) -> None:
+        if not self._sent:
+            self._ping_at = _NEVER
+            self._pings.clear()
+            return
+        oldest = next(iter(self._sent.values())).sent_at + self._settings.ping_after
+        if now < oldest:
+            self._ping_at = oldest
+            return
+        # While the socket takes nothing, a ping more would only join the queue.
+        self._ping_due = not self._queue
+        self._ping_at = now + self._settings.ping_after
+
+    def _take_pong(self, ping_id: int, header: dict[str, Any], payload: Sequence[bytes]) -> None:
+        self._pings = [other for other in self._pings if other > ping_id]
+        if "error" in header:
+            read_error(header)
+            return
+        _, unknown = read_pong(header, payload)
+        for sent_id in unknown:
+            if sent_id >= ping_id:
+                raise ProtocolError("the gateway's answer to a ping names a request sent after it")
+            call = self._sent.pop(sent_id, None)
+            if call is not None and self._take_loss(call, "the connection was lost after sending"):
+                self._enqueue(call)
+
+    def _take_loss(self, call: Call[Any], why: str, first_tx_id: int | None = None) -> bool:
+        """A sending was lost, and nobody can say what it did. True if the call may go on."""
+        request = cast(Request[Any], call.request)
+        if not request.resendable():
+            self._fail(call, _outcome_unknown(request, why, first_tx_id))
+            return False
+        call.unsure = call.unsure or not request.reads
+        return True
+
+    def _take_error(self, call: Call[Any], reply: ErrorReply, now: int) -> None:
+        request = cast(Request[Any], call.request)
+        match reply.code:
+            case ErrorCode.OVERLOADED | ErrorCode.UNAVAILABLE:
+                call.refusal = reply
+                self._pause(call, now)
+                if call.retry_at >= call.deadline:
+                    self._expire(call, now)
+            case ErrorCode.OUTCOME_UNKNOWN:
+                if self._take_loss(call, reply.message, _first_tx_id(reply)):
+                    self._pause(call, now)
+            case ErrorCode.LOST if not request.reads and request.resendable():
+                self._pause(call, now)
+            case ErrorCode.TIMEOUT if request.reads and self._has_time(call, now):
+                # The gateway holds no request longer than its own limit, the caller would.
+                self._pause(call, now)
+            case _:
+                error = _error_of(request, reply, call.seconds)
+                if isinstance(error, (InvalidRequest, LostTransaction)):
+                    self._fail_without_effect(call, error)
+                else:
+                    self._fail(call, error)
+
+    def _pause(self, call: Call[Any], now: int) -> None:
+        settings = self._settings
+        longest = min(settings.first_backoff << min(call.attempts - 1, 30), settings.max_backoff)
+        pause = longest // 2 + int(self._random() * (longest - longest // 2))
+        call.retry_at = now + pause
+        self._wake = min(self._wake, call.retry_at)
+
+    def _has_time(self, call: Call[Any], now: int) -> bool:
+        return call.deadline - now > 2 * self._settings.answer_margin
+
+    def _expire(self, call: Call[Any], now: int) -> None:
+        request = cast(Request[Any], call.request)
+        refusal = call.refusal
+        if refusal is None:
+            self._fail(call, self._timeout(call, request, now))
+            return
+        kind = Overloaded if refusal.code is ErrorCode.OVERLOADED else Unavailable
+        self._fail_without_effect(
+            call,
+            kind(
+                f"the ledger refused the {request.op} request {call.attempts} times within "
+                f"{call.seconds:g} s, the last time with: {refusal.message} ({refusal.code}); "
+                "nothing was sequenced, try again later",
+                request=request.op,
+                attempts=call.attempts,
+            ),
+        )
+
+    def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout:
+        if not call.attempts:
+            why = "it was never sent, as there is no connection to the gateway"
+        elif self._heard_at is None:
+            why = "nothing has ever been heard from the gateway"
+        else:
+            why = f"the gateway was last heard {(now - self._heard_at) / SECOND:.3g} s ago"
+        if call.attempts and not request.reads:
+            why += "; the transactions may still be executed"
+        level = "" if request.level is None else f" to level {request.level.name}"
+        return Timeout(
+            f"no answer to the {request.op} request{level} within {call.seconds:g} s: {why}",
+            request=request.op,
+            level=request.level,
+            seconds=call.seconds,
+        )
+
+    def _fail_without_effect(self, call: Call[Any], error: TallybusError) -> None:
+        """Fails a call whose last sending had no effect; an earlier, lost one may have had one."""
+        if not call.unsure or call.request is None:
+            self._fail(call, error)
+            return
+        unknown = _outcome_unknown(
+            call.request, f"one sending was lost and the next one refused ({error.message})"
+        )
+        unknown.__cause__ = error
+        self._fail(call, unknown)
+
+    def _fail(self, call: Call[Any], error: TallybusError) -> None:
+        call.error = error
+        self._finish(call)
+
+    def _finish(self, call: Call[Any]) -> None:
+        call.done = True
+        self._calls.discard(call)
+        self._sent.pop(call.sent_id, None)
+        self.finished.append(call)
+
+
+def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> TallybusError:
+    code, text, details = reply.code, reply.message, reply.details
+    match code:
+        case ErrorCode.INVALID_REQUEST:
+            field, index = details.get("field"), details.get("index")
+            return InvalidRequest(
+                f"the gateway refused the {request.op} request: {text}",
+                field=field if isinstance(field, str) else None,
+                value=details.get("value"),
+                index=index if type(index) is int else None,
+            )
+        case ErrorCode.UNSUPPORTED_VERSION:
+            return ProtocolError(
+                f"the gateway does not speak this client's version of the protocol: {text}"
+            )
+        case ErrorCode.TIMEOUT:
+            return Timeout(
+                f"the gateway gave up the {request.op} request: {text}",
+                request=request.op,
+                level=request.level,
+                seconds=seconds,
+                first_tx_id=_first_tx_id(reply),
+            )
+        case ErrorCode.LOST:
+            return LostTransaction(
+                f"the transactions were sequenced, then lost before execution: {text}; "
+                "they had no effect, submit them again",
+                request=request.op,
+                tx_id=_first_tx_id(reply),
+            )
+        case _:
+            return ServerError(
+                f"the gateway failed on the {request.op} request: {text} ({code})",
+                request=request.op,
+                code=code,
+            )
+
+
+def _first_tx_id(reply: ErrorReply) -> int | None:
+    first = reply.details.get("first")
+    return first if type(first) is int and first > 0 else None
+
+
+def _outcome_unknown(
+    request: Request[Any], why: str, first_tx_id: int | None = None
+) -> OutcomeUnknown:
+    safe = request.resendable()
+    advice = (
+        "every operation has a user_ref, so sending the same ones again cannot apply any twice"
+        if safe
+        else "at least one has no user_ref, so sending them again could apply it twice; "
+        "read the balances before you do"
+    )
+    return OutcomeUnknown(
+        f"it is not known whether the {request.count} submitted operations were executed: {why}; "
+        f"{advice}",
+        count=request.count,
+        retry_safe=safe,
+        first_tx_id=first_tx_id,
+    )

@@ -1,0 +1,143 @@
+"""The typed exceptions of clients and of the embedded ledger.
+
+Every exception carries what a program needs to react as fields, and a message that says what
+happened, where, and what to do. A transaction that the ledger rejected is a result with a status
+and never one of these. Imports nothing but the record's codes.
+"""
+
+from __future__ import annotations
+
+from tallybus.common.record import Level
+
+
+class TallybusError(Exception):
+    """Base of every exception that this package raises on purpose. `message` is the text."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(TallybusError, ValueError):
+    """The request cannot be sent, or the gateway refused it; nothing was sequenced.
+
+    `field` names the offending field or argument (None when the gateway refused the request as a
+    whole), `value` is what was given, `index` the position of the operation in its batch (None
+    outside one).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        index: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        self.value = value
+        self.index = index
+
+
+class Timeout(TallybusError, TimeoutError):
+    """The deadline passed before the answer came. A submitted transaction may still be executed.
+
+    `request` is the protocol's name of the operation ("submit", "balances", ...), `level` the level
+    that was waited for (None for reads), `seconds` the time the caller allowed, `first_tx_id` the
+    id of the first submitted transaction where the gateway could tell it, else None: `wait_for` and
+    `get_status` take it from there.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        request: str,
+        level: Level | None,
+        seconds: float,
+        first_tx_id: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.request = request
+        self.level = level
+        self.seconds = seconds
+        self.first_tx_id = first_tx_id
+
+
+class Overloaded(TallybusError):
+    """The ledger took no more requests until the deadline; nothing was sequenced, retry later.
+
+    `request` is the protocol's name of the operation, `attempts` how often it was sent.
+    """
+
+    def __init__(self, message: str, *, request: str, attempts: int) -> None:
+        super().__init__(message)
+        self.request = request
+        self.attempts = attempts
+
+
+class Unavailable(TallybusError):
+    """A service that the request needs was down until the deadline; nothing was sequenced.
+
+    `request` is the protocol's name of the operation, `attempts` how often it was sent.
+    """
+
+    def __init__(self, message: str, *, request: str, attempts: int) -> None:
+        super().__init__(message)
+        self.request = request
+        self.attempts = attempts
+
+
+class OutcomeUnknown(TallybusError):
+    """A submit was lost on its way, so its transactions may or may not have been executed.
+
+    `count` is the number of operations. `retry_safe` is True if every one of them has a `user_ref`:
+    then sending the very same operations again cannot apply any of them twice (as long as their
+    references are within the ledger's duplicate window). With False, a retry could apply an
+    operation twice. `first_tx_id` is the id that the first operation had been given, where it is
+    known."""
+
+    def __init__(
+        self, message: str, *, count: int, retry_safe: bool, first_tx_id: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.count = count
+        self.retry_safe = retry_safe
+        self.first_tx_id = first_tx_id
+
+
+class LostTransaction(TallybusError):
+    """Transactions were sequenced and lost with their sequencer before execution: they had no
+    effect.
+
+    `request` is the protocol's name of the operation, `tx_id` the (first) lost id where it is
+    known. Submitting them again, under new ids, is safe.
+    """
+
+    def __init__(self, message: str, *, request: str, tx_id: int | None) -> None:
+        super().__init__(message)
+        self.request = request
+        self.tx_id = tx_id
+
+
+class ProtocolError(TallybusError):
+    """What the peer sent is not a reply of this protocol version. What a submit did is then not
+    known.
+    """
+
+
+class ServerError(TallybusError):
+    """The gateway failed on its own account (code "internal"). What a submit did is then not known.
+
+    `request` is the protocol's name of the operation, `code` the gateway's error code.
+    """
+
+    def __init__(self, message: str, *, request: str, code: str) -> None:
+        super().__init__(message)
+        self.request = request
+        self.code = code
+
+
+class ClientClosed(TallybusError):
+    """The client was closed before or while this was called; a request that reads was given up."""

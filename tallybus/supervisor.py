@@ -1,0 +1,254 @@
+"""The whole pipeline as processes under one supervisor: what `tallybus up` runs.
+
+Starts one process per service, restarts what dies with growing pauses, and stops all in pipeline
+order.
+A service that cannot recover (damage, a full disk, a wrong setting) is not restarted in a loop: the
+supervisor says why, stops the others and exits with that service's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from tallybus.client.sync import Client
+from tallybus.common import logs
+from tallybus.common import settings as configuration
+from tallybus.common.errors import EXIT_BUSY, FINAL_EXIT_CODES, ServiceError
+from tallybus.common.process import SUPERVISED, run_service
+from tallybus.common.settings import Settings
+from tallybus.errors import TallybusError
+
+START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
+STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
+BUSY_SECONDS: Final = 5.0
+"""How long after the start services of an earlier run may still hold locks and endpoints."""
+STOP_SECONDS: Final = 10.0
+WATCH_SECONDS: Final = 0.05
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 5.0
+HEALTHY_SECONDS: Final = 10.0
+"""A service that ran this long starts again without a pause."""
+
+
+class StartFailed(ServiceError):
+    """The pipeline did not come up. Fields: `service` ("" when none ended), `code` (its exit
+    code)."""
+
+    def __init__(self, service: str, code: int | None, seconds: float) -> None:
+        what = (
+            f"the {service} ended with exit code {code}; its log says why"
+            if service
+            else f"it did not answer within {seconds:g} seconds"
+        )
+        super().__init__(f"the pipeline did not start: {what}")
+        self.service = service
+        self.code = code
+
+
+@dataclasses.dataclass(slots=True)
+class Child:
+    """One service's process and how often it was started."""
+
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    restarts: int = 0
+    pause: float = FIRST_PAUSE
+    due: float | None = None
+
+
+class Supervisor:
+    """Five child processes. `start`, then `watch` regularly, then `stop`; or `run`, which does it
+    all."""
+
+    def __init__(self, settings: Settings, *, stderr: Any = None) -> None:
+        self.settings = settings
+        self.children = {name: Child(name) for name in START_ORDER}
+        self.failed: tuple[str, int] | None = None
+        self._log = logs.get("supervisor")
+        self._stderr = stderr
+        self._stopping = False
+        self._started = 0.0
+        self._environment = _environment(settings)
+
+    def pid(self, service: str) -> int:
+        """Process id of a service, 0 while it is not running."""
+        process = self.children[service].process
+        return process.pid if process is not None and process.poll() is None else 0
+
+    def start(self) -> None:
+        """Start all five; they find one another in any order."""
+        self._started = time.monotonic()
+        for name in START_ORDER:
+            self._spawn(self.children[name])
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Until the pipeline answers. Raises `StartFailed`."""
+        limit = time.monotonic() + timeout
+        with Client(self.settings.gateway.endpoint, timeout=timeout) as client:
+            while time.monotonic() < limit and not self._stopping:
+                self.watch()
+                if self.failed is not None:
+                    raise StartFailed(*self.failed, timeout)
+                try:
+                    client.pipeline_index(timeout=0.25)
+                    return
+                except TallybusError:
+                    continue
+        if not self._stopping:
+            raise StartFailed("", None, timeout)
+
+    def watch(self) -> None:
+        """Restart what died and is due; note what cannot be restarted in `failed`."""
+        now = time.monotonic()
+        for child in self.children.values():
+            if child.process is None:
+                if child.due is not None and now >= child.due:
+                    child.restarts += 1
+                    self._spawn(child)
+                continue
+            code = child.process.poll()
+            if code is None:
+                continue
+            child.process = None
+            busy = code == EXIT_BUSY and now - self._started > BUSY_SECONDS
+            if code in FINAL_EXIT_CODES or busy:
+                self.failed = (child.name, code)
+                self._log.error(
+                    "a service cannot go on, stopping all",
+                    extra=logs.fields(service=child.name, code=code),
+                )
+                return
+            if now - child.started >= HEALTHY_SECONDS:
+                child.pause = FIRST_PAUSE
+            child.due = now + child.pause
+            self._log.warning(
+                "a service died and is started again",
+                extra=logs.fields(service=child.name, code=code, pause=child.pause),
+            )
+            child.pause = min(child.pause * 2, LONGEST_PAUSE)
+
+    def stop(self) -> None:
+        """Stop all in pipeline order; what does not stop in time is killed."""
+        for name in STOP_ORDER:
+            child = self.children[name]
+            process, child.process, child.due = child.process, None, None
+            if process is None or process.poll() is not None:
+                continue
+            process.send_signal(signal.SIGTERM)
+            # A stopped process takes no other signal than this one.
+            process.send_signal(signal.SIGCONT)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._log.warning("killed, it did not stop", extra=logs.fields(service=name))
+                process.kill()
+                process.wait()
+
+    def run(self, on_ready: Callable[[], None] | None = None) -> int:
+        """Start, watch until SIGTERM or SIGINT or a failure, stop; returns the exit code."""
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            self._stopping = True
+
+        before = {
+            number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            self.start()
+            self.wait_ready()
+            if on_ready is not None and not self._stopping:
+                on_ready()
+            while not self._stopping and self.failed is None:
+                self.watch()
+                time.sleep(WATCH_SECONDS)
+        except StartFailed as error:
+            self._log.error(str(error))
+            return error.code or 1
+        finally:
+            self.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self.failed[1] if self.failed is not None else 0
+
+    def _spawn(self, child: Child) -> None:
+        child.due = None
+        child.started = time.monotonic()
+        child.process = subprocess.Popen(
+            [sys.executable, "-m", f"tallybus.services.{child.name}", SUPERVISED],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stderr=self._stderr,
+            # A terminal's Ctrl-C is for the supervisor, which stops the services in their order.
+            start_new_session=True,
+        )
+
+
+def serve(stage: str, settings: Settings) -> int:
+    """Run one service in this process until it is told to stop; returns the exit code."""
+    module = importlib.import_module(f"tallybus.services.{stage}.service")
+    return run_service(getattr(module, f"{stage.capitalize()}Service"), settings)
+
+
+@contextmanager
+def spawned_pipeline(settings: Settings) -> Iterator[Supervisor]:
+    """The five services as processes on a temporary data folder and a free port, removed at the
+    end.
+
+    `settings` are taken over but for the folder, the run folder and the endpoint, which is in
+    `supervisor.settings.gateway.endpoint`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tallybus-"))
+    try:
+        chosen = dataclasses.replace(
+            settings,
+            ledger=dataclasses.replace(settings.ledger, data=folder / "data"),
+            bus=dataclasses.replace(settings.bus, run_folder=folder / "run"),
+            gateway=dataclasses.replace(settings.gateway, endpoint=free_endpoint()),
+        )
+        with running_pipeline(chosen) as supervisor:
+            yield supervisor
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running_pipeline(settings: Settings, *, stderr: Any = None) -> Iterator[Supervisor]:
+    """The five services as processes, up and answering, with exactly these settings."""
+    supervisor = Supervisor(settings, stderr=stderr)
+    try:
+        supervisor.start()
+        supervisor.wait_ready()
+        yield supervisor
+    finally:
+        supervisor.stop()
+
+
+def free_endpoint() -> str:
+    """A loopback endpoint whose port was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _environment(settings: Settings) -> Mapping[str, str]:
+    others = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(configuration.ENVIRONMENT_PREFIX)
+    }
+    return {**others, **settings.to_environment()}

@@ -1,0 +1,34 @@
+"""What all tests share: a clean environment, free ports, hypothesis without a clock."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+
+# Whatever the developer exported must not reach the services that tests start.
+for variable in [name for name in os.environ if name.startswith("TALLYBUS_")]:
+    del os.environ[variable]
+
+# On a busy machine an example may be slow for no fault of ours. In continuous integration a run
+# must not fail for an example that the change has nothing to do with.
+settings.register_profile("tallybus", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("tallybus")
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives a new TCP port of the loopback address that nobody listens on, at each call."""
+    given: set[int] = set()
+
+    def find() -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            if port not in given:
+                given.add(port)
+                return port
+
+    return find

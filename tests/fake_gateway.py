@@ -1,0 +1,352 @@
+"""A gateway for tests of the clients: a ROUTER in a thread in front of a tiny ledger, which fails
+on cue.
+
+It answers every request at once unless its script says otherwise. The ledger sequences, applies
+each operation, and knows every `user_ref` it has seen, so a test can count effects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import zmq
+
+RECORD = struct.Struct("<BBHIQQQQ")
+FAILURE = struct.Struct("<IBBHQ")
+Script = Callable[["Message"], str]
+
+
+@dataclass
+class Message:
+    """One message from a client. `number` counts a gateway's messages other than pings, from 0."""
+
+    client: bytes
+    header: dict[str, Any]
+    payload: list[bytes]
+    number: int
+
+    @property
+    def op(self) -> str:
+        return str(self.header["op"])
+
+
+@dataclass
+class FakeLedger:
+    """Outlives its gateways. `effects` counts the executions per (kind, user_ref, account,
+    amount).
+    """
+
+    next_id: int = 1
+    refs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    balances: Counter[int] = field(default_factory=Counter)
+    effects: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+
+    def submit(self, records: bytes) -> tuple[int, list[bytes]]:
+        """First id and failures. An amount of 0 is an INVALID_OPERATION, and consumes its
+        reference.
+        """
+        first, failures = self.next_id, []
+        for offset, row in enumerate(RECORD.iter_unpack(records)):
+            kind, _, _, _, user_ref, account, counterparty, amount = row
+            tx_id = first + offset
+            if user_ref in self.refs:
+                original, status = self.refs[user_ref]
+                failures.append(FAILURE.pack(offset, 7, status, 0, original))
+                continue
+            status = 0 if amount else 5
+            if user_ref:
+                self.refs[user_ref] = (tx_id, status)
+            if status:
+                failures.append(FAILURE.pack(offset, status, 0, 0, 0))
+                continue
+            self.effects[kind, user_ref, account, amount] += 1
+            self.balances[counterparty if kind == 3 else account] += (
+                -amount if kind == 2 else amount
+            )
+            if kind == 3:
+                self.balances[account] -= amount
+        self.next_id = first + len(records) // RECORD.size
+        return first, failures
+
+
+def always(verdict: str) -> Script:
+    """A script that says the same of every message."""
+    return lambda _: verdict
+
+
+def first_time(verdict: str) -> Script:
+    """A script for the first message; the others are answered."""
+    return lambda message: verdict if message.number == 0 else "answer"
+
+
+answer_all = always("answer")
+
+
+class FakeGateway:
+    """Serves at `endpoint` (a free port of the loopback address if none is given) until `stop`.
+
+    `script` says what becomes of each message that is no ping: "answer"; "ignore" (lost on its way
+    here); "mute" (executed, the reply lost); "hold" (executed and kept until `release`); "garbage";
+    or an error code. Pings are answered truthfully, unless `silent`.
+    """
+
+    def __init__(
+        self,
+        ledger: FakeLedger | None = None,
+        script: Script = answer_all,
+        *,
+        endpoint: str = "tcp://127.0.0.1:*",
+        context: zmq.Context[Any] | None = None,
+        incarnation: int = 1,
+        silent: bool = False,
+    ) -> None:
+        self.ledger = ledger or FakeLedger()
+        self.script = script
+        self.incarnation = incarnation
+        self.silent = silent
+        self.seen: list[Message] = []
+        self.pings: list[Message] = []
+        self.held: list[tuple[Message, list[bytes]]] = []
+        self._own_context = zmq.Context() if context is None else None
+        self._context = context or self._own_context or zmq.Context.instance()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.set(zmq.ROUTER_HANDOVER, 1)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.bind(endpoint)
+        bound = self._socket.get(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        self.endpoint = bound.rstrip(b"\0").decode()
+        self._control, self._controlled = socket.socketpair()
+        self._heard = threading.Condition()
+        self._thread = threading.Thread(target=self._serve, name="fake gateway", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> FakeGateway:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Closes the socket; what it holds is gone."""
+        if self._thread.is_alive():
+            self._control.send(b"q")
+            self._thread.join(10)
+            self._control.close()
+            self._controlled.close()
+            if self._own_context is not None:
+                self._own_context.term()
+
+    def release(self) -> None:
+        """Answers everything that is held, in order."""
+        self._control.send(b"r")
+
+    def wait_seen(self, count: int, *, pings: bool = False) -> None:
+        """Returns when so many messages (or pings) have come."""
+        messages = self.pings if pings else self.seen
+        with self._heard:
+            assert self._heard.wait_for(lambda: len(messages) >= count, 10), len(messages)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._controlled, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self._controlled.fileno() in ready:
+                command = self._controlled.recv(1)
+                if command == b"q":
+                    break
+                for message, frames in self.held:
+                    self._send(message.client, frames)
+                self.held.clear()
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    self._take(self._socket.recv_multipart(zmq.DONTWAIT))
+        self._socket.close()
+
+    def _take(self, frames: list[bytes]) -> None:
+        header = msgpack.unpackb(frames[1])
+        message = Message(frames[0], header, frames[2:], len(self.seen))
+        if message.op == "ping":
+            self.pings.append(message)
+            if not self.silent:
+                self._send(message.client, self._pong(message))
+        else:
+            self.seen.append(message)
+            self._obey(message)
+        with self._heard:
+            self._heard.notify_all()
+
+    def _obey(self, message: Message) -> None:
+        verdict = self.script(message)
+        if verdict == "ignore":
+            return
+        if verdict == "garbage":
+            self._send(message.client, [b"\xc1", b"?"])
+            return
+        if verdict not in ("answer", "mute", "hold"):
+            header = {"error": verdict, "message": f"scripted {verdict}", "details": {}}
+            self._send(message.client, [self._header(message, header)])
+            return
+        reply = self.reply(message)
+        if verdict == "answer":
+            self._send(message.client, reply)
+        elif verdict == "hold":
+            self.held.append((message, reply))
+
+    def _pong(self, message: Message) -> list[bytes]:
+        held = {(other.client, other.header["id"]) for other, _ in self.held}
+        pending = message.header["pending"]
+        fields = {
+            "unknown": [item for item in pending if (message.client, item) not in held],
+            "incarnation": self.incarnation,
+            "protocol": 1,
+            "max_batch": 16_384,
+            "max_accounts": 1_000_000,
+        }
+        return [self._header(message, fields)]
+
+    def reply(self, message: Message) -> list[bytes]:
+        """Executes a request and gives its reply."""
+        header, payload, ledger = message.header, message.payload, self.ledger
+        last = ledger.next_id - 1
+        match message.op:
+            case "submit":
+                first, failures = ledger.submit(payload[0])
+                if header["wait"] == 0:
+                    failures = []
+                fields = {
+                    "first": first,
+                    "count": header["count"],
+                    "level": header["wait"],
+                    "failures": len(failures),
+                }
+                return [self._header(message, fields), b"".join(failures)]
+            case "balances":
+                accounts = struct.unpack(f"<{len(payload[0]) // 8}Q", payload[0])
+                balances = [ledger.balances[account] for account in accounts]
+                fields = {"count": len(accounts), "snapshot": last}
+                return [
+                    self._header(message, fields),
+                    struct.pack(f"<{len(balances)}q", *balances),
+                ]
+            case "status":
+                ids = struct.unpack(f"<{len(payload[0]) // 8}Q", payload[0])
+                rows = [struct.pack("<BB6xQ", 4 if tx_id <= last else 0, 0, 0) for tx_id in ids]
+                return [self._header(message, {"count": len(ids)}), b"".join(rows)]
+            case "index":
+                names = ("sequenced", "computed", "committed", "snapshot")
+                return [self._header(message, dict.fromkeys(names, last) | {"term": 1})]
+            case _:
+                return [self._header(message, {"level": header["wait"]})]
+
+    def _header(self, message: Message, fields: dict[str, Any]) -> bytes:
+        return bytes(msgpack.packb({"v": 1, "id": message.header["id"], **fields}))
+
+    def _send(self, client: bytes, frames: list[bytes]) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # the client is gone
+            self._socket.send_multipart([client, *frames], zmq.DONTWAIT)
+
+
+class CuttingProxy:
+    """Forwards TCP to `port`, but cuts the first connection after some bytes (at least 1).
+
+    `upstream` and `downstream` say after how many bytes towards the gateway, or towards the client;
+    None = never. Later connections are forwarded whole. `cut` tells whether it has been done.
+    """
+
+    def __init__(self, port: int, upstream: int | None, downstream: int | None) -> None:
+        self._target = port
+        self._left = {True: upstream, False: downstream}
+        self.forwarded = {True: 0, False: 0}
+        self.cut = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._control, self._controlled = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, name="cutting proxy", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> CuttingProxy:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._control.send(b"q")
+        self._thread.join(10)
+        self._control.close()
+        self._controlled.close()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        pairs: dict[socket.socket, tuple[socket.socket, bool, bool]] = {}
+        first = True
+        while True:
+            readable, _, _ = select.select([self._listener, self._controlled, *pairs], [], [])
+            if self._controlled in readable:
+                break
+            for source in readable:
+                if source is self._listener:
+                    client, _ = self._listener.accept()
+                    try:
+                        gateway = socket.create_connection(("127.0.0.1", self._target))
+                    except OSError:
+                        client.close()
+                        continue
+                    pairs[client] = (gateway, True, first)
+                    pairs[gateway] = (client, False, first)
+                    first = False
+                elif source in pairs and not self._forward(source, *pairs[source]):
+                    target = pairs.pop(source)[0]
+                    pairs.pop(target, None)
+                    source.close()
+                    target.close()
+        for left in list(pairs):
+            left.close()
+
+    def _forward(
+        self, source: socket.socket, target: socket.socket, to_gateway: bool, first: bool
+    ) -> bool:
+        """Forwards what there is; False if the connection is to be closed."""
+        left = self._left[to_gateway] if first else None
+        try:
+            data = source.recv(65_536 if left is None else min(left, 65_536))
+            target.sendall(data)
+        except OSError:
+            return False
+        if first:
+            self.forwarded[to_gateway] += len(data)
+        if left is not None:
+            self._left[to_gateway] = left - len(data)
+            if left == len(data):
+                self.cut = True
+                return False
+        return bool(data)
+
+
+@contextlib.contextmanager
+def restarting(
+    ledger: FakeLedger, first: Script, second: Script = answer_all
+) -> Iterator[tuple[FakeGateway, Callable[[], FakeGateway]]]:
+    """A gateway, and a function that stops it and starts its next incarnation on the same port."""
+    gateways = [FakeGateway(ledger, first)]
+
+    def restart() -> FakeGateway:
+        gateways[0].stop()
+        gateways.append(FakeGateway(ledger, second, endpoint=gateways[0].endpoint, incarnation=2))
+        return gateways[1]
+
+    try:
+        yield gateways[0], restart
+    finally:
+        for gateway in gateways:
+            gateway.stop()

@@ -1,0 +1,68 @@
+"""The measuring tools on a ledger of their own: five real services in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tallybus import supervisor
+from tallybus.cli import latency, load, main
+from tallybus.cli.limits import DiskLimits
+from tallybus.common import settings as configuration
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk's own speed is not what is tested here, and takes seconds to measure."""
+    for module in (load, latency):
+        monkeypatch.setattr(
+            module, "measure_disk", lambda *_, **__: DiskLimits(100_000_000, 0.5, (1_000_000,))
+        )
+
+
+def test_load_measures_a_ledger_of_its_own_and_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folders: list[Path] = []
+
+    def noted(settings: configuration.Settings) -> Iterator[supervisor.Supervisor]:
+        run_folders.append(configuration.run_folder(settings))
+        with running(settings) as started:
+            yield started
+
+    running = supervisor.running_pipeline
+    monkeypatch.setattr(supervisor, "running_pipeline", contextmanager(noted))
+    done = CliRunner().invoke(
+        main,
+        f"load --spawn --folder {tmp_path} --kind mixed --ops 20000 --batch 1000 --accounts 500 "
+        "--unique-refs --json --set ledger.transactions_per_segment=10000".split(),
+    )
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["ops"], report["spawned"]) == (20_000, True)
+    assert set(report["rejected"]) == {"INSUFFICIENT_FUNDS"}
+    assert 100 < report["failed"] < 1_000
+    # 40 bytes of a record, and its share of a header of 128 bytes per block.
+    assert 40 < report["log_bytes_per_tx"] < 44
+    assert report["share_of_disk_limit"] > 0
+    assert report["disk_folder"].startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert [folder.exists() for folder in run_folders] == [False]
+
+
+def test_latency_measures_beside_a_load_from_another_process(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        main,
+        f"latency --spawn --folder {tmp_path} --rate 2000 --samples 50 --accounts 100 "
+        "--json".split(),
+    )
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0 < report["p50_ms"] <= report["p99_ms"]
+    assert report["reached_rate"] > 0
+    assert list(tmp_path.iterdir()) == []
