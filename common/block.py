@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from crc32c import crc32c
 
+from tallybus.common.payload import Buffer as Buffer
 from tallybus.common.payload import Payload
 from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE
 

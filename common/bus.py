@@ -24,11 +24,14 @@ Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 COPY_BELOW: Final = 65_536
 """Frames shorter than this are copied: cheaper than keeping track of who still reads them."""
-MAX_CLIENT_QUEUE: Final = 4096
-"""Answers queued for one client that does not read them; more are dropped."""
+SOCKET_BUFFER_BYTES: Final = 4 << 20
+"""What the system may hold for a connection: a whole batch, so that neither side waits in its
+middle."""
+CLIENT_MESSAGES: Final = 64
+"""Messages queued in each direction for one client."""
 
 
-BALANCED_SPIN_NS: Final = 20_000
+BALANCED_SPIN_NS: Final = 0
 """How long a `balanced` wait polls before it sleeps."""
 
 
@@ -121,15 +124,17 @@ class Bus:
         socket.connect(self._endpoint(stage, "control", False))
         return Port(socket)
 
-    def clients(self, endpoint: str) -> Port:
-        """The gateway's socket for clients. The endpoint may name port 0 or `*`: see
-        `Port.endpoint`."""
+    def clients(self, endpoint: str, max_message_bytes: int) -> Port:
+        """The gateway's socket for clients; `Port.endpoint` tells the port where `*` was asked
+        for."""
         socket = self._socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # A client that reconnects keeps its routing id, and with it the answers it waits for.
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        socket.setsockopt(zmq.SNDHWM, MAX_CLIENT_QUEUE)
-        socket.setsockopt(zmq.RCVHWM, MAX_CLIENT_QUEUE)
+        # For each connection. What is beyond waits in the client and in `AnswerQueue`, bounded.
+        socket.setsockopt(zmq.SNDHWM, CLIENT_MESSAGES)
+        socket.setsockopt(zmq.RCVHWM, CLIENT_MESSAGES)
+        socket.setsockopt(zmq.MAXMSGSIZE, min(max_message_bytes, self._limits.max_message_bytes))
         _bind(socket, endpoint)
         return Port(socket)
 
@@ -146,6 +151,8 @@ class Bus:
         # Dead tcp peers are noticed; ipc and inproc notice by themselves and ignore these.
         socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5000)
+        socket.setsockopt(zmq.SNDBUF, SOCKET_BUFFER_BYTES)
+        socket.setsockopt(zmq.RCVBUF, SOCKET_BUFFER_BYTES)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._sockets.append(socket)
@@ -153,11 +160,10 @@ class Bus:
 
 
 class Port:
-    """One socket, non-blocking. `dropped` counts messages that no one could take."""
+    """One socket, non-blocking."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
-        self.dropped = 0
 
     @property
     def endpoint(self) -> str:
@@ -194,16 +200,14 @@ class Port:
             return False
         return True
 
-    def send_to(self, peer: bytes, frames: Sequence[Buffer]) -> bool:
-        """Answer a peer of a ROUTER. An answer for a peer that left or does not read is dropped."""
+    def send_to(self, peer: bytes, frames: Sequence[Buffer]) -> bool | None:
+        """Answer a peer of a ROUTER: True taken, False not now, None the peer is not there."""
         try:
-            if self.send([peer, *frames]):
-                return True
+            return self.send([peer, *frames])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-        self.dropped += 1
-        return False
+            return None
 
 
 def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:

@@ -31,12 +31,14 @@ from tallybus.common.frames import (
     encode,
 )
 from tallybus.common.settings import Settings
-from tallybus.common.stage import StageCore
+from tallybus.common.stage import PACE_NS, StageCore
 
 REST_NS: Final = 1_000_000
 """How long a `low_cpu` service rests after a turn with work, so that more gathers for the next."""
 DRAIN_NS: Final = 5_000_000_000
 """How long a clean stop waits for what is under way."""
+DRAIN_INPUT_NS: Final = 4_000_000
+"""How long a turn reads one socket: expensive messages of some must not hold up all."""
 PROGRESS_NS: Final = 1_000_000_000
 
 
@@ -227,6 +229,8 @@ class Shell(ABC):
         for item in self._inputs:
             if item.port.socket in ready:
                 self._drain(item, now)
+        if not ready:
+            self.idle()
         self.step(now)
         self.flush(now)
         if self._rests and ready:
@@ -234,6 +238,9 @@ class Shell(ABC):
 
     def step(self, now_ns: int) -> None:
         """What a shell does once a turn, between reading and sending."""
+
+    def idle(self) -> None:
+        """Called in a turn in which nothing arrived, for work that can be done at any time."""
 
     def flush(self, now_ns: int) -> None:
         """Send everything that the core has put out."""
@@ -340,9 +347,13 @@ class Shell(ABC):
             self._selector.watch(item.port, item.wanted())
         if self._push is not None:
             self._selector.watch(self._push, readable=False, writable=self._push_blocked)
-        return self._selector.wait(self.timeout_ns(time.monotonic_ns()))
+        timeout_ns = self.timeout_ns(time.monotonic_ns())
+        if self.core.status_pending:
+            timeout_ns = min(timeout_ns, PACE_NS)
+        return self._selector.wait(timeout_ns)
 
     def _drain(self, item: Input, now_ns: int) -> None:
+        until = time.monotonic_ns() + DRAIN_INPUT_NS
         for _ in range(item.most):
             if not item.wanted():
                 return
@@ -350,3 +361,5 @@ class Shell(ABC):
             if frames is None:
                 return
             item.handle(frames, now_ns)
+            if time.monotonic_ns() >= until:
+                return

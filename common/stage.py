@@ -21,6 +21,8 @@ from tallybus.common.link import LinkSender
 STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter", "gateway")
 """All stages: the four of the pipeline in its order, then the gateway in front of them."""
 
+PACE_NS: Final = 2_000_000
+"""How long a status may wait in which nothing is urgent."""
 HELLO_EVERY_NS: Final = 100_000_000
 
 
@@ -54,6 +56,7 @@ class StageCore(ABC):
         self._heartbeat_ns = heartbeat_ns
         self._last_status: StageStatus | None = None
         self._status_ns = 0
+        self.status_pending = False
         self._hello_ns: int | None = None
 
     @abstractmethod
@@ -82,15 +85,35 @@ class StageCore(ABC):
         self.broadcasts.append((TOPIC_EVENT, message))
 
     def heartbeat(self, now_ns: int) -> None:
-        """Broadcast the status when it has changed, and at least once in every heartbeat interval.
+        """Broadcast the status: at once when somebody waits for what is new in it, soon when
+        anything
+        is, and at least once in every heartbeat interval.
 
         Called last in a turn, so that what the status acknowledges was announced before it.
         """
         status = self.status()
-        if status != self._last_status or now_ns - self._status_ns >= self._heartbeat_ns:
-            self._last_status = status
-            self._status_ns = now_ns
-            self.broadcasts.append((TOPIC_STATUS, status))
+        last = self._last_status
+        since = now_ns - self._status_ns
+        self.status_pending = status != last
+        if last is not None and since < self._heartbeat_ns:
+            if not self.status_pending:
+                return
+            if since < PACE_NS and not self.urgent(status, last):
+                return
+        self.status_pending = False
+        self._last_status = status
+        self._status_ns = now_ns
+        self.broadcasts.append((TOPIC_STATUS, status))
+
+    def urgent(self, status: StageStatus, last: StageStatus) -> bool:
+        """Whether a change of the status is waited for. Acknowledgements are not: they free
+        memory."""
+        return (
+            status.term != last.term
+            or status.peer != last.peer
+            or status.gap > last.gap
+            or status.full != last.full
+        )
 
     def hello_due(self, now_ns: int) -> bool:
         """Whether to say hello (again): at once, then at most every 100 ms."""

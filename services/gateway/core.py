@@ -51,6 +51,8 @@ from tallybus.services.gateway.waits import Marks
 
 MAX_HELD: Final = 262_144
 """Client requests held at a time; beyond it clients are told `overloaded`."""
+MAX_READ_BYTES: Final = 32 << 20
+"""Keys of reads held at a time; beyond it clients are told `overloaded`."""
 ASK_AGAIN_NS: Final = 100_000_000
 NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
 
@@ -91,6 +93,8 @@ class GatewayCore(StageCore):
         self._deadlines: Marks[ClientRequest] = Marks()
         self._unready: list[ClientRequest] = []
         self._term_start = 0
+        self._accepted = (0, 0)
+        self._read_bytes = 0
         self._results_next = 0
         self._recent: deque[Results] = deque()
         self._asked_ns = -ASK_AGAIN_NS
@@ -133,6 +137,11 @@ class GatewayCore(StageCore):
                 return
             self._gathered += request.count
             self._gatherer.add(request)
+        elif isinstance(request, Read):
+            if self._read_bytes and self._read_bytes + request.keys.nbytes > MAX_READ_BYTES:
+                self._overloaded(request, f"{self._read_bytes} bytes of reads are waiting")
+                return
+            self._read_bytes += request.keys.nbytes
         elif isinstance(request, Wait) and request.level is Level.NONE:
             # Whatever has an id was sequenced; the first level that can be waited for is the next.
             request.level = Level.COMPUTED
@@ -181,16 +190,20 @@ class GatewayCore(StageCore):
     def _finish(
         self, request: ClientRequest, fields: dict[str, Any], payload: Buffer | None = None
     ) -> None:
-        request.done = True
-        del self._held[request.client, request.id]
+        self._let_go(request)
         self.answers.append((request.client, protocol.reply(request.id, fields, payload)))
 
     def _fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
-        request.done = True
-        del self._held[request.client, request.id]
+        self._let_go(request)
         self.answers.append(
             (request.client, protocol.error_reply(request.id, code, message, details))
         )
+
+    def _let_go(self, request: ClientRequest) -> None:
+        request.done = True
+        del self._held[request.client, request.id]
+        if isinstance(request, Read):
+            self._read_bytes -= request.keys.nbytes
 
     def _on_ping(self, ping: Ping) -> None:
         unknown = [item for item in ping.pending if (ping.client, item) not in self._held]
@@ -320,6 +333,7 @@ class GatewayCore(StageCore):
             if batch is not None:
                 self._computed(batch, first, count, rows, message.term)
         self._results_next = message.first + message.count
+        self._drop_passed_over()
         self._advance(Level.COMPUTED, self._results_next - 1)
 
     def _computed(self, batch: Batch, first: int, count: int, rows: Any, term: int) -> None:
@@ -399,7 +413,7 @@ class GatewayCore(StageCore):
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
         """A stage's broadcast."""
-        if message.stage != "sequencer" and self.term and message.term > self.term:
+        if message.stage != "sequencer" and message.term > self.term:
             # Its ids may be others than this gateway knows; a heartbeat repeats it after the
             # sequencer's.
             return
@@ -410,12 +424,15 @@ class GatewayCore(StageCore):
             if message.incarnation != self._transactor:
                 self._transactor = message.incarnation
                 self._asked_ns = now_ns - ASK_AGAIN_NS
+            index = message.index
+            if message.term < self.term:
+                index = min(index, self._term_start - 1)
             if self._results_next == 0:
-                self._results_next = message.index + 1
-                self._advance(Level.COMPUTED, message.index)
-            elif message.index >= self._results_next and now_ns - self._asked_ns >= ASK_AGAIN_NS:
+                self._results_next = index + 1
+                self._advance(Level.COMPUTED, index)
+            elif index >= self._results_next and now_ns - self._asked_ns >= ASK_AGAIN_NS:
                 self._asked_ns = now_ns
-                self.requests.append(ResultsQuery(self._results_next, message.index))
+                self.requests.append(ResultsQuery(self._results_next, index))
         elif message.stage == "wal":
             self._advance(Level.COMMITTED, message.durable)
         elif message.stage == "snapshotter":
@@ -441,6 +458,8 @@ class GatewayCore(StageCore):
                 self._on_new_term(message.start)
         self.sequenced = max(self.sequenced, message.index)
         expected = message.gateways.get(self.incarnation, self.link.base)
+        self._accepted = (message.index, expected)
+        self._drop_passed_over()
         # The sequencer may ask for requests that were computed since it last heard of them.
         expected = max(expected, self.link.base)
         self.link.acknowledge(message.incarnation, expected, now_ns, full=message.full)
@@ -452,8 +471,8 @@ class GatewayCore(StageCore):
         self.computed = min(self.computed, start - 1)
         if self._results_next > start:
             self._results_next = start
-        while self._recent and self._recent[-1].first >= start:
-            self._recent.pop()
+        while self._recent and self._recent[-1].first + self._recent[-1].count > start:
+            self._results_next = min(self._results_next, self._recent.pop().first)
         for batch in list(self._batches.values()):
             if not batch.first or batch.term == self.term or batch.first + batch.count <= start:
                 continue
@@ -481,6 +500,15 @@ class GatewayCore(StageCore):
                     + why,
                     first=request.first,
                 )
+
+    def _drop_passed_over(self) -> None:
+        """Give up what the sequencer took and gave no ids: all that have ids are computed by
+        now."""
+        index, expected = self._accepted
+        if self._results_next <= index:
+            return
+        while self._batches and (oldest := next(iter(self._batches))) < expected:
+            self._drop(self._batches[oldest], protocol.LOST, "its ids went to others")
 
     def _advance(self, level: Level, index: int) -> None:
         if index <= self._index(level):
@@ -605,7 +633,7 @@ class GatewayCore(StageCore):
                 request,
                 protocol.TIMEOUT,
                 f"level {request.level.name} was not reached in time; it may still be",
-                first=request.first or None,
+                first=request.first if 0 < request.last <= self.computed else None,
                 level=int(request.level),
             )
         else:

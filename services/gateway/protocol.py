@@ -33,7 +33,7 @@ MAX_NAMES: Final = 4096
 MAX_NAME_BYTES: Final = 256
 MAX_NAMES_BYTES: Final = 65_536
 """All names of a request together, so that a batch of several still has a short header."""
-MAX_PENDING: Final = 65_536
+MAX_PENDING: Final = 10_000
 
 INVALID_REQUEST: Final = "invalid_request"
 UNSUPPORTED_VERSION: Final = "unsupported_version"

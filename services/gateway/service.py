@@ -19,10 +19,14 @@ from tallybus.common.frames import (
     encode,
 )
 from tallybus.common.service import Shell
+from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES
+from tallybus.services.gateway.answers import AnswerQueue
 from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.protocol import Limits
 
 CLIENT_MESSAGES_PER_TURN: Final = 512
+RETRY_NS: Final = 1_000_000
+"""How long answers wait that a client's connection did not take."""
 
 
 class GatewayService(Shell):
@@ -46,7 +50,12 @@ class GatewayService(Shell):
             settings.gateway.max_request_wait_ms,
         )
         self.open_client_of("sequencer")
-        self._clients: Port = self.bus.clients(settings.gateway.endpoint)
+        self._clients: Port = self.bus.clients(
+            settings.gateway.endpoint,
+            max(settings.gateway.max_batch * OPERATION_BYTES, settings.gateway.max_reads * 8)
+            + HEADER_BYTES,
+        )
+        self._answers = AnswerQueue(self._clients.send_to)
         self.endpoint = self._clients.endpoint
         self._snapshotter = self.bus.dealer("snapshotter")
         self._transactor = self.bus.dealer("transactor")
@@ -69,7 +78,7 @@ class GatewayService(Shell):
 
     def timeout_ns(self, now_ns: int) -> int:
         deadline = self.core.next_deadline_ns()
-        wait = super().timeout_ns(now_ns)
+        wait = RETRY_NS if self._answers.waiting else super().timeout_ns(now_ns)
         return wait if deadline is None else max(0, min(wait, deadline - now_ns))
 
     def finished(self) -> bool:
@@ -86,8 +95,9 @@ class GatewayService(Shell):
             if not self._snapshotter.send(encode(core.queries[0])):
                 break
             core.queries.pop(0)
+        self._answers.retry()
         for client, frames in core.answers:
-            self._clients.send_to(client, frames)
+            self._answers.put(client, frames)
         core.answers.clear()
 
     def on_broadcast(self, message: Message, now_ns: int) -> None:

@@ -206,6 +206,10 @@ class SnapshotterCore(StageCore):
                 self.on_query(peer, query)
         self.heartbeat(now_ns)
 
+    def urgent(self, status: StageStatus, last: StageStatus) -> bool:
+        # Clients wait for the snapshot index.
+        return status.index != last.index or super().urgent(status, last)
+
     def status(self) -> StageStatus:
         return StageStatus(
             stage=self.stage,

@@ -128,6 +128,9 @@ class TransactorCore(StageCore):
         """A sequencer starts (term 0), or comes back to a transactor that started anew."""
         if self._engine is None or message.stage != "sequencer":
             return
+        if self._granting is not None and self._granting[1].incarnation == message.incarnation:
+            self._granting = (peer, message)
+            return
         known = message.incarnation == self.receiver.peer
         if message.incarnation in self._retired or (
             not known
@@ -141,16 +144,20 @@ class TransactorCore(StageCore):
         elif message.term:
             self._grant(peer, message, message.term)
         else:
-            # The term is granted when the log has it on disk: no term is ever granted twice.
+            # Nothing of the old term is taken any more. The new one is granted when the log has it
+            # on disk, behind everything of the old one: no term is ever granted twice.
             self._granting = (peer, message)
-            self.requests.append(Hello(self.stage, self.incarnation, self.term + 1))
+            self._follow(message.incarnation, self.term + 1)
 
     def _grant(self, peer: bytes, message: Hello, term: int) -> None:
-        if self.receiver.peer:
-            self._retired.add(self.receiver.peer)
         self.term = term
-        self.receiver.fence(message.incarnation, term)
+        self._follow(message.incarnation, term)
         self._greet(peer, message.incarnation)
+
+    def _follow(self, incarnation: int, term: int) -> None:
+        if self.receiver.peer not in (0, incarnation):
+            self._retired.add(self.receiver.peer)
+        self.receiver.fence(incarnation, term)
 
     def _greet(self, peer: bytes, incarnation: int) -> None:
         self.replies.append(
@@ -257,6 +264,13 @@ class TransactorCore(StageCore):
             # Silence until the log is replayed: a status is a promise about an index.
             return
         self.link.check_stall(now_ns)
+        if (
+            self._granting is not None
+            and self._accepted_by_log
+            and self.link.expected == self.link.end
+            and self.hello_due(now_ns)
+        ):
+            self.requests.append(Hello(self.stage, self.incarnation, self.term + 1))
         self.heartbeat(now_ns)
 
     def next_data(self) -> Message | None:

@@ -20,6 +20,7 @@ from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.recovery import Interrupted, recover_engine
+from tallybus.services.transactor.warm import WindowWarmer
 
 
 class TransactorService(Shell):
@@ -30,6 +31,7 @@ class TransactorService(Shell):
 
     def prepare(self) -> None:
         self.lock_run_folder()
+        self._warmer: WindowWarmer | None = None
         self.core = TransactorCore(
             self.new_incarnation(), self.settings.bus.max_in_flight, self.heartbeat_ns
         )
@@ -41,6 +43,12 @@ class TransactorService(Shell):
     def step(self, now_ns: int) -> None:
         if self.core.recovering:
             self._recover()
+        if self._warmer is not None:
+            self._warmer.keep_up()
+
+    def idle(self) -> None:
+        if self._warmer is not None:
+            self._warmer.idle()
 
     def on_data(self, message: Message, now_ns: int) -> None:
         if isinstance(message, Sequenced):
@@ -85,6 +93,9 @@ class TransactorService(Shell):
         for damage in recovered.rejected:
             self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
         self.core.recovered(recovered.engine, recovered.results)
+        if self.settings.bus.transport != "inproc":
+            # An embedded ledger is opened for a moment more often than for good.
+            self._warmer = WindowWarmer(recovered.engine.window)
         self.log.info(
             "recovered",
             extra=logs.fields(

@@ -166,6 +166,10 @@ class WalCore(StageCore):
         self.link.check_stall(now_ns)
         self.heartbeat(now_ns)
 
+    def urgent(self, status: StageStatus, last: StageStatus) -> bool:
+        # Clients wait for the commit index.
+        return status.durable != last.durable or super().urgent(status, last)
+
     def next_data(self) -> Message | None:
         return self.link.peek()
 

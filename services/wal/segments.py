@@ -213,12 +213,15 @@ class Log:
     def write_marker(self, durable_index: int, term: int | None = None) -> bool:
         """Put a newer durable index, or a higher term, into the log; false if it has it.
 
-        Until the marker is on disk itself, a damaged last block looks like a torn tail.
+        Until the marker is on disk itself, a damaged last block looks like a torn tail. Raises
+        AppendRefused for a term below the log's (nothing written) and StorageError (fatal).
         """
         self._check_usable()
         check_durable(self._chain, durable_index)
         term = self._chain.term if term is None else term
-        if durable_index <= self._chain.durable_index and term <= self._chain.term:
+        if term < self._chain.term:
+            raise AppendRefused("term", term, self._chain.term, "a newer sequencer has written")
+        if durable_index <= self._chain.durable_index and term == self._chain.term:
             return False
         header, packed = self._chain.seal(EMPTY_PAYLOAD, durable_index=durable_index, term=term)
         self._write(header, [packed])

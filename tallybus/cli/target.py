@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def target(
         yield Target(endpoint, Path(folder or tempfile.gettempdir()), None)
         return
     from tallybus.common.settings import load, run_folder
-    from tallybus.supervisor import free_endpoint, running_pipeline
+    from tallybus.supervisor import running_pipeline
 
     with tempfile.TemporaryDirectory(prefix="tallybus-", dir=folder) as made:
         data = Path(made) / "data"
@@ -56,7 +57,7 @@ def target(
             overrides={
                 # What the services tell of their ordinary life would stand among the progress.
                 "logging.level": "warning",
-                "gateway.endpoint": free_endpoint(),
+                "gateway.endpoint": _endpoint(Path(made)),
                 **overrides,
                 "ledger.data": data,
                 "bus.run_folder": "",
@@ -68,3 +69,13 @@ def target(
         finally:
             # With a long path of the data folder the sockets are elsewhere.
             shutil.rmtree(run_folder(settings), ignore_errors=True)
+
+
+def _endpoint(folder: Path) -> str:
+    """In the folder of the run where the path is short enough for a socket, else a loopback
+    port."""
+    from tallybus.common.settings_table import MAX_IPC_PATH_BYTES
+    from tallybus.supervisor import free_endpoint
+
+    path = folder / "clients"
+    return f"ipc://{path}" if len(os.fsencode(path)) <= MAX_IPC_PATH_BYTES else free_endpoint()

@@ -21,6 +21,8 @@ from tallybus.errors import InvalidRequest
 from tallybus.operations import Records
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
+SOCKET_BUFFER_BYTES: Final = 4 << 20
+"""Room for a whole batch in the system's buffer: sending one is then one step, not several."""
 MAX_QUEUED_MESSAGES: Final = 1000
 RECONNECT_MS: Final = 20
 MAX_RECONNECT_MS: Final = 500
@@ -105,6 +107,8 @@ class Wire:
             zmq.SNDHWM: MAX_QUEUED_MESSAGES,
             zmq.RCVHWM: MAX_QUEUED_MESSAGES,
             zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,
+            zmq.SNDBUF: SOCKET_BUFFER_BYTES,
+            zmq.RCVBUF: SOCKET_BUFFER_BYTES,
             zmq.RECONNECT_IVL: RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: MAX_RECONNECT_MS,
             zmq.HEARTBEAT_IVL: HEARTBEAT_MS,

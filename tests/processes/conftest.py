@@ -9,10 +9,12 @@ import pytest
 from tests.processes.pipeline import Command, Pipeline, environment, make_settings, pipeline_of
 
 
-@pytest.fixture(autouse=True)
-def _this_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _this_source_tree() -> Iterator[None]:
     """Services are started from this source tree, installed or not."""
-    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+        yield
 
 
 @pytest.fixture
@@ -27,10 +29,19 @@ def start_pipeline(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
         yield start
 
 
-@pytest.fixture
-def pipeline(start_pipeline: Callable[..., Pipeline]) -> Pipeline:
-    """A running pipeline with ordinary settings."""
-    return start_pipeline()
+@pytest.fixture(scope="module")
+def pipeline(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pipeline]:
+    """One running pipeline for all tests of a module, with its `PIPELINE_SETTINGS` if it has any.
+
+    Tests share it: each uses accounts of its own, and counts ids from where it finds them.
+    """
+    folder = tmp_path_factory.mktemp("pipeline")
+    overrides = getattr(request.module, "PIPELINE_SETTINGS", {})
+    settings = make_settings(folder / "data", **overrides)
+    with pipeline_of(settings, folder / "services.log") as running:
+        yield running
 
 
 @pytest.fixture

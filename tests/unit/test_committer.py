@@ -3,6 +3,7 @@
 import errno
 import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -194,6 +195,73 @@ def test_a_rotation_between_reading_the_index_and_syncing_loses_nothing() -> Non
     committer.close()
     assert committer.failure is None
     assert committer.durable == 120
+
+
+class HeldSync(MemoryStorage):
+    """Holds the first fdatasync made while `armed`, and tells when its descriptor is closed."""
+
+    def __init__(self, events: SimpleQueue[str]) -> None:
+        super().__init__()
+        self.events = events
+        self.armed = False
+        self.held: int | None = None
+        self.may_end = threading.Event()
+
+    def _sys_fdatasync(self, descriptor: int) -> None:
+        if self.armed:
+            self.armed = False
+            self.held = descriptor
+            self.events.put("sync began")
+            assert self.may_end.wait(WAIT)
+            self.held = None
+        super()._sys_fdatasync(descriptor)
+
+    def _sys_close(self, descriptor: int) -> None:
+        if descriptor == self.held:
+            self.events.put("closed under the sync")
+        super()._sys_close(descriptor)
+
+
+class TellingLock:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self, events: SimpleQueue[str]) -> None:
+        self._events = events
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._events.put("waits")
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_rotation_waits_for_the_sync_of_the_file_it_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: SimpleQueue[str] = SimpleQueue()
+    disk = HeldSync(events)
+    log = Log.open(FOLDER, disk, 5, CLUSTER)
+    monkeypatch.setattr(log, "_file_lock", TellingLock(events))
+    log.append(sample_batch(1, 4), 0)
+    disk.armed = True
+    syncing = threading.Thread(target=log.sync)
+    syncing.start()
+    assert events.get(timeout=WAIT) == "sync began"
+    rotating = threading.Thread(target=log.append, args=(sample_batch(5, 3), 0))
+    rotating.start()
+    try:
+        assert events.get(timeout=WAIT) == "waits"
+    finally:
+        disk.may_end.set()
+        syncing.join()
+        rotating.join()
+    assert events.empty()
+    assert (log.segment, log.failure) == (2, None)
+    log.close()
+    assert_log_holds(disk.after_crash("synced"), 7, 5)
 
 
 @pytest.mark.parametrize("operation", ["write", "fdatasync", "fsync", "fsync_folder", "rename"])

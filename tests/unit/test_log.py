@@ -108,6 +108,21 @@ def test_marker_carries_a_newer_durable_index_once() -> None:
     assert log.certified_index == 4
 
 
+def test_a_marker_keeps_a_higher_term_before_any_batch_of_it() -> None:
+    disk, log = open_memory()
+    log.append(sample_batch(1, 2, term=3), 0)
+    assert log.write_marker(0, term=7)
+    assert not log.write_marker(0, term=7)
+    with pytest.raises(AppendRefused, match="term 6"):
+        log.write_marker(0, term=6)
+    with pytest.raises(AppendRefused, match="term 6"):
+        log.append(sample_batch(3, 1, term=6), 0)
+    log.sync()
+    reopened = Log.open(FOLDER, disk.after_crash("synced"), 10, CLUSTER)
+    assert (reopened.term, reopened.next_id) == (7, 3)
+    assert log.next_id == 3
+
+
 def test_gateways_are_known_again_after_reopening() -> None:
     disk = MemoryStorage()
     log = Log.open(FOLDER, disk, 4, CLUSTER)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tallybus.common.payload import Buffer
+from tallybus.common.block import Buffer
 from tallybus.common.files import Storage, StorageError
 from tallybus.common.snapshot import (
     FrozenBalances,

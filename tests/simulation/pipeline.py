@@ -1,0 +1,337 @@
+"""One simulated run: five stages, clients, a seed. `run` plays it to its end and checks it throughout."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tallybus.common.errors import ServiceError
+from tallybus.common.link import LinkError
+from tallybus.common.snapshot import FrozenBalances, chunk_count
+from tallybus.common.stage import Fenced
+from tests.simulation.checks import Judge
+from tests.simulation.clients import Client
+from tests.simulation.nodes import (
+    STAGES,
+    GatewayNode,
+    Node,
+    SequencerNode,
+    SnapshotterNode,
+    TransactorNode,
+    WalNode,
+)
+from tests.simulation.world import MS, SECOND, Disk, Rates, SimulationFailure, World, check
+
+DRAIN_NS: Final = 300 * SECOND
+FLAVOURS: Final = ("messages", "single", "crashes", "power")
+"""Lost messages only; one crash at a time, of which clients must notice nothing but a pause; crashes of
+any stages at any time; power cuts as well, which take the unsynced tail of the log."""
+
+
+@dataclass
+class Report:
+    """What a run did."""
+
+    seed: int
+    flavour: str
+    steps: int = 0
+    transactions: int = 0
+    committed: int = 0
+    completed: int = 0
+    lost: int = 0
+    virtual_seconds: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+class Pipeline:
+    """The state of one run."""
+
+    def __init__(self, seed: int, flavour: str | None = None, steps: int | None = None) -> None:
+        rng = random.Random(seed)
+        self.seed = seed
+        self.flavour = flavour or FLAVOURS[seed % len(FLAVOURS)]
+        self.strict = self.flavour in ("messages", "single")
+        self.steps = steps or rng.choice((600, 1500, 3000))
+        self.segment_size = rng.choice((7, 30, 100, 400))
+        self.snapshot_frequency = rng.choice((1, 2, 3))
+        self.max_accounts = rng.choice((4, 40))
+        self.max_in_flight = rng.choice((30, 100, 1000))
+        self.max_batch = rng.choice((5, 20, 60))
+        self.max_wait_ms = 60_000
+        self.told_again = rng.choice((10, 100, 100_000))
+        self.sync_rate = rng.choice((0.1, 0.5, 1.0))
+        self.world = World(rng, self._rates(rng))
+        self.disk = Disk(self.segment_size)
+        self.judge = Judge(self.disk, self.max_accounts, strict=self.strict)
+        self.shared_refs = [rng.getrandbits(64) | 1 for _ in range(rng.choice((3, 30)))]
+        self._amount = 0
+        self.committed = 0
+        self.draining_since = 0
+        self._high = 0
+        self._crash_mark = 0
+        self._computed_high = 0
+        self.nodes: dict[str, Node] = {
+            "sequencer": SequencerNode(self, "sequencer"),
+            "transactor": TransactorNode(self, "transactor"),
+            "wal": WalNode(self, "wal"),
+            "snapshotter": SnapshotterNode(self, "snapshotter"),
+        }
+        gateways = 1 if self.strict else rng.choice((1, 2))
+        for number in range(gateways):
+            name = f"gateway{number}"
+            self.nodes[name] = GatewayNode(self, name)
+        self.clients = [
+            Client(self, f"client{number}", f"gateway{number % gateways}", rng.choice((1, 3)))
+            for number in range(rng.choice((1, 3, 6)))
+        ]
+
+    def _rates(self, rng: random.Random) -> Rates:
+        harsh = rng.choice((0.0, 0.01, 0.1))
+        crash = 0.0 if self.flavour == "messages" else rng.choice((0.002, 0.01))
+        return Rates(
+            drop=rng.choice((0.0, harsh)),
+            repeat=rng.choice((0.0, harsh)),
+            reorder=rng.choice((0.0, harsh, 3 * harsh)),
+            delay_ms=rng.choice((0.05, 1.0, 10.0)),
+            crash=crash,
+            power=crash / 3 if self.flavour == "power" else 0.0,
+            jump=rng.choice((0.0, 0.002)),
+        )
+
+    # -- what nodes and clients ask for ------------------------------------------------------------
+
+    def new_amount(self) -> int:
+        self._amount += 1
+        return self._amount
+
+    def new_ref(self) -> int:
+        return self.world.rng.getrandbits(64) | 1
+
+    def thaw(self, frozen: FrozenBalances) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Arrays of their own from a snapshot."""
+        touched = np.zeros(chunk_count(self.max_accounts), np.uint8)
+        touched[frozen.chunks.astype(np.intp)] = 1
+        balances = np.zeros(self.max_accounts, np.int64)
+        for chunk, row in zip(frozen.chunks.tolist(), frozen.balances, strict=True):
+            assert chunk == 0
+            balances[:] = row[: self.max_accounts]
+        return balances, touched
+
+    def died(self, node: Node, error: ServiceError) -> None:
+        """A stage gave up. Only a second life of a stage, or a lost tail of the log, may make it so."""
+        kind = type(error).__name__
+        allowed = isinstance(error, Fenced) and self.flavour != "messages"
+        allowed |= isinstance(error, LinkError) and self.flavour == "power"
+        if not allowed or (self.draining_since and self.world.now - self.draining_since > 30 * SECOND):
+            raise SimulationFailure(f"{node.name} gave up: {kind}: {error}") from error
+        self.stop(node, kind)
+
+    def stop(self, node: Node, why: str) -> None:
+        """A process ends and is started again after a while."""
+        self.world.faults[f"{why}: {node.stage}"] += 1
+        node.stop()
+        pause = self.world.rng.choice((0, 1, 50, 400, 2000)) * MS
+        node.start_at = self.world.now + pause
+
+    # -- faults ------------------------------------------------------------------------------------
+
+    def _note(self) -> None:
+        sequencer = self.nodes["sequencer"]
+        transactor = self.nodes["transactor"]
+        if isinstance(sequencer, SequencerNode) and sequencer.up:
+            self._high = max(self._high, sequencer.core.index)
+        if isinstance(transactor, TransactorNode) and transactor.up and transactor.core.running:
+            self._high = max(self._high, transactor.core.status().index)
+
+    def _settled(self) -> bool:
+        """Whether the last crash is over: what there was then is durable, and every stage works."""
+        sequencer, transactor = self.nodes["sequencer"], self.nodes["transactor"]
+        assert isinstance(sequencer, SequencerNode)
+        assert isinstance(transactor, TransactorNode)
+        return (
+            all(node.up for node in self.nodes.values())
+            and sequencer.core.running
+            and transactor.core.running
+            and transactor.core.receiver.peer == sequencer.core.incarnation
+            and self.disk.durable >= self._crash_mark
+        )
+
+    def _inject(self) -> None:
+        world = self.world
+        if world.chance(world.rates.power):
+            world.faults["power cut"] += 1
+            lost = self.disk.lose_power(world.rng)
+            world.faults["blocks lost"] += lost
+            gateways = [name for name in self.nodes if name.startswith("gateway")]
+            fallen = ["wal", *world.rng.choice((STAGES, (*STAGES, *gateways), ("transactor",), ()))]
+            for name in sorted(set(fallen)):
+                if self.nodes[name].up:
+                    self.stop(self.nodes[name], "power")
+        if world.chance(world.rates.crash):
+            if self.strict and not self._settled():
+                return
+            most = 1 if self.strict else world.rng.choice((1, 1, 2, 3))
+            for name in world.rng.sample(sorted(self.nodes), min(most, len(self.nodes))):
+                if self.nodes[name].up:
+                    self.stop(self.nodes[name], "crash")
+            self._note()
+            self._crash_mark = self._high
+
+    # -- the run -----------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Play it. Raises SimulationFailure."""
+        world, rng = self.world, self.world.rng
+        for node in self.nodes.values():
+            node.start_at = world.now + rng.choice((0, 0, 10, 500)) * MS
+        started = world.now
+        names = sorted(self.nodes)
+        step = 0
+        for step in range(self.steps):
+            self._pass_time()
+            self._start_due()
+            self._inject()
+            node = self.nodes[rng.choice(names)]
+            if node.up:
+                node.turn()
+            rng.choice(self.clients).turn(busy=True)
+            self._check()
+        step += self._drain()
+        self.judge.finish()
+        return Report(
+            seed=self.seed,
+            flavour=self.flavour,
+            steps=step,
+            transactions=self.judge.durable,
+            committed=self.committed,
+            completed=sum(client.completed for client in self.clients),
+            lost=self.judge.lost,
+            virtual_seconds=(world.now - started) / SECOND,
+            faults=dict(world.faults),
+        )
+
+    def _pass_time(self) -> None:
+        world, rng = self.world, self.world.rng
+        world.now += rng.randint(1, 2 * MS)
+        if rng.random() < 0.02:
+            world.now += rng.randint(1, 150 * MS)
+        if world.chance(world.rates.jump):
+            world.faults["clock jump"] += 1
+            world.now += rng.randint(1, 10 * SECOND)
+
+    def _start_due(self) -> None:
+        for node in self.nodes.values():
+            if not node.up and self.world.now >= node.start_at:
+                node.start()
+
+    def _drain(self) -> int:
+        """Without further faults everything comes to its end."""
+        world = self.world
+        self.draining_since = world.now
+        world.rates = Rates()
+        self.sync_rate = 1.0
+        rounds = 0
+        while world.now - self.draining_since < DRAIN_NS:
+            rounds += 1
+            world.now += 10 * MS
+            self._start_due()
+            for node in self.nodes.values():
+                if node.up:
+                    node.turn()
+            for client in self.clients:
+                client.turn(busy=False)
+            self._check()
+            if rounds % 16 == 0 and not self._open():
+                return rounds
+        raise SimulationFailure(f"not everything came to its end: {'; '.join(self._open())}")
+
+    def _open(self) -> list[str]:
+        """What is still under way."""
+        found: list[str] = []
+        for client in self.clients:
+            waiting = [*client.sent.items(), *client.queue]
+            if waiting:
+                found.append(f"{client.name} waits for {waiting[:2]}")
+        for node in self.nodes.values():
+            if not node.up:
+                found.append(f"{node.name} is down")
+                continue
+            core = node.any_core
+            assert core is not None
+            link = core.outgoing
+            if link is None and node.stage != "snapshotter":
+                found.append(f"{node.name} does not run")
+            elif link is not None and link.weight:
+                found.append(
+                    f"{node.name} keeps {link.base}..{link.end - 1}, cursor {link.cursor}, "
+                    f"expected {link.expected}"
+                )
+            if isinstance(node, GatewayNode) and node.core._held:
+                found.append(f"{node.name} holds {list(node.core._held)[:3]}")
+            if isinstance(node, SnapshotterNode) and (
+                node.state is None or node.state.index != self.disk.durable
+            ):
+                found.append(f"the snapshotter is at {node.state and node.state.index}")
+            if isinstance(node, SequencerNode) and node.core.index != self.disk.durable:
+                found.append(f"the sequencer is at {node.core.index}, durable {self.disk.durable}")
+        return found
+
+    def _check(self) -> None:
+        self.judge.follow()
+        self._note()
+        disk, nodes = self.disk, self.nodes
+        sequencer, transactor, wal = nodes["sequencer"], nodes["transactor"], nodes["wal"]
+        snapshotter = nodes["snapshotter"]
+        assert isinstance(sequencer, SequencerNode)
+        assert isinstance(transactor, TransactorNode)
+        assert isinstance(wal, WalNode)
+        assert isinstance(snapshotter, SnapshotterNode)
+        check(disk.durable < disk.next_id, "durable beyond the log")
+        if wal.up:
+            check(wal.core.durable <= disk.durable, f"told durable {wal.core.durable}, is {disk.durable}")
+            check(
+                wal.core.receiver.next_id == disk.next_id,
+                f"the log stage expects {wal.core.receiver.next_id}, the log {disk.next_id}",
+            )
+            if transactor.up and transactor.core.running:
+                index = transactor.core.status().index
+                if wal.core.receiver.peer == transactor.core.incarnation:
+                    check(disk.next_id - 1 <= index, f"in the log {disk.next_id - 1}, computed {index}")
+                if sequencer.up and sequencer.core.running:
+                    if transactor.core.receiver.peer == sequencer.core.incarnation:
+                        check(
+                            index <= sequencer.core.index,
+                            f"computed {index}, sequenced {sequencer.core.index}",
+                        )
+        if snapshotter.up and snapshotter.state is not None:
+            check(snapshotter.state.index <= disk.durable, "readable beyond durable")
+        for node in nodes.values():
+            core = node.any_core
+            link = core.outgoing if core is not None else None
+            if link is not None:
+                # What becomes durable at once joins what the snapshotter has not taken.
+                bound = self.max_in_flight * (2 if node.stage == "wal" else 1) + self.max_batch
+                check(link.weight <= bound, f"{node.name} keeps {link.weight}, bound {bound}")
+
+
+def simulate(seed: int, flavour: str | None = None, steps: int | None = None) -> Report:
+    """One run. A failure names what replays it."""
+    pipeline = Pipeline(seed, flavour, steps)
+    try:
+        return pipeline.run()
+    except Exception as error:
+        how = f"python -m tests.simulation --seed {seed}"
+        if flavour is not None:
+            how += f" --flavour {flavour}"
+        if steps is not None:
+            how += f" --steps {steps}"
+        raise SimulationFailure(
+            f"{type(error).__name__}: {error}\nflavour {pipeline.flavour}; replay with: {how}"
+        ) from error
+
+
+Details = dict[str, Any]
