@@ -54,6 +54,7 @@ class Client:
     most: int
     next_id: int = 1
     readable: int = 0
+    life: int = 0
     newest: int = 0
     sent: dict[int, Call] = field(default_factory=dict)
     queue: list[Call] = field(default_factory=list)
@@ -140,6 +141,10 @@ class Client:
 
     def _send(self, call: Call) -> None:
         call.sent_at = self.pipeline.world.now
+        life = self.pipeline.nodes[self.gateway].life
+        if life != self.life:
+            # Another gateway promises nothing but what it is asked for with `min_tx_id`.
+            self.life, self.readable = life, 0
         call.readable = self.readable
         self.sent[self.next_id] = call
         self._post(call.header | {"id": self.next_id}, call.payload)

@@ -62,7 +62,7 @@ class Pipeline:
         self.max_in_flight = rng.choice((30, 100, 1000))
         self.max_batch = rng.choice((5, 20, 60))
         self.max_wait_ms = 60_000
-        self.told_again = rng.choice((10, 100, 100_000))
+        self.told_again = 100_000 if self.strict else rng.choice((10, 100, 100_000))
         self.sync_rate = rng.choice((0.1, 0.5, 1.0))
         self.world = World(rng, self._rates(rng))
         self.disk = Disk(self.segment_size)
