@@ -94,13 +94,17 @@ class ExtraCounts(NamedTuple):
     entries: int
 
 
+# Of the column's own type: a plain number would have the whole column converted first.
+_DUPLICATE: Final = np.uint8(Status.DUPLICATE)
+
+
 def count_extras(records: Array) -> ExtraCounts:
     """What follows these records in a block. Raises InvalidPayload on an impossible claim."""
     if not len(records):
         return ExtraCounts(0, 0, 0)
     kinds = records["kind"]
     statuses = records["status"]
-    links = int(np.count_nonzero(statuses == Status.DUPLICATE))
+    links = int(np.count_nonzero(statuses == _DUPLICATE))
     params = 0
     entries = 0
     if int(kinds.max()) >= Kind.FUNCTION:

@@ -29,7 +29,7 @@ parameters kept    |
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -128,27 +128,6 @@ STATUS_DTYPE: Final = np.dtype(
 )
 """Answer of a status query for one transaction id: `Stage`, `Status`, link of a duplicate."""
 STATUS_SIZE: Final = 16
-
-
-# Of the columns' own type: a plain number would have the whole column converted first.
-_DUPLICATE: Final = np.uint8(Status.DUPLICATE)
-_FUNCTION: Final = np.uint8(Kind.FUNCTION)
-
-
-def count_extras(records: np.ndarray[Any, Any]) -> tuple[int, int, int]:
-    """How many links, parameter words and entries stand behind these RECORD_DTYPE rows in a batch.
-
-    A link for each DUPLICATE; `amount` words for each function call or registration; `entry_count`
-    entries for each function call that succeeded.
-    """
-    links = int(np.count_nonzero(records["status"] == _DUPLICATE))
-    functions = records["kind"] >= _FUNCTION
-    if not functions.any():
-        return links, 0, 0
-    calls = records[functions]
-    own = calls[(calls["kind"] == Kind.FUNCTION) | (calls["kind"] == Kind.FUNCTION_REGISTERED)]
-    succeeded = calls[(calls["kind"] == Kind.FUNCTION) & (calls["status"] == Status.NONE)]
-    return links, int(own["amount"].sum()), int(succeeded["entry_count"].sum(dtype=np.uint64))
 
 
 def _check_layout() -> None:

@@ -23,7 +23,8 @@ from tallybus.common.frames import (
     as_buffer,
 )
 from tallybus.common.link import LinkReceiver, Verdict
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, count_extras
+from tallybus.common.payload import count_extras
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE
 from tallybus.common.snapshot import FrozenBalances
 from tallybus.common.stage import StageCore
 

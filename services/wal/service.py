@@ -11,7 +11,8 @@ import numpy as np
 
 from tallybus.common import logs
 from tallybus.common.frames import TOPIC_STATUS, Executed, Hello, Message, StageStatus
-from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE, count_extras
+from tallybus.common.payload import count_extras
+from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE
 from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
 from tallybus.services.wal.commit import Committer

@@ -107,8 +107,8 @@ class Client:
             if row["kind"] == Kind.TRANSFER:
                 row["counterparty"] = rng.randrange(pipeline.max_accounts + 1)
             row["amount"] = pipeline.new_amount()
-            if row["kind"] == Kind.FUNCTION:
-                row["kind"] = 99  # calls bring parameters, and the amount would count them
+            if row["kind"] in (Kind.FUNCTION, Kind.FUNCTION_REGISTERED):
+                row["kind"] = 99  # the log counts parameters in their amounts
             if refs == "own" or refs == "mixed" and rng.random() < 0.5:
                 row["user_ref"] = pipeline.new_ref()
             elif refs == "shared":

@@ -61,6 +61,7 @@ class Pipeline:
         self.max_accounts = rng.choice((4, 40))
         self.max_in_flight = rng.choice((30, 100, 1000))
         self.max_batch = rng.choice((5, 20, 60))
+        self.pace = rng.choice((200_000, MS, 3 * MS))
         self.max_wait_ms = 60_000
         self.told_again = 100_000 if self.strict else rng.choice((10, 100, 100_000))
         self.sync_rate = rng.choice((0.1, 0.5, 1.0))
@@ -85,8 +86,8 @@ class Pipeline:
             name = f"gateway{number}"
             self.nodes[name] = GatewayNode(self, name)
         self.clients = [
-            Client(self, f"client{number}", f"gateway{number % gateways}", rng.choice((1, 3)))
-            for number in range(rng.choice((1, 3, 6)))
+            Client(self, f"client{number}", f"gateway{number % gateways}", rng.choice((1, 3, 8)))
+            for number in range(rng.choice((2, 4, 8)))
         ]
 
     def _rates(self, rng: random.Random) -> Rates:
@@ -134,7 +135,7 @@ class Pipeline:
         """A process ends and is started again after a while."""
         self.world.faults[f"{why}: {node.stage}"] += 1
         node.stop()
-        pause = self.world.rng.choice((0, 1, 50, 400, 2000)) * MS
+        pause = self.world.rng.choice((0, 0, 1, 20, 150, 700)) * MS
         node.start_at = self.world.now + pause
 
     # -- faults ------------------------------------------------------------------------------------
@@ -195,9 +196,9 @@ class Pipeline:
             self._pass_time()
             self._start_due()
             self._inject()
-            node = self.nodes[rng.choice(names)]
-            if node.up:
-                node.turn()
+            for name in rng.choices(names, k=3):
+                if self.nodes[name].up:
+                    self.nodes[name].turn()
             rng.choice(self.clients).turn(busy=True)
             self._check()
         step += self._drain()
@@ -216,9 +217,9 @@ class Pipeline:
 
     def _pass_time(self) -> None:
         world, rng = self.world, self.world.rng
-        world.now += rng.randint(1, 2 * MS)
-        if rng.random() < 0.02:
-            world.now += rng.randint(1, 150 * MS)
+        world.now += rng.randint(1, self.pace)
+        if rng.random() < 0.03:
+            world.now += rng.randint(1, 60 * MS)
         if world.chance(world.rates.jump):
             world.faults["clock jump"] += 1
             world.now += rng.randint(1, 10 * SECOND)
