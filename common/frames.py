@@ -160,6 +160,20 @@ class StageStatus:
 
 
 @dataclass(slots=True)
+class Presence:
+    """Every stage's broadcast about its process, once a second; `started` is Unix time in ns."""
+
+    kind: ClassVar[str] = "presence"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    stage: str
+    incarnation: int
+    pid: int
+    started: int
+    cpu: str
+    wait: str
+
+
+@dataclass(slots=True)
 class Assigned:
     """Sequencer → gateways: rows of gateway, request, first id (0: lost), count."""
 
@@ -287,6 +301,7 @@ Message = (
     | Sequenced
     | Executed
     | StageStatus
+    | Presence
     | Assigned
     | Results
     | ResultsQuery
@@ -304,6 +319,7 @@ _TYPES: Final[dict[str, type[Any]]] = {
         Sequenced,
         Executed,
         StageStatus,
+        Presence,
         Assigned,
         Results,
         ResultsQuery,

@@ -27,6 +27,7 @@ from tallybus.common.frames import (
     Buffer,
     FrameError,
     Message,
+    Presence,
     decode,
     encode,
 )
@@ -166,12 +167,24 @@ class Shell(ABC):
         try:
             self.pin()
             self.prepare()
+            self._present()
             self.log.info("ready")
             while not self._stopping:
                 self.turn()
             self._drain_out()
         finally:
             self.close()
+
+    def _present(self) -> None:
+        own = self.settings.service(self.stage)
+        self.core.presence = Presence(
+            stage=self.stage,
+            incarnation=self.core.incarnation,
+            pid=os.getpid(),
+            started=time.time_ns(),
+            cpu=own.cpu,
+            wait=own.wait,
+        )
 
     def finished(self) -> bool:
         """Whether nothing is left that a clean stop has to wait for."""

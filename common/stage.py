@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from tallybus.common.errors import ServiceError
-from tallybus.common.frames import TOPIC_EVENT, TOPIC_STATUS, Message, StageStatus
+from tallybus.common.frames import TOPIC_EVENT, TOPIC_STATUS, Message, Presence, StageStatus
 from tallybus.common.link import LinkSender
 
 STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter", "gateway")
@@ -23,6 +23,7 @@ STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter", "gateway")
 
 PACE_NS: Final = 2_000_000
 """How long a status may wait in which nothing is urgent."""
+PRESENCE_NS: Final = 1_000_000_000
 HELLO_EVERY_NS: Final = 100_000_000
 
 
@@ -57,6 +58,8 @@ class StageCore(ABC):
         self._last_status: StageStatus | None = None
         self._status_ns = 0
         self.status_pending = False
+        self.presence: Presence | None = None
+        self._presence_ns = 0
         self._hello_ns: int | None = None
 
     @abstractmethod
@@ -101,6 +104,11 @@ class StageCore(ABC):
             if since < PACE_NS and not self.urgent(status, last):
                 return
         self.status_pending = False
+        if self.presence is not None and (
+            last is None or now_ns - self._presence_ns >= PRESENCE_NS
+        ):
+            self._presence_ns = now_ns
+            self.announce(self.presence)
         self._last_status = status
         self._status_ns = now_ns
         self.broadcasts.append((TOPIC_STATUS, status))

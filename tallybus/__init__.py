@@ -29,9 +29,7 @@ from tallybus.operations import (
     BatchResult,
     Deposit,
     Function,
-    GatewayInfo,
     Operation,
-    PipelineIndex,
     Result,
     Stage,
     Status,
@@ -44,6 +42,7 @@ from tallybus.operations import (
     transfers,
     withdrawals,
 )
+from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
 if TYPE_CHECKING:
     from tallybus.embedded import Ledger
@@ -72,6 +71,7 @@ __all__ = [
     "ProtocolError",
     "Result",
     "ServerError",
+    "ServiceInfo",
     "Stage",
     "Status",
     "TallybusError",

@@ -281,27 +281,6 @@ class TransactionStatuses(Sequence[TransactionStatus]):
 
 
 @dataclass(frozen=True, slots=True)
-class PipelineIndex:
-    """Last transaction id that each stage has passed (0 = none yet), and the current term."""
-
-    sequenced: int
-    computed: int
-    committed: int
-    snapshot: int
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayInfo:
-    """Who answers: the gateway's incarnation, its protocol version and its limits."""
-
-    incarnation: int
-    protocol: int
-    max_batch: int
-    max_accounts: int
-
-
-@dataclass(frozen=True, slots=True)
 class EncodedOperations:
     """Operations as they go on the wire.
 

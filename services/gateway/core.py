@@ -24,6 +24,7 @@ from tallybus.common.frames import (
     Assigned,
     Buffer,
     Message,
+    Presence,
     Query,
     Request,
     Results,
@@ -43,10 +44,12 @@ from tallybus.services.gateway.protocol import (
     Limits,
     Ping,
     Read,
+    ServicesRead,
     Submit,
     Wait,
 )
 from tallybus.services.gateway.requests import Batch, Gatherer
+from tallybus.services.gateway.services import Services
 from tallybus.services.gateway.waits import Marks
 
 MAX_HELD: Final = 262_144
@@ -84,6 +87,7 @@ class GatewayCore(StageCore):
         self.overloads = 0
         self._max_wait_ns = max_wait_ms * 1_000_000
         self._heard: set[str] = set()
+        self._services = Services()
         self._gatherer = Gatherer(incarnation, limits.max_batch)
         self._gathered = 0
         self._batches: dict[int, Batch] = {}
@@ -112,6 +116,10 @@ class GatewayCore(StageCore):
             request = protocol.decode_request(client, frames, self.limits)
             if isinstance(request, Ping):
                 self._on_ping(request)
+                return
+            if isinstance(request, ServicesRead):
+                rows = self._services.rows(self.status(), self.presence, now_ns)
+                self.answers.append((client, protocol.reply(request.id, {"services": rows})))
                 return
             if (client, request.id) in self._held:
                 raise BadRequest(
@@ -413,6 +421,7 @@ class GatewayCore(StageCore):
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
         """A stage's broadcast."""
+        self._services.on_status(message, now_ns)
         if message.stage != "sequencer" and message.term > self.term:
             # Its ids may be others than this gateway knows; a heartbeat repeats it after the
             # sequencer's.
@@ -533,6 +542,10 @@ class GatewayCore(StageCore):
             return self.committed
         return self.snapshot if level is Level.SNAPSHOT else self.computed
 
+    def on_presence(self, message: Presence) -> None:
+        """A stage's broadcast about its process."""
+        self._services.on_presence(message)
+
     # -- reads -----------------------------------------------------------------------------------
 
     def _query(self, what: str, keys: Any, reads: list[tuple[int, Read]]) -> None:
@@ -543,33 +556,31 @@ class GatewayCore(StageCore):
         self.queries.append(query)
 
     def _read_statuses(self, read: Read) -> None:
-        known = read.keys[(read.keys > 0) & (read.keys <= self.snapshot)]
-        waiting = read.keys[(read.keys > self.snapshot) & (read.keys <= self.computed)]
+        keys = read.keys
+        readable = (keys > 0) & (keys <= self.snapshot)
+        waiting = keys[(keys > self.snapshot) & (keys <= self.computed)]
         if len(waiting) and (not self._recent or int(waiting.min()) < self._recent[0].first):
             # Computed before this gateway listened, not readable yet: readable is what comes next.
             self._waits[Level.SNAPSHOT].add(int(waiting.max()), read)
-        elif len(known):
-            self._query("status", known, [(0, read)])
+            return
+        # What is not readable yet is answered as of now: its outcome is forgotten when it is.
+        read.rows = self._own_statuses(keys)
+        read.asked = readable
+        if readable.any():
+            self._query("status", keys[readable], [(0, read)])
         else:
-            self._answer_statuses(read, np.empty(0, STATUS_DTYPE), known)
+            self._finish(read, {"count": len(keys)}, as_buffer(read.rows))
 
-    def _answer_statuses(self, read: Read, rows: Any, known: Any) -> None:
-        keys = read.keys
-        answer = np.zeros(len(keys), STATUS_DTYPE)
-        answer["stage"][(keys > 0) & (keys <= self.sequenced)] = Stage.PENDING
-        answer["stage"][(keys > 0) & (keys <= self.computed)] = Stage.COMPUTED
+    def _own_statuses(self, keys: Any) -> Any:
+        rows = np.zeros(len(keys), STATUS_DTYPE)
+        rows["stage"][(keys > 0) & (keys <= self.sequenced)] = Stage.PENDING
+        rows["stage"][(keys > 0) & (keys <= self.computed)] = Stage.COMPUTED
         # Committed with an outcome that is still to be heard of would look like a success.
         committed = min(self.committed, self.computed)
-        answer["stage"][(keys > 0) & (keys <= committed)] = Stage.COMMITTED
+        rows["stage"][(keys > 0) & (keys <= committed)] = Stage.COMMITTED
         for results in self._recent:
-            self._fill_failures(answer, keys, results)
-        if len(known):
-            # `known` was cut from the same keys, in order; the snapshot index can only have grown
-            # since.
-            places = np.flatnonzero((keys > 0) & (keys <= int(known.max())))
-            places = places[np.isin(keys[places], known)]
-            answer[places] = rows
-        self._finish(read, {"count": len(keys)}, as_buffer(answer))
+            self._fill_failures(rows, keys, results)
+        return rows
 
     def _fill_failures(self, answer: Any, keys: Any, results: Results) -> None:
         wanted = (keys >= results.first) & (keys < results.first + results.count)
@@ -602,8 +613,8 @@ class GatewayCore(StageCore):
                 values = message.values[offset * 8 : (offset + len(read.keys)) * 8]
                 self._finish(read, {"count": len(read.keys), "snapshot": message.index}, values)
             else:
-                rows = np.frombuffer(message.values, STATUS_DTYPE)
-                self._answer_statuses(read, rows, np.frombuffer(query.keys, "<u8"))
+                read.rows[read.asked] = np.frombuffer(message.values, STATUS_DTYPE)
+                self._finish(read, {"count": len(read.keys)}, as_buffer(read.rows))
 
     # -- turns -----------------------------------------------------------------------------------
 

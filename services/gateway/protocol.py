@@ -95,16 +95,26 @@ class Submit(ClientRequest):
 
 @dataclass(slots=True, eq=False)
 class Read(ClientRequest):
-    """Balances of accounts or statuses of transactions: `what` is "balances" or "status"."""
+    """Balances of accounts or statuses of transactions: `what` is "balances" or "status".
+
+    Of a status read, `rows` is the answer so far and `asked` marks what the snapshotter fills in.
+    """
 
     what: str
     keys: Any
     min_tx_id: int
+    rows: Any = None
+    asked: Any = None
 
 
 @dataclass(slots=True, eq=False)
 class IndexRead(ClientRequest):
     """The pipeline's indexes."""
+
+
+@dataclass(slots=True, eq=False)
+class ServicesRead(ClientRequest):
+    """What was last heard of every service."""
 
 
 @dataclass(slots=True, eq=False)
@@ -169,6 +179,9 @@ def decode_request(client: bytes, frames: Sequence[Buffer], limits: Limits) -> C
     if operation == "index":
         _payloads(payloads, 0, 0, request_id)
         return IndexRead(client, request_id, timeout)
+    if operation == "services":
+        _payloads(payloads, 0, 0, request_id)
+        return ServicesRead(client, request_id, timeout)
     if operation == "wait":
         _payloads(payloads, 0, 0, request_id)
         tx_id = _number(header, "tx_id", request_id)

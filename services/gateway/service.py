@@ -13,6 +13,7 @@ from tallybus.common.frames import (
     Assigned,
     Buffer,
     Message,
+    Presence,
     Results,
     ResultsGone,
     StageStatus,
@@ -105,6 +106,8 @@ class GatewayService(Shell):
             self.core.on_status(message, now_ns)
         elif isinstance(message, Results):
             self.core.on_results(message)
+        elif isinstance(message, Presence):
+            self.core.on_presence(message)
         elif isinstance(message, Assigned):
             self.core.on_assigned(message)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -20,10 +20,12 @@ from tallybus.common.record import FAILURE_DTYPE, Status
 from tallybus.common.snapshot import DamagedSnapshot, load_latest_snapshot
 from tallybus.services.transactor.engine import Engine, window_start
 
-TOLD_AGAIN: Final = 131_072
+TOLD_AGAIN: Final = 1_048_576
 """Transactions at the end of the log whose outcomes are made again: a killed transactor may have
-handed
-them to the log without telling the gateways."""
+handed them to the log without telling the gateways."""
+EACH_BLOCK: Final = 65_536
+"""Of those, so many are read block by block, however small the blocks are. Before that, small ones
+come gathered, without saying whose they were: what was under way of them is never as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,17 @@ def recover_engine(
     replayed = 0
 
     def runs() -> Iterator[LogRun]:
-        common: dict[str, Any] = {"cluster_id": cluster}
+        each = max(first, last - EACH_BLOCK + 1)
         yield from read_log(
-            folder, first, tail - 1, transactions_per_segment, progress=progress, **common
+            folder,
+            first,
+            each - 1,
+            transactions_per_segment,
+            cluster_id=cluster,
+            progress=progress,
         )
         yield from read_log(
-            folder, tail, last, transactions_per_segment, merge_small=False, **common
+            folder, each, last, transactions_per_segment, cluster_id=cluster, merge_small=False
         )
 
     for run in runs():
@@ -94,8 +101,12 @@ def recover_engine(
             window=run.first_id >= window_first,
         )
         replayed += len(run.records)
-        if run.first_id >= tail:
+        if run.first_id < tail:
+            continue
+        if run.header.first_id <= run.first_id:
             results.append(_results(run, engine, term, incarnation))
+        else:
+            results.clear()  # of several blocks; what is kept must be without a gap
     return RecoveredEngine(engine, results, rejected, replayed)
 
 

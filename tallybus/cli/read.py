@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -108,10 +110,14 @@ def _read_balances(
 
 
 @click.command("index")
+@click.option("--services", is_flag=True, help="Show every service, its process and its links.")
 @client_options()
 @json_option
-def index_command(endpoint: str, timeout: float, as_json: bool) -> None:
+def index_command(services: bool, endpoint: str, timeout: float, as_json: bool) -> None:
     """Show the last transaction that each stage has passed, and the term."""
+    if services:
+        _show_services(endpoint, timeout, as_json)
+        return
     with connect.open_client(endpoint, timeout) as client:
         index = client.pipeline_index()
     values: dict[str, int] = {
@@ -125,6 +131,26 @@ def index_command(endpoint: str, timeout: float, as_json: bool) -> None:
         print_json(values)
     else:
         print_values(values)
+
+
+def _show_services(endpoint: str, timeout: float, as_json: bool) -> None:
+    with connect.open_client(endpoint, timeout) as client:
+        services = client.services()
+    now_ns = time.time_ns()
+    rows: list[dict[str, Any]] = []
+    for each in services:
+        row = dataclasses.asdict(each)
+        del row["started_ns"]
+        row["incarnation"] = f"{each.incarnation:016x}"
+        row["uptime_s"] = (
+            round((now_ns - each.started_ns) / 1e9, 1) if 0 < each.started_ns <= now_ns else 0.0
+        )
+        rows.append(row)
+    if as_json:
+        print_json({"services": rows})
+    else:
+        columns = tuple(rows[0]) if rows else ()
+        print_table(columns, [tuple(row.values()) for row in rows])
 
 
 @click.command("status")

@@ -21,7 +21,7 @@ import zmq
 from numpy.typing import ArrayLike
 
 from tallybus.client import requests
-from tallybus.client.codec import AskGateway, ReadIndex, Request
+from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import SECOND, Call, Core, CoreSettings
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS
 from tallybus.client.wire import FramePool, Wire
@@ -31,14 +31,13 @@ from tallybus.operations import (
     Balance,
     Balances,
     BatchResult,
-    GatewayInfo,
     Operation,
     Operations,
-    PipelineIndex,
     Result,
     TransactionStatus,
     TransactionStatuses,
 )
+from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
 T = TypeVar("T")
 
@@ -151,6 +150,10 @@ class AsyncClient:
     async def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
         """How far each stage has come."""
         return await self._call(ReadIndex(), timeout)
+
+    async def services(self, *, timeout: float | None = None) -> tuple[ServiceInfo, ...]:
+        """Every service that the gateway has heard of: process, incarnation, term, indexes."""
+        return await self._call(ReadServices(), timeout)
 
     async def wait_for(
         self,

@@ -12,7 +12,7 @@ import reprlib
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 
@@ -31,12 +31,11 @@ from tallybus.errors import ProtocolError
 from tallybus.operations import (
     Balance,
     Balances,
-    GatewayInfo,
-    PipelineIndex,
     TransactionStatus,
     TransactionStatuses,
     status_of,
 )
+from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
 PROTOCOL_VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 1 << 20
@@ -330,6 +329,34 @@ class ReadIndex(Request[PipelineIndex]):
         check_frames(payload, 0)
         names = ("sequenced", "computed", "committed", "snapshot", "term")
         return PipelineIndex(*(u64_field(header, name) for name in names))
+
+
+class ReadServices(Request[tuple[ServiceInfo, ...]]):
+    """Reads what the gateway last heard of each service."""
+
+    __slots__ = ()
+    op = "services"
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> tuple[ServiceInfo, ...]:
+        check_frames(payload, 0)
+        rows = header.get("services")
+        if not isinstance(rows, list):
+            raise bad_field("services", rows, "a list")
+        return tuple(_service(row) for row in rows)
+
+
+def _service(row: object) -> ServiceInfo:
+    if not isinstance(row, dict):
+        raise bad_field("services", row, "a list of maps")
+    values: dict[str, Any] = {}
+    for field in fields(ServiceInfo):
+        if field.type == "str":
+            values[field.name] = row.get(field.name)
+            if not isinstance(values[field.name], str):
+                raise bad_field(field.name, values[field.name], "a text")
+        else:
+            values[field.name] = u64_field(row, field.name)
+    return ServiceInfo(**values)
 
 
 class WaitFor(Request[Level]):

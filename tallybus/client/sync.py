@@ -20,7 +20,7 @@ import zmq
 from numpy.typing import ArrayLike
 
 from tallybus.client import requests
-from tallybus.client.codec import AskGateway, ReadIndex, Request
+from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings
 from tallybus.client.wire import FramePool, Wire
 from tallybus.common.record import Level
@@ -29,14 +29,13 @@ from tallybus.operations import (
     Balance,
     Balances,
     BatchResult,
-    GatewayInfo,
     Operation,
     Operations,
-    PipelineIndex,
     Result,
     TransactionStatus,
     TransactionStatuses,
 )
+from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
@@ -184,6 +183,10 @@ class Client:
     def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
         """How far each stage has come."""
         return self._call(ReadIndex(), timeout)
+
+    def services(self, *, timeout: float | None = None) -> tuple[ServiceInfo, ...]:
+        """Every service that the gateway has heard of: process, incarnation, term, indexes."""
+        return self._call(ReadServices(), timeout)
 
     def wait_for(
         self, tx_id: int, level: Level = Level.COMMITTED, timeout: float | None = None

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.client import Client
+from tallybus.common.block import BlockHeader, parse_header
 from tallybus.common.logreader import read_log
 from tallybus.common.record import Status
 from tallybus.common.settings import Settings, load, run_folder
@@ -264,6 +265,17 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return state not in ("Z", "X")
+
+
+def blocks(path: Path) -> list[BlockHeader]:
+    """Headers of all whole blocks of a log file."""
+    data = memoryview(path.read_bytes())
+    found = []
+    offset = 0
+    while offset < len(data):
+        found.append(parse_header(data, offset))
+        offset = found[-1].end
+    return found
 
 
 @dataclass

@@ -23,7 +23,7 @@ from tallybus import (
     deposits,
     transfers,
 )
-from tallybus.common.block import HEADER_SIZE, BlockHeader, parse_header
+from tallybus.common.block import HEADER_SIZE
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.common.settings import Settings
 from tallybus.supervisor import START_ORDER, Supervisor
@@ -32,6 +32,7 @@ from tests.processes.pipeline import (
     Command,
     Pipeline,
     assert_balances,
+    blocks,
     eventually,
     make_settings,
     pipeline_of,
@@ -210,17 +211,6 @@ def test_acknowledged_transactions_survive_sigkill_of_all_processes_under_load(
 
 
 # --- torn tail --------------------------------------------------------------------------------
-
-
-def blocks(path: Path) -> list[BlockHeader]:
-    """Headers of all whole blocks of a log file."""
-    data = memoryview(path.read_bytes())
-    found = []
-    offset = 0
-    while offset < len(data):
-        found.append(parse_header(data, offset))
-        offset = found[-1].end
-    return found
 
 
 def random_load(client: Client, batches: int, seed: int) -> None:

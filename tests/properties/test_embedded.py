@@ -32,6 +32,7 @@ from tallybus.common.logreader import DamagedLog, ForeignLog
 from tallybus.common.settings import load
 from tests.processes.pipeline import (
     PATIENCE_S,
+    blocks,
     environment,
     make_settings,
     pipeline_of,
@@ -216,8 +217,8 @@ def test_damage_is_raised_with_file_and_offset_and_nothing_is_changed(
     filled(folder)
     path = folder / name
     data = bytearray(path.read_bytes())
-    # In the payload of a block in the middle: behind the opening marker and its neighbour.
-    offset = 128 + (128 + 200)
+    # In the payload of a block in the middle: others before and behind it are whole.
+    offset = [block.offset for block in blocks(path) if not block.is_marker][1]
     data[offset + 150] ^= 1
     path.write_bytes(data)
     before = {each.name: each.read_bytes() for each in folder.glob("wal*.bin")}

@@ -284,7 +284,7 @@ class LedgerAndOracle(RuleBasedStateMachine):
 
 TestLedgerAndOracle = LedgerAndOracle.TestCase
 TestLedgerAndOracle.settings = settings(
-    max_examples=40,
+    max_examples=30,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

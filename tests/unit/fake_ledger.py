@@ -17,15 +17,14 @@ from tallybus.errors import TallybusError
 from tallybus.operations import (
     Balances,
     BatchResult,
-    GatewayInfo,
     Operation,
     Operations,
-    PipelineIndex,
     Result,
     TransactionStatuses,
     encode_operations,
     status_of,
 )
+from tallybus.pipeline import GatewayInfo, PipelineIndex
 
 
 class FakePending:

@@ -1,0 +1,50 @@
+"""What a client is told about the pipeline itself: its indexes, its gateway, its services."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineIndex:
+    """Last transaction id that each stage has passed (0 = none yet), and the current term."""
+
+    sequenced: int
+    computed: int
+    committed: int
+    snapshot: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayInfo:
+    """Who answers: the gateway's incarnation, its protocol version and its limits."""
+
+    incarnation: int
+    protocol: int
+    max_batch: int
+    max_accounts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceInfo:
+    """One service as the gateway last heard of it.
+
+    `index`, `next`, `durable` and `retained` (transactions kept until durable) as the stage's own
+    broadcast says; a gateway's `index` is the last id it knows to be sequenced, its `next` the
+    number of its next request. `started_ns` is Unix time in nanoseconds, `heard_ms` the age of what
+    is told, `cpu` and `wait` the settings that are in force.
+    """
+
+    stage: str
+    pid: int
+    incarnation: int
+    term: int
+    index: int
+    next: int
+    durable: int
+    retained: int
+    started_ns: int
+    heard_ms: int
+    cpu: str
+    wait: str
