@@ -1,51 +1,51 @@
 """Tallybus: a financial ledger of five services on a ZeroMQ bus, its clients and its embedded form.
 
 This is the public package: everything listed in `__all__` is stable, everything else is not.
-Importing it loads the clients alone; `Ledger` (all services in this process) is loaded when it is
-first asked for, so that a program that only talks to a ledger needs neither numba nor wasmtime.
+Each name is loaded when it is first asked for: a program that only talks to a ledger needs neither
+numba nor wasmtime, and a service, whose modules lie in this package too, loads no client.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from tallybus.client import AsyncClient, Client, Pending
-from tallybus.errors import (
-    ClientClosed,
-    InvalidRequest,
-    LostTransaction,
-    OutcomeUnknown,
-    Overloaded,
-    ProtocolError,
-    ServerError,
-    TallybusError,
-    Timeout,
-    Unavailable,
-)
-from tallybus.operations import (
-    OPERATION_DTYPE,
-    Balance,
-    Balances,
-    BatchResult,
-    Deposit,
-    Function,
-    Operation,
-    Result,
-    Stage,
-    Status,
-    TransactionStatus,
-    TransactionStatuses,
-    Transfer,
-    WaitLevel,
-    Withdrawal,
-    deposits,
-    transfers,
-    withdrawals,
-)
-from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
-
 if TYPE_CHECKING:
+    from tallybus.client import AsyncClient, Client, Pending
     from tallybus.embedded import Ledger
+    from tallybus.errors import (
+        ClientClosed,
+        InvalidRequest,
+        LostTransaction,
+        OutcomeUnknown,
+        Overloaded,
+        ProtocolError,
+        ServerError,
+        TallybusError,
+        Timeout,
+        Unavailable,
+    )
+    from tallybus.operations import (
+        OPERATION_DTYPE,
+        Balance,
+        Balances,
+        BatchResult,
+        Deposit,
+        Function,
+        Operation,
+        Result,
+        Stage,
+        Status,
+        TransactionStatus,
+        TransactionStatuses,
+        Transfer,
+        WaitLevel,
+        Withdrawal,
+        deposits,
+        transfers,
+        withdrawals,
+    )
+    from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
 __version__: Final = "0.1.0"
 
@@ -89,12 +89,60 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Ledger":
-        from tallybus.embedded import Ledger
+_MODULES: Final = {
+    "tallybus.embedded": ("Ledger",),
+    "tallybus.client": (
+        "AsyncClient",
+        "Client",
+        "Pending",
+    ),
+    "tallybus.errors": (
+        "ClientClosed",
+        "InvalidRequest",
+        "LostTransaction",
+        "OutcomeUnknown",
+        "Overloaded",
+        "ProtocolError",
+        "ServerError",
+        "TallybusError",
+        "Timeout",
+        "Unavailable",
+    ),
+    "tallybus.operations": (
+        "OPERATION_DTYPE",
+        "Balance",
+        "Balances",
+        "BatchResult",
+        "Deposit",
+        "Function",
+        "Operation",
+        "Result",
+        "Stage",
+        "Status",
+        "TransactionStatus",
+        "TransactionStatuses",
+        "Transfer",
+        "WaitLevel",
+        "Withdrawal",
+        "deposits",
+        "transfers",
+        "withdrawals",
+    ),
+    "tallybus.pipeline": (
+        "GatewayInfo",
+        "PipelineIndex",
+        "ServiceInfo",
+    ),
+}
+_WHERE: Final = {name: module for module, names in _MODULES.items() for name in names}
 
-        return Ledger
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
