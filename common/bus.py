@@ -20,6 +20,12 @@ import zmq
 from tallybus.common.errors import EXIT_BUSY, ServiceError
 from tallybus.common.frames import Buffer
 
+# As plain integers: operators of zmq's enumerations cost microseconds.
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
+
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 COPY_BELOW: Final = 65_536
@@ -176,12 +182,12 @@ class Port:
         """Frames of the next message (of a ROUTER, the peer first), or None when there is none."""
         socket = self.socket
         try:
-            frame: Any = socket.recv(zmq.NOBLOCK, copy=False)
+            frame: Any = socket.recv(_NOBLOCK, copy=False)
         except zmq.Again:
             return None
         frames: list[Buffer] = [frame.bytes]
         while frame.more:
-            frame = socket.recv(zmq.NOBLOCK, copy=False)
+            frame = socket.recv(_NOBLOCK, copy=False)
             frames.append(frame.bytes if len(frame) < COPY_BELOW else frame.buffer)
         return frames
 
@@ -191,7 +197,7 @@ class Port:
         last = len(frames) - 1
         try:
             for position, frame in enumerate(frames):
-                flags = zmq.NOBLOCK | (zmq.SNDMORE if position < last else 0)
+                flags = _NOBLOCK_MORE if position < last else _NOBLOCK
                 if len(frame) < COPY_BELOW:
                     socket.send(frame, flags)
                 else:
@@ -247,7 +253,7 @@ class Selector:
 
     def watch(self, port: Port, readable: bool, writable: bool = False) -> None:
         """What `wait` waits for on this port from now on; nothing is fine."""
-        mask = (zmq.POLLIN if readable else 0) | (zmq.POLLOUT if writable else 0)
+        mask = (_POLLIN if readable else 0) | (_POLLOUT if writable else 0)
         if self._masks.get(port, 0) == mask:
             return
         self._masks[port] = mask

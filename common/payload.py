@@ -94,8 +94,9 @@ class ExtraCounts(NamedTuple):
     entries: int
 
 
-# Of the column's own type: a plain number would have the whole column converted first.
+# Of the columns' own type: a plain number would have the whole column converted first.
 _DUPLICATE: Final = np.uint8(Status.DUPLICATE)
+_FUNCTION: Final = np.uint8(Kind.FUNCTION)
 
 
 def count_extras(records: Array) -> ExtraCounts:
@@ -107,7 +108,7 @@ def count_extras(records: Array) -> ExtraCounts:
     links = int(np.count_nonzero(statuses == _DUPLICATE))
     params = 0
     entries = 0
-    if int(kinds.max()) >= Kind.FUNCTION:
+    if (kinds >= _FUNCTION).any():
         is_function = kinds == Kind.FUNCTION
         for owns, limit in (
             (is_function, MAX_FUNCTION_PARAMS),

@@ -185,11 +185,15 @@ class Supervisor:
                 signal.signal(number, handler)
         return self.failed[1] if self.failed is not None else 0
 
+    def command(self, service: str) -> list[str]:
+        """The process that runs a service."""
+        return [sys.executable, "-m", f"tallybus.services.{service}", SUPERVISED]
+
     def _spawn(self, child: Child) -> None:
         child.due = None
         child.started = time.monotonic()
         child.process = subprocess.Popen(
-            [sys.executable, "-m", f"tallybus.services.{child.name}", SUPERVISED],
+            self.command(child.name),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stderr=self._stderr,

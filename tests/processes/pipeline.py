@@ -309,16 +309,22 @@ def replay(settings: Settings, last_id: int) -> Replayed:
         return Replayed(np.empty(0), np.empty(0, np.uint64), oracle)
     log = np.concatenate(records)
     outcomes = oracle.execute(log)
-    assert log["status"].tolist() == [outcome.status for outcome in outcomes]
+    expected = np.array([outcome.status for outcome in outcomes])
+    wrong = np.flatnonzero(log["status"] != expected)
+    assert not len(wrong), (
+        f"transaction {wrong[0] + 1} of {last_id}: the log has {log[wrong[0]]}, the oracle says "
+        f"{outcomes[wrong[0]]}"
+    )
     duplicate_of = np.array([outcome.duplicate_of for outcome in outcomes], np.uint64)
     duplicates = log["status"] == Status.DUPLICATE
-    assert np.concatenate(links).tolist() == duplicate_of[duplicates].tolist()
-    assert oracle.sum_of_balances() == 0
+    assert (np.concatenate(links) == duplicate_of[duplicates]).all(), "links of duplicates"
+    assert oracle.sum_of_balances() == 0, "the oracle's own sum"
     return Replayed(log, duplicate_of, oracle)
 
 
 def assert_balances(client: Client, oracle: Oracle, accounts: int, min_tx_id: int) -> None:
-    """Every balance of the first `accounts` accounts is the oracle's, and their sum is 0."""
-    balances = client.get_balances(np.arange(accounts), min_tx_id=min_tx_id)
-    assert balances.balances.tolist() == [oracle.balance(number) for number in range(accounts)]
-    assert sum(balances.balances.tolist()) == 0
+    """Every balance of the first `accounts` accounts is the oracle's."""
+    read = client.get_balances(np.arange(accounts), min_tx_id=min_tx_id).balances.tolist()
+    expected = [oracle.balance(number) for number in range(accounts)]
+    wrong = [(n, a, b) for n, (a, b) in enumerate(zip(read, expected, strict=True)) if a != b]
+    assert not wrong, f"as of {min_tx_id} (account, ledger's, oracle's): {wrong[:5]}"
