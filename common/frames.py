@@ -26,8 +26,11 @@ PARAMS_SIZE: Final = 64
 """Bytes of the parameters of one function call on the wire: eight int64."""
 
 TOPIC_STATUS: Final = b"s"
+TOPIC_ACKNOWLEDGE: Final = b"sa"
 TOPIC_EVENT: Final = b"e"
-"""First frame of a broadcast: every stage's `StageStatus`, and what only gateways need."""
+"""First frame of a broadcast. Gateways subscribe to `s` and `e`; a predecessor to `sa`, the
+statuses
+that acknowledge, so that those that only clients wait for do not wake it."""
 
 Buffer: TypeAlias = bytes | memoryview
 """One payload frame: contiguous, and never written again once it is part of a message."""
@@ -68,10 +71,9 @@ def as_buffer(array: np.ndarray[Any, Any]) -> memoryview:
 class Request:
     """Gateway → sequencer: operations to be put in order. Its link id is `request`.
 
-    `oldest` is the lowest request number that the gateway still keeps: lower ones never come
-    again. `told`
-    is the first id that a client was told already, 0 for none: it gets exactly this one, or it is
-    lost.
+    `oldest` is the lowest request number that the gateway still keeps: lower ones never come again.
+    `told` is the first id that a client was told already, 0 for none: it gets exactly this one, or
+    it is lost. `tell` asks for the ids to be announced at once: a client waits for nothing more.
     """
 
     kind: ClassVar[str] = "request"
@@ -84,6 +86,7 @@ class Request:
     names: list[str] = field(default_factory=list)
     oldest: int = 0
     told: int = 0
+    tell: bool = False
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from tallybus.common.bus import Bus, BusLimits, Context, Port, Selector
 from tallybus.common.errors import EXIT_SETTINGS, ServiceError
 from tallybus.common.files import FileLock, Storage
 from tallybus.common.frames import (
+    TOPIC_ACKNOWLEDGE,
     TOPIC_EVENT,
     TOPIC_STATUS,
     Buffer,
@@ -327,7 +328,7 @@ class Shell(ABC):
 
     def receive_broadcast(self, frames: list[Buffer], now_ns: int) -> None:
         """Handler of a subscriber socket."""
-        if frames[0] not in (TOPIC_STATUS, TOPIC_EVENT):
+        if frames[0] not in (TOPIC_STATUS, TOPIC_ACKNOWLEDGE, TOPIC_EVENT):
             return
         message = self.decoded(frames[1:])
         if message is not None:

@@ -15,14 +15,21 @@ from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from tallybus.common.errors import ServiceError
-from tallybus.common.frames import TOPIC_EVENT, TOPIC_STATUS, Message, Presence, StageStatus
+from tallybus.common.frames import (
+    TOPIC_ACKNOWLEDGE,
+    TOPIC_EVENT,
+    TOPIC_STATUS,
+    Message,
+    Presence,
+    StageStatus,
+)
 from tallybus.common.link import LinkSender
 
 STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter", "gateway")
 """All stages: the four of the pipeline in its order, then the gateway in front of them."""
 
-PACE_NS: Final = 2_000_000
-"""How long a status may wait in which nothing is urgent."""
+PACE_NS: Final = 20_000_000
+"""How long an acknowledgement may wait: it frees memory, and each one wakes the predecessor."""
 PRESENCE_NS: Final = 1_000_000_000
 HELLO_EVERY_NS: Final = 100_000_000
 
@@ -55,8 +62,9 @@ class StageCore(ABC):
         self.replies: list[tuple[bytes, Message]] = []
         self.requests: list[Message] = []
         self._heartbeat_ns = heartbeat_ns
-        self._last_status: StageStatus | None = None
-        self._status_ns = 0
+        self._told: StageStatus | None = None
+        self._acknowledged: StageStatus | None = None
+        self._acknowledged_ns = 0
         self.status_pending = False
         self.presence: Presence | None = None
         self._presence_ns = 0
@@ -95,33 +103,32 @@ class StageCore(ABC):
         Called last in a turn, so that what the status acknowledges was announced before it.
         """
         status = self.status()
-        last = self._last_status
-        since = now_ns - self._status_ns
-        self.status_pending = status != last
-        if last is not None and since < self._heartbeat_ns:
-            if not self.status_pending:
-                return
-            if since < PACE_NS and not self.urgent(status, last):
-                return
-        self.status_pending = False
-        if self.presence is not None and (
-            last is None or now_ns - self._presence_ns >= PRESENCE_NS
+        last = self._acknowledged
+        since = now_ns - self._acknowledged_ns
+        changed = status != last
+        if (
+            last is None
+            or since >= self._heartbeat_ns
+            or (changed and (since >= PACE_NS or _pressing(status, last)))
         ):
-            self._presence_ns = now_ns
-            self.announce(self.presence)
-        self._last_status = status
-        self._status_ns = now_ns
-        self.broadcasts.append((TOPIC_STATUS, status))
+            if self.presence is not None and (
+                last is None or now_ns - self._presence_ns >= PRESENCE_NS
+            ):
+                self._presence_ns = now_ns
+                self.announce(self.presence)
+            self._acknowledged = self._told = status
+            self._acknowledged_ns = now_ns
+            self.status_pending = False
+            self.broadcasts.append((TOPIC_ACKNOWLEDGE, status))
+            return
+        self.status_pending = changed
+        if self._told is not None and self.urgent(status, self._told):
+            self._told = status
+            self.broadcasts.append((TOPIC_STATUS, status))
 
     def urgent(self, status: StageStatus, last: StageStatus) -> bool:
-        """Whether a change of the status is waited for. Acknowledgements are not: they free
-        memory."""
-        return (
-            status.term != last.term
-            or status.peer != last.peer
-            or status.gap > last.gap
-            or status.full != last.full
-        )
+        """Whether clients wait for what has changed. Acknowledgements only free memory."""
+        return False
 
     def hello_due(self, now_ns: int) -> bool:
         """Whether to say hello (again): at once, then at most every 100 ms."""
@@ -129,3 +136,13 @@ class StageCore(ABC):
             return False
         self._hello_ns = now_ns
         return True
+
+
+def _pressing(status: StageStatus, last: StageStatus) -> bool:
+    """Whether the predecessor has to act on what has changed."""
+    return (
+        status.term != last.term
+        or status.peer != last.peer
+        or status.gap > last.gap
+        or status.full != last.full
+    )

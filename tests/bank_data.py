@@ -1,4 +1,4 @@
-"""A bank's transactions with the balance after each one: the real file, or one made to be like it."""
+"""A bank's transactions with the balance after each: the real file, or one made to be like it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from tallybus.common.frames import EMPTY, Buffer, Request, size
-from tallybus.common.record import RECORD_DTYPE, Kind
+from tallybus.common.record import RECORD_DTYPE, Kind, Level
 from tallybus.services.gateway.protocol import MAX_NAMES, Submit
 
 JOIN_BYTES: Final = 65_536
@@ -95,6 +95,7 @@ class Gatherer:
             records=records,
             params=params,
             names=names,
+            tell=any(submit.level is Level.NONE for submit in group),
         )
         return Batch(request, count, members), message
 

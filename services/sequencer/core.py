@@ -108,7 +108,8 @@ class SequencerCore(StageCore):
                 params=message.params,
             ),
         )
-        self._assigned.append([message.gateway, message.request, first, message.count])
+        if message.tell:
+            self._assigned.append([message.gateway, message.request, first, message.count])
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
         """The transactor's broadcast."""

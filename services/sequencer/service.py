@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tallybus.common.frames import (
-    TOPIC_STATUS,
+    TOPIC_ACKNOWLEDGE,
     Message,
     Refused,
     Request,
@@ -30,7 +30,9 @@ class SequencerService(Shell):
         )
         self.open_stage(successor="transactor")
         self.read(
-            self.bus.subscriber(["transactor"], [TOPIC_STATUS]), self.receive_broadcast, most=256
+            self.bus.subscriber(["transactor"], [TOPIC_ACKNOWLEDGE]),
+            self.receive_broadcast,
+            most=256,
         )
         self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input)
 

@@ -209,7 +209,7 @@ class SnapshotterCore(StageCore):
 
     def urgent(self, status: StageStatus, last: StageStatus) -> bool:
         # Clients wait for the snapshot index.
-        return status.index != last.index or super().urgent(status, last)
+        return status.index != last.index
 
     def status(self) -> StageStatus:
         return StageStatus(

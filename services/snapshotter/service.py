@@ -8,7 +8,7 @@ from typing import Final
 
 from tallybus.common import logs
 from tallybus.common.frames import (
-    TOPIC_STATUS,
+    TOPIC_ACKNOWLEDGE,
     Executed,
     Message,
     Query,
@@ -48,7 +48,9 @@ class SnapshotterService(Shell):
         )
         self.open_stage(successor=None)
         self.open_control("wal")
-        self.read(self.bus.subscriber(["wal"], [TOPIC_STATUS]), self.receive_broadcast, most=256)
+        self.read(
+            self.bus.subscriber(["wal"], [TOPIC_ACKNOWLEDGE]), self.receive_broadcast, most=256
+        )
         self.read(self.bus.pull(self.stage), self.receive_data)
 
     def timeout_ns(self, now_ns: int) -> int:

@@ -7,7 +7,7 @@ import time
 
 from tallybus.common import logs
 from tallybus.common.frames import (
-    TOPIC_STATUS,
+    TOPIC_ACKNOWLEDGE,
     Hello,
     Message,
     Refused,
@@ -36,7 +36,9 @@ class TransactorService(Shell):
             self.new_incarnation(), self.settings.bus.max_in_flight, self.heartbeat_ns
         )
         self.open_stage(successor="wal")
-        self.read(self.bus.subscriber(["wal"], [TOPIC_STATUS]), self.receive_broadcast, most=256)
+        self.read(
+            self.bus.subscriber(["wal"], [TOPIC_ACKNOWLEDGE]), self.receive_broadcast, most=256
+        )
         # A few at a time, so that outcomes are told soon after they are known.
         self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input, most=8)
 

@@ -168,7 +168,7 @@ class WalCore(StageCore):
 
     def urgent(self, status: StageStatus, last: StageStatus) -> bool:
         # Clients wait for the commit index.
-        return status.durable != last.durable or super().urgent(status, last)
+        return status.durable != last.durable
 
     def next_data(self) -> Message | None:
         return self.link.peek()

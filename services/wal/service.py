@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from tallybus.common import logs
-from tallybus.common.frames import TOPIC_STATUS, Executed, Hello, Message, StageStatus
+from tallybus.common.frames import TOPIC_ACKNOWLEDGE, Executed, Hello, Message, StageStatus
 from tallybus.common.payload import count_extras
 from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE
 from tallybus.common.service import Shell
@@ -65,7 +65,9 @@ class WalService(Shell):
         self._appended_ns = 0
         self.open_stage(successor="snapshotter", hello=False)
         self.read(
-            self.bus.subscriber(["snapshotter"], [TOPIC_STATUS]), self.receive_broadcast, most=256
+            self.bus.subscriber(["snapshotter"], [TOPIC_ACKNOWLEDGE]),
+            self.receive_broadcast,
+            most=256,
         )
         self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input)
 

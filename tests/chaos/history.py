@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from tallybus import (
     BatchResult,
     Deposit,
-    OutcomeUnknown,
     Result,
     TallybusError,
     Transfer,
     Withdrawal,
 )
-from tallybus.common.record import RECORD_DTYPE, Kind, Level
+from tallybus.common.record import RECORD_DTYPE, Kind, Level, Status
 
 SERIAL_BITS: Final = 28
 SERIAL_MASK: Final = (1 << SERIAL_BITS) - 1
@@ -58,7 +57,11 @@ class Submission:
         """Whether every operation has a reference, so that the client may send it again."""
         return bool(self.records["user_ref"].all())
 
-    def answered(self, result: Result | BatchResult) -> None:
+    def answered(self, result: Result | BatchResult | int) -> None:
+        """The answer came; of a submit without a wait it is only an id."""
+        self.done_ns = time.monotonic_ns()
+        if isinstance(result, int):
+            result = Result(result, Status.NONE, Level.NONE)
         if isinstance(result, Result):
             self.first = result.tx_id if result.duplicate_of is None else 0
             self.tx_ids = np.array([result.tx_id], np.uint64)
@@ -70,16 +73,10 @@ class Submission:
             self.statuses = result.statuses
             self.links = result.duplicate_of
         self.reached = result.level
-        self.done_ns = time.monotonic_ns()
 
-    def told_id(self, tx_id: int) -> None:
-        """The answer to a submit without a wait."""
-        self.first = tx_id
-        self.tx_ids = np.array([tx_id], np.uint64)
-        self.statuses = np.zeros(1, np.uint8)
-        self.links = np.zeros(1, np.uint64)
-        self.reached = Level.NONE
+    def failed(self, error: TallybusError) -> None:
         self.done_ns = time.monotonic_ns()
+        self.error = error
 
 
 @dataclass(slots=True)
@@ -111,7 +108,8 @@ class IndexRead:
     done_ns: int
     committed: int = 0
     snapshot: int = 0
-    term: int = 0
+    exact: bool = True
+    """Whether these are the indexes themselves, and not what they are at least."""
 
 
 @dataclass(slots=True)
@@ -199,7 +197,9 @@ class Operations:
         serials = self._take(count)
         records["amount"] |= serials
         if refs:
-            records["user_ref"] = (rng.integers(1, 1 << 31, count).astype(np.uint64) << 32) | serials
+            records["user_ref"] = (
+                rng.integers(1, 1 << 31, count).astype(np.uint64) << 32
+            ) | serials
         return self.remember(records)
 
     def again(
@@ -314,17 +314,8 @@ class Recorder:
     ) -> bool:
         """Wait for the answer and record it. False when there was an error instead."""
         try:
-            result = answer()
+            submission.answered(answer())
         except TallybusError as error:
-            submission.done_ns = time.monotonic_ns()
-            submission.error = error
+            submission.failed(error)
             return False
-        if isinstance(result, int):
-            submission.told_id(result)
-        else:
-            submission.answered(result)
         return True
-
-
-def is_unknown(submission: Submission) -> bool:
-    return isinstance(submission.error, OutcomeUnknown)

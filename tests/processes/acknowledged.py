@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus import BatchResult, Client, ClientClosed, TallybusError, WaitLevel
-from tallybus.common.block import BlockHeader, parse_header
+from tallybus.common.block import BlockHeader, InvalidBlock, parse_header
 from tallybus.common.logcheck import check_log
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.common.settings import Settings
@@ -155,7 +155,7 @@ def blocks_of(settings: Settings) -> list[BlockHeader]:
         while offset < len(data):
             try:
                 header = parse_header(data, offset)
-            except Exception:  # noqa: BLE001 - the torn tail
+            except InvalidBlock:  # the torn tail
                 break
             if header.end > len(data):
                 break

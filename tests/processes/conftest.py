@@ -19,7 +19,7 @@ def _this_source_tree() -> Iterator[None]:
 
 @pytest.fixture
 def start_pipeline(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
-    """Starts a pipeline on the test's folder, or on `folder`, with settings as in `make_settings`."""
+    """Starts a pipeline on `folder` in the test's folder, with settings as in `make_settings`."""
     with ExitStack() as stack:
 
         def start(folder: str = "data", **overrides: object) -> Pipeline:

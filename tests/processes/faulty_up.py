@@ -5,28 +5,26 @@ The service STAGE is started as `faulty_service` instead; everything else is the
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from typing import Any
 
+from tallybus import supervisor
 from tallybus.cli import main
 
+STAGE = sys.argv[1]
 
-class ReplacingPopen(subprocess.Popen[bytes]):
-    """Starts `faulty_service STAGE` where `tallybus.services.STAGE` was to be started."""
 
-    stage = ""
+class FaultySupervisor(supervisor.Supervisor):
+    """Starts `faulty_service STAGE` in place of the one service."""
 
-    def __init__(self, words: list[str], **options: Any) -> None:
-        module = f"tallybus.services.{self.stage}"
-        if module in words:
-            at = words.index(module)
-            words = [*words[:at], "tests.processes.faulty_service", self.stage, *words[at + 1 :]]
-        super().__init__(words, **options)
+    def command(self, service: str) -> list[str]:
+        words = super().command(service)
+        if service != STAGE:
+            return words
+        at = words.index(f"tallybus.services.{service}")
+        return [*words[:at], "tests.processes.faulty_service", service, *words[at + 1 :]]
 
 
 if __name__ == "__main__":
-    ReplacingPopen.stage = sys.argv[1]
-    subprocess.Popen = ReplacingPopen  # type: ignore[misc, assignment]
+    supervisor.Supervisor = FaultySupervisor  # type: ignore[misc]
     sys.argv[1] = "up"
     main()

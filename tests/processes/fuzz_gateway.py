@@ -1,7 +1,7 @@
 """Hostile clients against a real gateway, with good clients beside them.
 
-`python -m tests.processes.fuzz_gateway --seconds 60 --seed 1` runs it for a minute on a pipeline of its
-own and prints what happened; the suite runs it for a few seconds. What must hold:
+`python -m tests.processes.fuzz_gateway --seconds 60 --seed 1` runs it for a minute on a pipeline of
+its own and prints what happened; the suite runs it for a few seconds. What must hold:
 
 - every message of a hostile client that gets through to the gateway is answered, with its id where
   one can be read, and every error has one of the protocol's codes;
@@ -33,7 +33,10 @@ import numpy as np
 import zmq
 
 from tallybus import Client, Deposit, Transfer, WaitLevel, transfers
+from tallybus.common.frames import MAX_HEADER_BYTES
 from tallybus.common.record import Kind
+from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES
+from tallybus.errors import TallybusError
 from tests.processes.pipeline import (
     PATIENCE_S,
     Pipeline,
@@ -54,9 +57,10 @@ CODES: Final = {
     "internal",
 }
 MAX_U64: Final = 2**64 - 1
-MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 MAX_BATCH: Final = 16_384
 MAX_READS: Final = 65_536
+LARGEST_FRAME: Final = MAX_BATCH * OPERATION_BYTES + HEADER_BYTES
+"""A client's frame may be as large as the largest request that is allowed."""
 MAX_ACCOUNTS: Final = 1_000_000
 GOOD_ACCOUNTS: Final = 900_000
 """The good clients' accounts begin here; hostile operations hardly ever hit them."""
@@ -65,7 +69,7 @@ REQUEST_WAIT_MS: Final = 2_000
 
 SETTINGS: Final = {
     "ledger__max_accounts": MAX_ACCOUNTS,
-    "bus__max_message_bytes": MAX_MESSAGE_BYTES,
+    "bus__max_message_bytes": LARGEST_FRAME,
     "gateway__max_batch": MAX_BATCH,
     "gateway__max_reads": MAX_READS,
     "gateway__max_request_wait_ms": REQUEST_WAIT_MS,
@@ -107,7 +111,7 @@ class GoodClient(threading.Thread):
         try:
             with Client(self.endpoint, timeout=PATIENCE_S) as client:
                 self._work(client)
-        except BaseException as error:
+        except (TallybusError, AssertionError) as error:
             self.report.problem(f"{self.name}: {type(error).__name__}: {error}")
 
     def _work(self, client: Client) -> None:
@@ -128,9 +132,7 @@ class GoodClient(threading.Thread):
             read = client.get_balances([one, two], min_tx_id=last).balances.tolist()
             assert read == held, (read, held)
             self.rounds += 1
-            self.report.slowest_good_s = max(
-                self.report.slowest_good_s, time.monotonic() - started
-            )
+            self.report.slowest_good_s = max(self.report.slowest_good_s, time.monotonic() - started)
 
 
 # --- requests and how they are spoilt -----------------------------------------------------------
@@ -282,11 +284,11 @@ def hostile_message(random_: random.Random, request_id: int) -> list[bytes]:
 
 def readable_id(frames: Sequence[bytes]) -> int | None:
     """The id that an answer must carry, by the protocol; None where there is none to read."""
-    if len(frames[0]) > 65_536:
+    if len(frames[0]) > MAX_HEADER_BYTES:
         return None
     try:
         header = msgpack.unpackb(frames[0], strict_map_key=False, raw=False)
-    except Exception:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
         return None
     if not isinstance(header, dict):
         return None
@@ -385,7 +387,7 @@ class Attacker:
             greeting + command + random_.randbytes(random_.choice([1, 20, 3_000])),
             # Frames that promise far more than they bring.
             greeting + command + b"\x02" + struct.pack(">Q", random_.choice([2**62, 2**40])),
-            greeting + command + b"\x02" + struct.pack(">Q", MAX_MESSAGE_BYTES - 1) + b"x" * 99,
+            greeting + command + b"\x02" + struct.pack(">Q", LARGEST_FRAME - 1) + b"x" * 99,
             # A command in the middle of a message, an unknown command, a bad subscription.
             greeting + command + b"\x01\x01x" + command,
             greeting + command + b"\x04\x08\x07UNKNOWN",
@@ -403,12 +405,12 @@ class Attacker:
         self.report.counts["noisy connections"] += 30
 
     def huge_frames(self) -> None:
-        """Frames above `max_message_bytes` cut the connection of whoever sends them, only that."""
+        """Frames above the limit cut the connection of whoever sends them, only that."""
         with self.dealer(RCVHWM=0) as dealer:
             header = msgpack.packb({"v": 1, "op": "submit", "id": 1, "count": 1, "wait": 0})
             for frames in (
-                [bytes(MAX_MESSAGE_BYTES + 1)],
-                [header, bytes(MAX_MESSAGE_BYTES + 1)],
+                [bytes(LARGEST_FRAME + 1)],
+                [header, bytes(LARGEST_FRAME + 1)],
             ):
                 dealer.send_multipart(frames)
             # After reconnecting the same program may behave.
@@ -428,10 +430,10 @@ class Attacker:
             expected: Counter[int | None] = Counter()
             header = {"v": 1, "op": "submit", "id": 11, "count": 1, "wait": 0}
             for message in (
-                [msgpack.packb(header), bytes(MAX_MESSAGE_BYTES)],
+                [msgpack.packb(header), bytes(LARGEST_FRAME)],
                 [msgpack.packb(header), *[b"x"] * 5_000],
                 [msgpack.packb({**header, "names": ["y" * 200] * 300}), bytes(40)],
-                [bytes(MAX_MESSAGE_BYTES)],
+                [bytes(LARGEST_FRAME)],
                 [b"\x91" * 60_000],
                 [b"\xdd\xff\xff\xff\xff" * 9],
                 [b"\xdf\xff\xff\xff\xff" * 9],
@@ -532,7 +534,7 @@ class Attacker:
     )
 
 
-# --- the run ---------------------------------------------------------------------------------------
+# --- the run ----------------------------------------------------------------------------------
 
 
 def fuzz(pipeline: Pipeline, seconds: float, seed: int, good: int = 3) -> Report:
@@ -558,7 +560,7 @@ def fuzz(pipeline: Pipeline, seconds: float, seed: int, good: int = 3) -> Report
             attack = attacks.pop()
             try:
                 attack(attacker)
-            except Exception as error:
+            except (OSError, zmq.ZMQError) as error:
                 report.problem(f"{attack.__name__}: {type(error).__name__}: {error}")
             report.counts["attacks"] += 1
             first = first and bool(attacks)

@@ -62,7 +62,7 @@ def quiet_endpoint() -> str:
 
 
 def make_settings(data: Path, **overrides: object) -> Settings:
-    """Settings of a pipeline on `data`; overrides with `__` for the dot: `ledger__max_accounts=9`."""
+    """Settings of a pipeline on `data`; in overrides `__` is the dot: `ledger__max_accounts=9`."""
     return load(
         environ={},
         overrides={
@@ -126,7 +126,9 @@ def pipeline_of(settings: Settings, errors: Path) -> Iterator[Pipeline]:
         with errors.open("ab") as log, running_pipeline(settings, stderr=log) as supervisor:
             yield Pipeline(supervisor, settings, errors)
     except BaseException as error:
-        error.add_note(f"--- logs of the services ---\n{errors.read_text('utf-8', 'replace')[-6000:]}")
+        error.add_note(
+            f"--- logs of the services ---\n{errors.read_text('utf-8', 'replace')[-6000:]}"
+        )
         raise
     finally:
         tidy(settings)
@@ -221,7 +223,9 @@ class Command:
                 stream.close()
 
 
-def run_command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *arguments: str | Path, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command of the product to its end."""
     return subprocess.run(
         [sys.executable, "-m", "tallybus", *map(str, arguments)],
@@ -237,7 +241,9 @@ def run_command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.C
 def children_of(pid: int) -> list[int]:
     """Process ids of the direct children of a process that this test started."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 

@@ -12,14 +12,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from tallybus.common.settings import SOCKETS, Settings, endpoint, run_folder
 from tallybus.supervisor import START_ORDER
-from tests.processes.pipeline import PATIENCE_S, PROJECT, environment, eventually, is_alive, tidy
+from tests.processes.pipeline import (
+    PATIENCE_S,
+    PROJECT,
+    children_of,
+    environment,
+    eventually,
+    is_alive,
+    tidy,
+)
 
 FAULTY: Final = "tests.processes.faulty_service"
 
@@ -29,12 +36,14 @@ class Service:
 
     def __init__(self, words: list[str], variables: Mapping[str, str], path: Path) -> None:
         self.path = path
-        with path.open("ab") as errors:
+        self.output = path.with_suffix(".out")
+        with path.open("ab") as errors, self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *words],
                 env={**environment(), **variables},
                 cwd=PROJECT,
                 stdin=subprocess.DEVNULL,
+                stdout=output,
                 stderr=errors,
             )
         self.pid = self.process.pid
@@ -88,6 +97,83 @@ class Service:
         self.process.wait(PATIENCE_S)
 
 
+class Up(Service):
+    """`tallybus up` with these settings; with `faults`, its service `faulty` is on a disk that has them.
+
+    Leave it as a context: then nothing of it is left, however it ended.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        *,
+        faulty: str = "wal",
+        faults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = settings
+        options = []
+        for entry in settings.effective():
+            if entry.origin != "default":
+                options += ["--set", f"{entry.setting.key}={entry.value}"]
+        path = folder / f"up.{len(list(folder.glob('up.*.log')))}.log"
+        if faults is None:
+            super().__init__(["tallybus", "up", *options], {}, path)
+        else:
+            words = ["tests.processes.faulty_up", faulty, *options]
+            super().__init__(words, {"DISK_FAULTS": json.dumps(faults)}, path)
+        self.seen: set[int] = set()
+
+    def __enter__(self) -> Up:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            error.add_note(f"--- up ({self.process.poll()}) ---\n{self.text[-6000:]}")
+        self.services()
+        if self.running:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        for pid in filter(is_alive, self.seen):
+            os.kill(pid, signal.SIGKILL)
+        tidy(self.settings)
+
+    def wait_up(self) -> None:
+        """Until it has printed the endpoint."""
+        endpoint_ = self.settings.gateway.endpoint
+        eventually(lambda: self.output.read_text() or not self.running, "the endpoint is printed")
+        assert self.output.read_text() == f"{endpoint_}\n", f"it ended with {self.process.poll()}"
+        assert set(self.services()) == set(START_ORDER)
+
+    def services(self) -> dict[str, int]:
+        """Process ids of its services, by name."""
+        found = {}
+        for pid in children_of(self.pid):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            names = [word.removeprefix("tallybus.services.") for word in words]
+            found |= {name: pid for name in START_ORDER if name in names}
+        self.seen |= set(found.values())
+        return found
+
+    def assert_nothing_left(self) -> None:
+        """When it has ended: no process of its own, no socket in the run folder."""
+        assert not self.running
+        assert not any(map(is_alive, self.seen))
+        assert processes_of(self.settings) == []
+        assert left_over(self.settings) == []
+
+
 class Services:
     """Processes of one test. `folder` takes their logs, named after them."""
 
@@ -100,7 +186,10 @@ class Services:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for service in self.all.values():
             service.kill()
@@ -108,10 +197,17 @@ class Services:
             tidy(settings)
         if error is not None:
             for name, service in self.all.items():
-                error.add_note(f"--- {name} ({service.process.returncode}) ---\n{service.text[-1500:]}")
+                error.add_note(
+                    f"--- {name} ({service.process.returncode}) ---\n{service.text[-1500:]}"
+                )
 
     def start(
-        self, stage: str, settings: Settings, name: str = "", *, faults: Mapping[str, Any] | None = None
+        self,
+        stage: str,
+        settings: Settings,
+        name: str = "",
+        *,
+        faults: Mapping[str, Any] | None = None,
     ) -> Service:
         """A service with these settings, called `name`; with `faults` on a disk that has them."""
         name = name or stage
@@ -172,11 +268,15 @@ def meeting(settings: Settings, *stages: str) -> dict[str, str]:
 def left_over(settings: Settings) -> list[str]:
     """Sockets in the run folder."""
     folder = run_folder(settings)
-    return sorted(path.name for path in folder.iterdir() if path.is_socket()) if folder.exists() else []
+    return (
+        sorted(path.name for path in folder.iterdir() if path.is_socket())
+        if folder.exists()
+        else []
+    )
 
 
 def processes_of(settings: Settings) -> list[int]:
-    """All processes on this machine that were started with this data folder and still run."""
+    """Services on this machine that were started with this data folder and still run."""
     wanted = f"TALLYBUS_LEDGER_DATA={settings.ledger.data}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -189,8 +289,3 @@ def processes_of(settings: Settings) -> list[int]:
         if wanted in variables and is_alive(int(entry.name)):
             found.append(int(entry.name))
     return found
-
-
-def without_log(settings: Settings) -> Settings:
-    """The same settings, with logs of warnings and errors only."""
-    return replace(settings, logging=replace(settings.logging, level="warning"))

@@ -1,6 +1,6 @@
 """Hostile clients do not harm: no service ends, good clients see no error, answers are typed.
 
-`FUZZ_SECONDS` and `FUZZ_SEED` in the environment say how long and with which seed. A long run is made by
+`FUZZ_SECONDS` and `FUZZ_SEED` in the environment say how long and with which seed. A long run:
 `python -m tests.processes.fuzz_gateway --seconds 60 --seed 1`.
 """
 

@@ -1,4 +1,4 @@
-"""A bank's real transactions come out as the bank's own balances, also after the plug was pulled."""
+"""A bank's transactions come out as the bank's own balances, also after the plug was pulled."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What the five services hold in memory: little at rest, and nothing for a limit that is not used."""
+"""What the services hold in memory: little at rest, and nothing for a limit that is not used."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

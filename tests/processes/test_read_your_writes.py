@@ -19,6 +19,7 @@ from tallybus import (
     Withdrawal,
     deposits,
 )
+from tallybus.errors import TallybusError
 from tests.processes.pipeline import PATIENCE_S, Pipeline, assert_balances, replay
 
 WRITERS = 4
@@ -38,12 +39,12 @@ def assert_as_replayed(pipeline: Pipeline) -> None:
 
 def run_all(workers: list[Callable[[], None]]) -> None:
     """Run each in a thread of its own; the first error is raised here."""
-    errors: list[BaseException] = []
+    errors: list[Exception] = []
 
     def guarded(work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:
+        except (TallybusError, AssertionError) as error:
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(work,)) for work in workers]

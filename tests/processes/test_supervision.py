@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from tallybus import Client, Deposit, WaitLevel, transfers
 from tallybus.common.settings import Settings
+from tallybus.errors import TallybusError
 from tallybus.supervisor import STOP_ORDER
 from tests.processes.pipeline import (
     PATIENCE_S,
@@ -103,7 +105,7 @@ class SteadyClient:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.batches = 0
-        self.errors: list[BaseException] = []
+        self.errors: list[Exception] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -129,7 +131,7 @@ class SteadyClient:
                     assert not result.statuses.any(), result.statuses
                     ref += len(sides)
                     self.batches += 1
-        except BaseException as error:
+        except (TallybusError, AssertionError) as error:
             self.errors.append(error)
 
     def goes_on(self) -> None:
@@ -141,6 +143,10 @@ class SteadyClient:
         assert not self.errors, self.errors
 
 
+def is_replaced(up: Command, name: str, before: dict[str, int]) -> bool:
+    return services_under(up.pid).get(name, before[name]) != before[name]
+
+
 def test_a_killed_service_is_restarted_and_the_pipeline_goes_on(
     settings: Settings, start_command: Callable[..., Command]
 ) -> None:
@@ -150,10 +156,7 @@ def test_a_killed_service_is_restarted_and_the_pipeline_goes_on(
             steady.goes_on()
             before = services_under(up.pid)
             os.kill(before[name], signal.SIGKILL)
-            eventually(
-                lambda n=name, b=before: services_under(up.pid).get(n, b[n]) != b[n],
-                f"the {name} is started again",
-            )
+            eventually(partial(is_replaced, up, name, before), f"the {name} is started again")
             steady.goes_on()
             after = services_under(up.pid)
             others = [other for other in STOP_ORDER if other != name]

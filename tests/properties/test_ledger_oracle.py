@@ -47,9 +47,7 @@ amounts = st.one_of(
     st.integers(1, 100),
     st.sampled_from([0, 1, 2**62, 2**63 - 2, 2**63 - 1, 2**63, 2**64 - 1]),
 )
-refs = st.one_of(
-    st.just(0), st.integers(1, 20), st.sampled_from([2**32, 2**63, 2**64 - 1])
-)
+refs = st.one_of(st.just(0), st.integers(1, 20), st.sampled_from([2**32, 2**63, 2**64 - 1]))
 # FUNCTION (4) takes parameters in a frame of their own, which an array cannot bring.
 kinds = st.one_of(st.sampled_from([1, 2, 3, 3]), st.integers(0, 255).filter(lambda kind: kind != 4))
 operations = st.builds(Operation, kinds, accounts, accounts, amounts, refs)
@@ -101,19 +99,18 @@ class LedgerAndOracle(RuleBasedStateMachine):
 
     # -- writing -------------------------------------------------------------------------------
 
-    @rule(batch=st.lists(operations, min_size=1, max_size=25), level=levels)
-    def submit_a_batch(self, batch: list[Operation], level: WaitLevel) -> None:
-        result = self.running.submit_batch(to_records(batch), level)
-        self._compare(result, batch, level)
-
-    @rule(batch=st.lists(st.tuples(operations, levels), min_size=2, max_size=6))
-    def submit_many_at_once(self, batch: list[tuple[Operation, WaitLevel]]) -> None:
-        pending = [
-            (self.running.begin_batch(to_records([operation]), level), operation, level)
-            for operation, level in batch
-        ]
-        for each, operation, level in pending:
-            self._compare(each.result(), [operation], level)
+    @rule(
+        batches=st.lists(
+            st.tuples(st.lists(operations, min_size=1, max_size=12), levels),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def submit_batches(self, batches: list[tuple[list[Operation], WaitLevel]]) -> None:
+        """All are on their way before the first is answered."""
+        pending = [self.running.begin_batch(to_records(batch), level) for batch, level in batches]
+        for each, (batch, level) in zip(pending, batches, strict=True):
+            self._compare(each.result(), batch, level)
 
     def _compare(self, result: BatchResult, batch: list[Operation], level: WaitLevel) -> None:
         expected = self.oracle.execute(batch)
@@ -210,15 +207,26 @@ class LedgerAndOracle(RuleBasedStateMachine):
 
     # -- ends and beginnings -------------------------------------------------------------------
 
-    @rule()
-    def close_and_open(self) -> None:
-        self._close()
+    @rule(
+        how=st.sampled_from(["closed", "crashed", "lost snapshots"]),
+        lost=st.sets(st.integers(0, 4)),
+        rubbish=st.binary(max_size=200),
+    )
+    def end_and_begin_again(self, how: str, lost: set[int], rubbish: bytes) -> None:
+        if how == "crashed":
+            self._crash(rubbish)
+        else:
+            self._close()
+        if how == "lost snapshots":
+            # They only save time: without some of them the ledger is the same.
+            for path in self.data.glob("snapshot_*"):
+                if int(path.stem.removeprefix("snapshot_")) % 5 in lost:
+                    path.unlink()
         self.restarts += 1
         self._open()
 
-    @rule(rubbish=st.binary(max_size=200))
-    def crash_and_open(self, rubbish: bytes) -> None:
-        """The files as they are while the ledger runs are what a crash leaves."""
+    def _crash(self, rubbish: bytes) -> None:
+        """Go on with the files as they are while the ledger runs: what a crash leaves."""
         self.running.wait_for(self.last_id, WaitLevel.COMMITTED)
         self.copies += 1
         crashed = self.folder / f"data-{self.copies}"
@@ -236,19 +244,6 @@ class LedgerAndOracle(RuleBasedStateMachine):
         self._close()
         shutil.rmtree(self.data)
         self.data = crashed
-        self.restarts += 1
-        self._open()
-
-    @rule(lost=st.sets(st.integers(0, 4)))
-    def lose_snapshots_and_open(self, lost: set[int]) -> None:
-        """Snapshots only save time: without some of them the ledger is the same."""
-        self._close()
-        for path in self.data.glob("snapshot_*"):
-            segment = int(path.stem.removeprefix("snapshot_"))
-            if segment % 5 in lost:
-                path.unlink()
-        self.restarts += 1
-        self._open()
 
     @invariant()
     def the_sum_of_all_balances_is_zero(self) -> None:
@@ -285,7 +280,7 @@ class LedgerAndOracle(RuleBasedStateMachine):
 TestLedgerAndOracle = LedgerAndOracle.TestCase
 TestLedgerAndOracle.settings = settings(
     max_examples=30,
-    stateful_step_count=25,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

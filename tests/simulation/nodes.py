@@ -162,7 +162,7 @@ class Node:
         core.tick(now)
         for topic, message in core.broadcasts:
             frames = encode(message)
-            check((topic == TOPIC_STATUS) == isinstance(message, StageStatus), "topic")
+            check(topic.startswith(TOPIC_STATUS) == isinstance(message, StageStatus), "topic")
             for node in self.pipeline.nodes.values():
                 if node.up and self.stage in node.subscriptions:
                     world.send("broadcast", node.name, self.name, self.life, frames, lossy=True)

@@ -81,7 +81,7 @@ class Pipeline:
             "wal": WalNode(self, "wal"),
             "snapshotter": SnapshotterNode(self, "snapshotter"),
         }
-        gateways = 1 if self.strict else rng.choice((1, 2))
+        gateways = 1 if self.strict else rng.choice((1, 2, 3))
         for number in range(gateways):
             name = f"gateway{number}"
             self.nodes[name] = GatewayNode(self, name)
@@ -99,7 +99,7 @@ class Pipeline:
             reorder=rng.choice((0.0, harsh, 3 * harsh)),
             delay_ms=rng.choice((0.05, 1.0, 10.0)),
             crash=crash,
-            power=crash / 3 if self.flavour == "power" else 0.0,
+            power=crash if self.flavour == "power" else 0.0,
             jump=rng.choice((0.0, 0.002)),
         )
 
@@ -168,7 +168,8 @@ class Pipeline:
             lost = self.disk.lose_power(world.rng)
             world.faults["blocks lost"] += lost
             gateways = [name for name in self.nodes if name.startswith("gateway")]
-            fallen = ["wal", *world.rng.choice((STAGES, (*STAGES, *gateways), ("transactor",), ()))]
+            machines = (STAGES, STAGES[:3], STAGES[:3], (*STAGES, *gateways), ("transactor",), ())
+            fallen = ["wal", *world.rng.choice(machines)]
             for name in sorted(set(fallen)):
                 if self.nodes[name].up:
                     self.stop(self.nodes[name], "power")
@@ -176,7 +177,11 @@ class Pipeline:
             if self.strict and not self._settled():
                 return
             most = 1 if self.strict else world.rng.choice((1, 1, 2, 3))
-            for name in world.rng.sample(sorted(self.nodes), min(most, len(self.nodes))):
+            fallen = world.rng.sample(sorted(self.nodes), min(most, len(self.nodes)))
+            if not self.strict and world.chance(0.4):
+                # What only these two know is lost with them, whatever gateways were told of it.
+                fallen = ["sequencer", "transactor"]
+            for name in fallen:
                 if self.nodes[name].up:
                     self.stop(self.nodes[name], "crash")
             self._note()

@@ -20,6 +20,7 @@ from tallybus.common.frames import Buffer
 
 MS = 1_000_000
 SECOND = 1000 * MS
+SLOWNESS = (1.0, 1.0, 1.0, 0.1, 10.0, 50.0)
 
 
 class SimulationFailure(AssertionError):
@@ -63,12 +64,16 @@ class World:
     now: int = 1_000 * SECOND
     faults: Counter[str] = field(default_factory=Counter)
     queues: dict[tuple[str, str, str], list[Letter]] = field(default_factory=dict)
+    slowness: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """How many times slower than others a connection is: what two stages tell may cross."""
 
     def chance(self, probability: float) -> bool:
         return probability > 0 and self.rng.random() < probability
 
-    def _delay(self) -> int:
-        delay = self.rng.expovariate(1.0) * self.rates.delay_ms
+    def _delay(self, key: tuple[str, str, str]) -> int:
+        if key not in self.slowness:
+            self.slowness[key] = self.rng.choice(SLOWNESS)
+        delay = self.rng.expovariate(1.0) * self.rates.delay_ms * self.slowness[key]
         if delay > 20:
             self.faults["delayed"] += 1
         return int(delay * MS)
@@ -77,15 +82,16 @@ class World:
         self, kind: str, receiver: str, sender: str, life: int, frames: list[Buffer], *, lossy: bool
     ) -> None:
         """Put frames on their way. Unless `lossy`, they arrive once and in order."""
+        key = (kind, receiver, sender.partition("/")[0])
         queue = self.queues.setdefault((kind, receiver, sender), [])
         whole: list[Buffer] = [bytes(frame) for frame in frames]
         if lossy and self.chance(self.rates.drop):
             self.faults["dropped"] += 1
             return
-        queue.append(Letter(self.now + self._delay(), life, whole))
+        queue.append(Letter(self.now + self._delay(key), life, whole))
         if lossy and self.chance(self.rates.repeat):
             self.faults["repeated"] += 1
-            queue.append(Letter(self.now + 3 * self._delay(), life, whole))
+            queue.append(Letter(self.now + 3 * self._delay(key), life, whole))
 
     def receive(self, kind: str, receiver: str, sender: str, *, lossy: bool) -> Letter | None:
         """The next letter that has arrived, or None."""

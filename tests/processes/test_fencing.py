@@ -1,0 +1,222 @@
+"""Two of one service: the second is refused, or the older steps down. Never two histories."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tallybus import Client, LostTransaction, OutcomeUnknown, TallybusError, WaitLevel
+from tallybus.common.errors import EXIT_BUSY
+from tallybus.common.settings import SOCKETS, STAGES, Settings, run_folder
+from tallybus.supervisor import START_ORDER
+from tests.processes.acknowledged import (
+    ACCOUNTS,
+    Acknowledged,
+    Load,
+    assert_all_on_disk,
+    random_batch,
+    terms_of,
+)
+from tests.processes.pipeline import (
+    PATIENCE_S,
+    assert_balances,
+    eventually,
+    make_settings,
+    quiet_endpoint,
+)
+from tests.processes.services import Service, Services, meeting
+
+
+def make(tmp_path: Path, **overrides: object) -> Settings:
+    return make_settings(
+        tmp_path / "data",
+        ledger__max_accounts=1_000,
+        ledger__transactions_per_segment=2_000,
+        **overrides,
+    )
+
+
+def beside(settings: Settings, tmp_path: Path, *shared: str) -> Settings:
+    """Settings on the same data folder with a run folder and a gateway of their own, which reach
+    the stages in `shared` where `settings` has them."""
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700, exist_ok=True)
+    return make(tmp_path, bus__run_folder=other, **meeting(settings, *shared))
+
+
+def assert_refused(service: Service, lock: Path, holder: Service) -> None:
+    assert service.wait() == EXIT_BUSY, service.text
+    line = service.lines[-1]
+    assert line["level"] == "error"
+    assert str(lock) in line["message"]
+    assert f"held by process {holder.pid};" in line["message"]
+
+
+def assert_fenced(service: Service, by: str) -> None:
+    """It has stopped by itself, because there is a newer one."""
+    code = service.wait()
+    assert code not in (0, -signal.SIGKILL), service.text
+    line = service.lines[-1]
+    assert (line["level"], line["error"]) == ("error", "Fenced"), service.text
+    assert f"was replaced by {by}" in line["message"]
+
+
+def assert_one_history(
+    settings: Settings, *loads: Load, allowed: tuple[type[TallybusError], ...] = ()
+) -> None:
+    """Every answer agrees with the log, the log with the oracle, the balances with the log."""
+    log = assert_all_on_disk(settings, *loads)
+    with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+        assert_balances(client, log.oracle, ACCOUNTS, len(log.records))
+    for load in loads:
+        assert all(isinstance(error, allowed) for error in load.errors), load.errors
+
+
+def test_a_second_of_each_service_on_one_run_folder_is_refused_by_its_lock(tmp_path: Path) -> None:
+    settings = make(tmp_path)
+    elsewhere = beside(settings, tmp_path)
+    with Services(tmp_path) as services, Load(settings.gateway.endpoint, seed=1) as load:
+        services.start_all(settings)
+        load.goes_on()
+        seconds = {
+            stage: services.start(stage, settings, f"second-{stage}") for stage in START_ORDER
+        }
+        # On the same data folder, but with a run folder where nobody holds a lock.
+        foreign = services.start("wal", elsewhere, "foreign-wal")
+        for stage, second in seconds.items():
+            lock = run_folder(settings) / f"{stage}.lock"
+            assert_refused(second, lock, services[stage])
+        assert_refused(foreign, settings.ledger.data / "wal.lock", services["wal"])
+        # One that stands still is no invitation: it may come back.
+        services["transactor"].freeze()
+        second = services.start("transactor", settings, "late-transactor")
+        assert_refused(second, run_folder(settings) / "transactor.lock", services["transactor"])
+        services["transactor"].thaw()
+        load.goes_on()
+        load.finish()
+        assert all(services[stage].running for stage in START_ORDER)
+        assert_one_history(settings, load)
+
+
+def test_the_newer_of_two_sequencers_wins(tmp_path: Path) -> None:
+    """Over tcp there is no lock that could help."""
+    endpoints = {
+        f"bus__{stage}_{socket}": quiet_endpoint() for stage in STAGES for socket in SOCKETS
+    }
+    settings = make(tmp_path, bus__transport="tcp", **endpoints)
+    for socket in SOCKETS:
+        endpoints[f"bus__sequencer_{socket}"] = quiet_endpoint()
+    elsewhere = make(tmp_path, bus__transport="tcp", **endpoints)
+    with Services(tmp_path) as services, Load(settings.gateway.endpoint, seed=2) as load:
+        services.start_all(settings)
+        load.goes_on()
+        newer = services.start("sequencer", elsewhere, "newer-sequencer")
+        assert_fenced(services["sequencer"], by="a sequencer of term 2")
+        assert newer.running
+        # Where the gateway looks for one there is none now, until the newest wins in turn.
+        services.start("sequencer", settings)
+        assert_fenced(newer, by="a sequencer of term 3")
+        load.goes_on(10)
+        load.finish()
+        assert_one_history(settings, load)
+        assert terms_of(settings) == [1, 3]
+        assert services["sequencer"].running
+
+
+def test_the_newer_of_two_transactors_wins(tmp_path: Path) -> None:
+    settings = make(tmp_path)
+    elsewhere = beside(settings, tmp_path, "wal")
+    with Services(tmp_path) as services, Load(settings.gateway.endpoint, seed=3) as load:
+        services.start_all(settings)
+        load.goes_on()
+        newer = services.start("transactor", elsewhere, "newer-transactor")
+        assert_fenced(services["transactor"], by="transactor ")
+        assert newer.running
+        services.start("transactor", settings)
+        assert_fenced(newer, by="transactor ")
+        load.goes_on(10)
+        load.finish()
+        assert_one_history(settings, load)
+        assert terms_of(settings) == [1]
+
+
+class Waiting:
+    """Many batches at once, sent while nothing answers."""
+
+    def __init__(self, endpoint: str, count: int, seed: int) -> None:
+        random_ = np.random.default_rng(seed)
+        self.client = Client(endpoint, timeout=PATIENCE_S)
+        self.batches = [random_batch(random_, 7) for _ in range(count)]
+        self.pending = [
+            self.client.begin_batch(batch, WaitLevel.COMMITTED) for batch in self.batches
+        ]
+
+    def take(self, load: Load) -> None:
+        """Wait for the answers, and have them checked with those of `load`."""
+        for batch, pending in zip(self.batches, self.pending, strict=True):
+            try:
+                load.acknowledged.append(Acknowledged(batch, pending.result()))
+            except TallybusError as error:
+                load.errors.append(error)
+        self.client.close(wait=False)
+
+
+def test_a_sequencer_that_comes_back_after_it_was_replaced_steps_down(tmp_path: Path) -> None:
+    settings = make(tmp_path)
+    elsewhere = beside(settings, tmp_path, "transactor", "wal", "snapshotter")
+    with (
+        Services(tmp_path) as services,
+        Load(settings.gateway.endpoint, seed=4) as old,
+        Load(elsewhere.gateway.endpoint, seed=5) as new,
+    ):
+        services.start_all(settings)
+        old.goes_on()
+        zombie = services["sequencer"]
+        zombie.freeze()
+        waiting = Waiting(settings.gateway.endpoint, 100, seed=6)
+        services.start("sequencer", elsewhere, "newer-sequencer")
+        services.start("gateway", elsewhere, "newer-gateway")
+        new.goes_on(10)
+        new.finish()
+        zombie.thaw()
+        assert_fenced(zombie, by="a sequencer of term 2")
+        services.start("sequencer", settings)
+        assert_fenced(services["newer-sequencer"], by="a sequencer of term 3")
+        waiting.take(old)
+        old.goes_on()
+        old.finish()
+        assert_one_history(settings, old, new, allowed=(LostTransaction, OutcomeUnknown))
+        assert terms_of(settings) == [1, 2, 3]
+
+
+def test_a_transactor_that_comes_back_after_it_was_replaced_steps_down(tmp_path: Path) -> None:
+    """Its replacement has a sequencer and a gateway of its own, so there are two ways into the log."""
+    settings = make(tmp_path)
+    elsewhere = beside(settings, tmp_path, "wal", "snapshotter")
+    with (
+        Services(tmp_path) as services,
+        Load(settings.gateway.endpoint, seed=7) as old,
+        Load(elsewhere.gateway.endpoint, seed=8) as new,
+    ):
+        services.start_all(settings)
+        old.goes_on()
+        zombie = services["transactor"]
+        zombie.freeze()
+        waiting = Waiting(settings.gateway.endpoint, 100, seed=9)
+        for stage in ("transactor", "sequencer", "gateway"):
+            services.start(stage, elsewhere, f"newer-{stage}")
+        new.goes_on(200)
+        new.finish()
+        zombie.thaw()
+        assert_fenced(zombie, by="")
+        services.start("transactor", settings)
+        assert_fenced(services["newer-transactor"], by="transactor ")
+        # Its sequencer is of a lower term than the log's.
+        assert_fenced(services["sequencer"], by="a sequencer of term 2")
+        services.start("sequencer", settings)
+        waiting.take(old)
+        old.goes_on()
+        old.finish()
+        assert_one_history(settings, old, new, allowed=(LostTransaction, OutcomeUnknown))
+        assert terms_of(settings) == [1, 2, 3]
