@@ -168,6 +168,9 @@ class Supervisor:
         before = {
             number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
         }
+        logs.setup(
+            "supervisor", level=self.settings.logging.level, format=self.settings.logging.format
+        )
         try:
             self.start()
             self.wait_ready()

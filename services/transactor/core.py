@@ -137,7 +137,9 @@ class TransactorCore(StageCore):
             and message.term
             and (message.term < self.term or (message.term == self.term and self.receiver.peer))
         ):
-            refusal = Refused(self.stage, message.incarnation, self.term, "a newer sequencer")
+            refusal = Refused(
+                self.stage, message.incarnation, self.receiver.term, "a newer sequencer"
+            )
             self.replies.append((peer, refusal))
         elif known:
             self._greet(peer, message.incarnation)

@@ -98,10 +98,10 @@ def messages(draw: st.DrawFn, types: tuple[type[Any], ...] = TYPES) -> Message:
         following = values["first"] = draw(st.integers(0, 2**60))
         values["batches"] = []
         for gateway, request, count, failed in parts:
-            values["batches"].append([gateway, request, following, count, failed])
+            values["batches"].append([gateway, request, following, count, min(failed, count)])
             following += count
         values["count"] = following - values["first"]
-        values["failures"] = some_bytes(sum(part[3] for part in parts) * FAILURE_SIZE)
+        values["failures"] = some_bytes(sum(row[4] for row in values["batches"]) * FAILURE_SIZE)
     if cls is Query:
         values["keys"] = some_bytes(draw(st.integers(0, 5)) * 8)
     if cls is Answer:
