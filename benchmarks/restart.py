@@ -198,7 +198,7 @@ def kill_each(supervisor: Supervisor, rounds: int, transactions: int) -> list[Pa
     next_ref = iter(range(1, 2**62))
 
     def commit(client: Client) -> None:
-        # Even references cannot be among those of the log, which came from odd multiples in order.
+        # Should one of them be in the log already, its answer takes as long.
         client.submit_and_wait(Deposit(1, 1, (1 << 63) | next(next_ref)), WaitLevel.COMMITTED)
 
     commits: dict[str, list[float]] = {name: [] for name in START_ORDER}

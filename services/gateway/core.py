@@ -11,7 +11,6 @@ Nothing that a client sends raises out of this module.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,7 +24,6 @@ from tallybus.common.frames import (
     Buffer,
     Message,
     Presence,
-    Query,
     Request,
     Results,
     ResultsGone,
@@ -34,9 +32,10 @@ from tallybus.common.frames import (
     as_buffer,
 )
 from tallybus.common.link import LinkSender
-from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, STATUS_SIZE, Level, Stage
+from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, Level, Stage
 from tallybus.common.stage import StageCore
 from tallybus.services.gateway import protocol
+from tallybus.services.gateway.outcomes import RecentOutcomes
 from tallybus.services.gateway.protocol import (
     BadRequest,
     ClientRequest,
@@ -48,14 +47,13 @@ from tallybus.services.gateway.protocol import (
     Submit,
     Wait,
 )
+from tallybus.services.gateway.reads import Reads
 from tallybus.services.gateway.requests import Batch, Gatherer
 from tallybus.services.gateway.services import Services
 from tallybus.services.gateway.waits import Marks
 
 MAX_HELD: Final = 262_144
 """Client requests held at a time; beyond it clients are told `overloaded`."""
-MAX_READ_BYTES: Final = 32 << 20
-"""Keys of reads held at a time; beyond it clients are told `overloaded`."""
 ASK_AGAIN_NS: Final = 100_000_000
 NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
 
@@ -77,7 +75,7 @@ class GatewayCore(StageCore):
         super().__init__(incarnation, heartbeat_ns)
         self.limits = limits
         self.answers: list[tuple[bytes, list[Buffer]]] = []
-        self.queries: list[Query] = []
+        self.reads = Reads()
         self.link: LinkSender[Request] = LinkSender(1, max_in_flight, "the sequencer")
         self.sequenced = 0
         self.computed = 0
@@ -91,22 +89,17 @@ class GatewayCore(StageCore):
         self._gatherer = Gatherer(incarnation, limits.max_batch)
         self._gathered = 0
         self._batches: dict[int, Batch] = {}
-        self._released = 0
         self._held: dict[tuple[bytes, int], ClientRequest] = {}
         self._waits = {level: Marks[ClientRequest]() for level in Level if level}
         self._deadlines: Marks[ClientRequest] = Marks()
         self._unready: list[ClientRequest] = []
         self._term_start = 0
         self._accepted = (0, 0)
-        self._read_bytes = 0
         self._results_next = 0
-        self._recent: deque[Results] = deque()
+        self._recent = RecentOutcomes()
         self._asked_ns = -ASK_AGAIN_NS
         self._transactor = 0
         self._snapshotter = 0
-        self._balance_reads: list[Read] = []
-        self._open_queries: dict[int, tuple[Query, list[tuple[int, Read]]]] = {}
-        self._next_query = 1
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -146,10 +139,9 @@ class GatewayCore(StageCore):
             self._gathered += request.count
             self._gatherer.add(request)
         elif isinstance(request, Read):
-            if self._read_bytes and self._read_bytes + request.keys.nbytes > MAX_READ_BYTES:
-                self._overloaded(request, f"{self._read_bytes} bytes of reads are waiting")
+            if not self.reads.takes(request):
+                self._overloaded(request, f"{self.reads.held_bytes} bytes of reads are waiting")
                 return
-            self._read_bytes += request.keys.nbytes
         elif isinstance(request, Wait) and request.level is Level.NONE:
             # Whatever has an id was sequenced; the first level that can be waited for is the next.
             request.level = Level.COMPUTED
@@ -211,7 +203,7 @@ class GatewayCore(StageCore):
         request.done = True
         del self._held[request.client, request.id]
         if isinstance(request, Read):
-            self._read_bytes -= request.keys.nbytes
+            self.reads.let_go(request)
 
     def _on_ping(self, ping: Ping) -> None:
         unknown = [item for item in ping.pending if (ping.client, item) not in self._held]
@@ -245,7 +237,7 @@ class GatewayCore(StageCore):
             if request.min_tx_id > self.snapshot:
                 self._waits[Level.SNAPSHOT].add(request.min_tx_id, request)
             elif request.what == "balances":
-                self._balance_reads.append(request)
+                self.reads.add_balances(request)
             else:
                 self._read_statuses(request)
 
@@ -322,7 +314,7 @@ class GatewayCore(StageCore):
             return
         if message.first + message.count <= self._results_next:
             return
-        self._recent.append(message)
+        self._recent.add(message)
         failures = np.frombuffer(message.failures, FAILURE_DTYPE)
         position = 0
         for gateway, request, first, count, failed in message.batches:
@@ -447,7 +439,7 @@ class GatewayCore(StageCore):
         elif message.stage == "snapshotter":
             if message.incarnation != self._snapshotter:
                 self._snapshotter = message.incarnation
-                self.queries = [query for query, _ in self._open_queries.values()]
+                self.reads.ask_again()
             self._advance(Level.SNAPSHOT, message.index)
         if self._unready and self.ready:
             waiting, self._unready = self._unready, []
@@ -480,8 +472,9 @@ class GatewayCore(StageCore):
         self.computed = min(self.computed, start - 1)
         if self._results_next > start:
             self._results_next = start
-        while self._recent and self._recent[-1].first + self._recent[-1].count > start:
-            self._results_next = min(self._results_next, self._recent.pop().first)
+        dropped = self._recent.cut(start)
+        if dropped is not None:
+            self._results_next = min(self._results_next, dropped)
         for batch in list(self._batches.values()):
             if not batch.first or batch.term == self.term or batch.first + batch.count <= start:
                 continue
@@ -529,8 +522,7 @@ class GatewayCore(StageCore):
             self.committed = index
         else:
             self.snapshot = index
-            while self._recent and self._recent[0].first + self._recent[0].count - 1 <= index:
-                self._recent.popleft()
+            self._recent.forget(index)
         for request in self._waits[level].reached(index):
             if isinstance(request, Submit):
                 self._answer_submit(request)
@@ -548,18 +540,11 @@ class GatewayCore(StageCore):
 
     # -- reads -----------------------------------------------------------------------------------
 
-    def _query(self, what: str, keys: Any, reads: list[tuple[int, Read]]) -> None:
-        # What was readable once stays readable, whatever is restarted meanwhile.
-        query = Query(self._next_query, what, self.snapshot, as_buffer(np.ascontiguousarray(keys)))
-        self._next_query += 1
-        self._open_queries[query.query] = (query, reads)
-        self.queries.append(query)
-
     def _read_statuses(self, read: Read) -> None:
         keys = read.keys
         readable = (keys > 0) & (keys <= self.snapshot)
         waiting = keys[(keys > self.snapshot) & (keys <= self.computed)]
-        if len(waiting) and (not self._recent or int(waiting.min()) < self._recent[0].first):
+        if len(waiting) and not self._recent.covers(int(waiting.min())):
             # Computed before this gateway listened, not readable yet: readable is what comes next.
             self._waits[Level.SNAPSHOT].add(int(waiting.max()), read)
             return
@@ -567,7 +552,7 @@ class GatewayCore(StageCore):
         read.rows = self._own_statuses(keys)
         read.asked = readable
         if readable.any():
-            self._query("status", keys[readable], [(0, read)])
+            self.reads.ask_statuses(read, self.snapshot)
         else:
             self._finish(read, {"count": len(keys)}, as_buffer(read.rows))
 
@@ -578,35 +563,12 @@ class GatewayCore(StageCore):
         # Committed with an outcome that is still to be heard of would look like a success.
         committed = min(self.committed, self.computed)
         rows["stage"][(keys > 0) & (keys <= committed)] = Stage.COMMITTED
-        for results in self._recent:
-            self._fill_failures(rows, keys, results)
+        self._recent.fill(rows, keys)
         return rows
-
-    def _fill_failures(self, answer: Any, keys: Any, results: Results) -> None:
-        wanted = (keys >= results.first) & (keys < results.first + results.count)
-        if not wanted.any():
-            return
-        failures = np.frombuffer(results.failures, FAILURE_DTYPE)
-        position = 0
-        for _, _, first, _, failed in results.batches:
-            rows = failures[position : position + failed]
-            position += failed
-            ids = rows["offset"].astype(np.uint64) + np.uint64(first)
-            for place in np.flatnonzero(wanted):
-                found = np.searchsorted(ids, keys[place])
-                if found < len(ids) and ids[found] == keys[place]:
-                    answer["stage"][place] = Stage.ERROR
-                    answer["status"][place] = rows["status"][found]
-                    answer["duplicate_of"][place] = rows["duplicate_of"][found]
 
     def on_answer(self, message: Answer) -> None:
         """The snapshotter's answer to a query."""
-        query, reads = self._open_queries.pop(message.query, (None, []))
-        if query is None:
-            return
-        for offset, read in reads:
-            if read.done:
-                continue
+        for offset, read in self.reads.answered(message):
             if message.error:
                 self._fail(read, protocol.INVALID_REQUEST, message.error, **message.details)
             elif read.what == "balances":
@@ -625,15 +587,7 @@ class GatewayCore(StageCore):
                 self._batches[batch.request] = batch
                 self.link.offer(batch.request, 1, message, weight=batch.count)
             self._gathered = 0
-        if self._balance_reads:
-            reads, self._balance_reads = self._balance_reads, []
-            offset = 0
-            places: list[tuple[int, Read]] = []
-            for read in reads:
-                places.append((offset, read))
-                offset += len(read.keys)
-            keys = reads[0].keys if len(reads) == 1 else np.concatenate([r.keys for r in reads])
-            self._query("balances", keys, places)
+        self.reads.flush(self.snapshot)
         for request in self._deadlines.reached(now_ns):
             self._time_out(request)
         self.link.check_stall(now_ns)
@@ -668,6 +622,3 @@ class GatewayCore(StageCore):
             durable=self.committed,
             retained=self.link.weight,
         )
-
-
-assert STATUS_DTYPE.itemsize == STATUS_SIZE

@@ -91,11 +91,12 @@ class GatewayService(Shell):
         for question in core.requests:
             self._transactor.send(encode(question))
         core.requests.clear()
-        while core.queries:
-            # What the socket does not take now goes out in a later turn, in order.
-            if not self._snapshotter.send(encode(core.queries[0])):
-                break
-            core.queries.pop(0)
+        queries = core.reads.queries
+        sent = 0
+        # What the socket does not take now goes out in a later turn, in order.
+        while sent < len(queries) and self._snapshotter.send(encode(queries[sent])):
+            sent += 1
+        del queries[:sent]
         self._answers.retry()
         for client, frames in core.answers:
             self._answers.put(client, frames)

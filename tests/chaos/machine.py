@@ -50,7 +50,6 @@ class Machine:
     stops: list[Span] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
     stopped: Counter[str] = field(default_factory=Counter)
-    pids: set[int] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     supervisors: int = 0
     _process: subprocess.Popen[bytes] | None = None
@@ -71,7 +70,6 @@ class Machine:
                 stderr=log,
                 start_new_session=True,
             )
-        self.pids.add(self._process.pid)
         self.supervisors += 1
 
     @property
@@ -83,9 +81,7 @@ class Machine:
     def services(self) -> dict[str, int]:
         """Process ids of the services that run now, by name."""
         found = services_under(self.supervisor) if self.supervisor else {}
-        running = {name: pid for name, pid in found.items() if is_alive(pid)}
-        self.pids.update(running.values())
-        return running
+        return {name: pid for name, pid in found.items() if is_alive(pid)}
 
     def check(self) -> bool:
         """Whether the supervisor runs; if not, that is a problem."""
@@ -107,15 +103,25 @@ class Machine:
             else:
                 if code != 0:
                     self.problems.append(f"the supervisor stopped with exit code {code}")
-        self.services()
         if self.supervisor and self._process is not None:
             self._process.kill()
             self._process.wait()
-        left = [pid for pid in self.pids if is_alive(pid) and service_of(pid)]
+        left = self._left_behind()
         if left and clean:
             self.problems.append(f"processes were left behind: {left}")
         for pid in left:
             _signal(pid, signal.SIGKILL)
+
+    def _left_behind(self) -> list[int]:
+        """Services on this run's data folder, whoever is their parent now."""
+        mark = f"TALLYBUS_LEDGER_DATA={self.settings.ledger.data}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and service_of(int(folder.name)):
+                with suppress(OSError):
+                    if mark in (folder / "environ").read_bytes().split(b"\0"):
+                        found.append(int(folder.name))
+        return [pid for pid in found if is_alive(pid)]
 
     # -- harm ------------------------------------------------------------------------------------
 

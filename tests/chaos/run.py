@@ -114,10 +114,9 @@ class Run:
         finally:
             self.machine.end(clean=not stuck)
         self.violations += self.recorder.crashes
-        wall = self._wall_ns
-        self.violations += [
-            f"service: {text}" for text in self.machine.read_logs(wall)
-        ] + self.machine.problems
+        if not stuck:
+            self._read_logs()
+        self.violations += self.machine.problems
         verdict = Verdict() if stuck else self._judge(last, balances)
         report = self._report(verdict, last)
         if report.violations:
@@ -137,6 +136,7 @@ class Run:
             episode = chaos.strike()
             self.episodes.append(episode)
             if not self.machine.check():
+                self._read_logs()
                 return False
             if impatient < MOST_IMPATIENT and chaos.impatient:
                 impatient += 1
@@ -169,8 +169,14 @@ class Run:
             f"stuck: {submission.error} after {[e.label for e in self.episodes[-4:]]}; "
             f"statuses: {self.machine.statuses()}"
         )
+        self.machine.check()
+        self._read_logs()
         self.machine.abort_services()
         return False
+
+    def _read_logs(self) -> None:
+        wrong = self.machine.read_logs(self._wall_ns)
+        self.violations += [f"service: {text}" for text in wrong]
 
     def _await_meter(self) -> None:
         """Until the client that is measured was answered again, too."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +22,7 @@ LARGEST_AMOUNT: Final = 500
 
 
 def random_batch(random_: np.random.Generator, owner: int) -> NDArray[Any]:
-    """1 to `MAX_BATCH` operations of all kinds; with an owner (not 0) each has a reference of its own."""
+    """1 to `MAX_BATCH` operations of all kinds; with an owner (not 0) each has a reference."""
     count = int(random_.integers(1, MAX_BATCH + 1))
     records = np.zeros(count, RECORD_DTYPE)
     records["kind"] = random_.choice([Kind.DEPOSIT, Kind.TRANSFER, Kind.WITHDRAWAL], count)
@@ -93,7 +92,7 @@ class Load:
         target = len(self.acknowledged) + batches
         eventually(
             lambda: self.failure or len(self.acknowledged) >= target,
-            f"clients get their answers ({len(self.acknowledged)} so far, errors {self.errors[-2:]})",
+            "clients get their answers",
         )
         if self.failure is not None:
             raise self.failure
@@ -112,7 +111,7 @@ class Load:
                     continue
                 assert result.level >= WaitLevel.COMMITTED
                 self.acknowledged.append(Acknowledged(batch, result))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised by whoever waits
             self.failure = error
 
 
@@ -168,7 +167,3 @@ def terms_of(settings: Settings) -> list[int]:
     """The terms that wrote transactions, in the order in which they did."""
     terms = [block.term for block in blocks_of(settings) if not block.is_marker]
     return [term for at, term in enumerate(terms) if at == 0 or terms[at - 1] != term]
-
-
-def folder_text(folder: Path) -> str:
-    return ", ".join(f"{path.name} {path.stat().st_size}" for path in sorted(folder.iterdir()))

@@ -1,4 +1,4 @@
-"""A service on a disk that fails, or one that dies: a program that tests start in place of the real one.
+"""A service on a disk that fails, or one that dies: tests start it in place of the real one.
 
 `python -m tests.processes.faulty_service STAGE [--supervised]` runs the real service. The variable
 DISK_FAULTS holds a JSON object with any of
@@ -7,13 +7,14 @@ DISK_FAULTS holds a JSON object with any of
   the service has recovered and runs
 - `die_while`: a path; while a file is there, the process ends at once with exit code `code`.
 
-What was written and not synced when the process ends is lost, as by a power failure: the log's files
-are cut at what the disk has confirmed. A file whose sync failed keeps what was confirmed before, and
-later syncs of it confirm nothing, as on Linux.
+What was written and not synced when the process ends is lost, as by a power failure: the log's
+files are cut at what the disk has confirmed. A file whose sync failed keeps what was confirmed
+before, and later syncs of it confirm nothing, as on Linux.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import stat
@@ -27,7 +28,6 @@ from tallybus.common.files import Storage
 from tallybus.common.process import run_service
 from tallybus.common.service import Shell
 from tallybus.common.settings import Settings
-from tallybus.services.wal.service import WalService
 from tests.faulty_storage import Fault, FaultyStorage
 
 VARIABLE = "DISK_FAULTS"
@@ -98,10 +98,8 @@ def main() -> int:
     if "die_while" in asked and Path(asked["die_while"]).exists():
         return int(asked["code"])
     stage = sys.argv[1]
-    if stage == "wal":
-        return run_service(on_failing_disk(WalService, asked))
-    module = __import__(f"tallybus.services.{stage}.service", fromlist=["service"])
-    return run_service(getattr(module, f"{stage.capitalize()}Service"))
+    module = importlib.import_module(f"tallybus.services.{stage}.service")
+    return run_service(on_failing_disk(getattr(module, f"{stage.capitalize()}Service"), asked))
 
 
 if __name__ == "__main__":

@@ -98,9 +98,9 @@ class Service:
 
 
 class Up(Service):
-    """`tallybus up` with these settings; with `faults`, its service `faulty` is on a disk that has them.
+    """`tallybus up` with these settings; with `faults`, for its service `faulty`.
 
-    Leave it as a context: then nothing of it is left, however it ended.
+    Use it as a context: then nothing of it is left, however it ended.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ def log_lines(text: str) -> list[dict[str, Any]]:
 
 
 def state_of(pid: int) -> str:
-    """The process's state as the kernel names it: R, S, T (stopped), t (traced) …; "X" when it is gone."""
+    """The process's state as the kernel names it: R, S, T (stopped) …; "X" when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,7 @@ def test_up_stops_as_a_whole_when_the_disk_fails_and_starts_again_without_loss(
 
 @contextmanager
 def injected(pid: int, call: str, error: str, when: int, report: Path) -> Iterator[None]:
-    """Failures of real system calls of a running process, by strace. Skips where that is forbidden."""
+    """Failures of real system calls of a running process. Skips where strace may not do that."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("there is no strace; the same faults were injected in the storage layer")

@@ -1,14 +1,25 @@
 """Two of one service: the second is refused, or the older steps down. Never two histories."""
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import pytest
+from msgpack import packb, unpackb
 
-from tallybus import Client, LostTransaction, OutcomeUnknown, TallybusError, WaitLevel
+from tallybus import (
+    Client,
+    LostTransaction,
+    OutcomeUnknown,
+    TallybusError,
+    WaitLevel,
+    deposits,
+)
 from tallybus.common.errors import EXIT_BUSY
+from tallybus.common.frames import Assigned, Request, Results, StageStatus
 from tallybus.common.settings import SOCKETS, STAGES, Settings, run_folder
+from tallybus.services.gateway.core import GatewayCore
+from tallybus.services.gateway.protocol import Limits
 from tallybus.supervisor import START_ORDER
 from tests.processes.acknowledged import (
     ACCOUNTS,
@@ -21,7 +32,6 @@ from tests.processes.acknowledged import (
 from tests.processes.pipeline import (
     PATIENCE_S,
     assert_balances,
-    eventually,
     make_settings,
     quiet_endpoint,
 )
@@ -142,7 +152,7 @@ def test_the_newer_of_two_transactors_wins(tmp_path: Path) -> None:
 
 
 class Waiting:
-    """Many batches at once, sent while nothing answers."""
+    """Many batches at once, sent while nothing answers. A context, so that it is always closed."""
 
     def __init__(self, endpoint: str, count: int, seed: int) -> None:
         random_ = np.random.default_rng(seed)
@@ -152,6 +162,12 @@ class Waiting:
             self.client.begin_batch(batch, WaitLevel.COMMITTED) for batch in self.batches
         ]
 
+    def __enter__(self) -> "Waiting":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close(wait=False)
+
     def take(self, load: Load) -> None:
         """Wait for the answers, and have them checked with those of `load`."""
         for batch, pending in zip(self.batches, self.pending, strict=True):
@@ -159,7 +175,6 @@ class Waiting:
                 load.acknowledged.append(Acknowledged(batch, pending.result()))
             except TallybusError as error:
                 load.errors.append(error)
-        self.client.close(wait=False)
 
 
 def test_a_sequencer_that_comes_back_after_it_was_replaced_steps_down(tmp_path: Path) -> None:
@@ -169,12 +184,13 @@ def test_a_sequencer_that_comes_back_after_it_was_replaced_steps_down(tmp_path: 
         Services(tmp_path) as services,
         Load(settings.gateway.endpoint, seed=4) as old,
         Load(elsewhere.gateway.endpoint, seed=5) as new,
+        ExitStack() as stack,
     ):
         services.start_all(settings)
         old.goes_on()
         zombie = services["sequencer"]
         zombie.freeze()
-        waiting = Waiting(settings.gateway.endpoint, 100, seed=6)
+        waiting = stack.enter_context(Waiting(settings.gateway.endpoint, 100, seed=6))
         services.start("sequencer", elsewhere, "newer-sequencer")
         services.start("gateway", elsewhere, "newer-gateway")
         new.goes_on(10)
@@ -191,19 +207,20 @@ def test_a_sequencer_that_comes_back_after_it_was_replaced_steps_down(tmp_path: 
 
 
 def test_a_transactor_that_comes_back_after_it_was_replaced_steps_down(tmp_path: Path) -> None:
-    """Its replacement has a sequencer and a gateway of its own, so there are two ways into the log."""
+    """Its replacement has a sequencer and a gateway of its own: there are two ways to the log."""
     settings = make(tmp_path)
     elsewhere = beside(settings, tmp_path, "wal", "snapshotter")
     with (
         Services(tmp_path) as services,
         Load(settings.gateway.endpoint, seed=7) as old,
         Load(elsewhere.gateway.endpoint, seed=8) as new,
+        ExitStack() as stack,
     ):
         services.start_all(settings)
         old.goes_on()
         zombie = services["transactor"]
         zombie.freeze()
-        waiting = Waiting(settings.gateway.endpoint, 100, seed=9)
+        waiting = stack.enter_context(Waiting(settings.gateway.endpoint, 100, seed=9))
         for stage in ("transactor", "sequencer", "gateway"):
             services.start(stage, elsewhere, f"newer-{stage}")
         new.goes_on(200)
@@ -220,3 +237,47 @@ def test_a_transactor_that_comes_back_after_it_was_replaced_steps_down(tmp_path:
         old.finish()
         assert_one_history(settings, old, new, allowed=(LostTransaction, OutcomeUnknown))
         assert terms_of(settings) == [1, 2, 3]
+
+
+def test_a_gateway_that_missed_a_term_takes_nothing_of_the_one_before_for_committed() -> None:
+    """What the transactor that came back had executed, and told, is not what the log has there."""
+    core = GatewayCore(7, 1_000, 100_000_000, Limits(100, 100, 1_000), 60_000)
+
+    def hear(stage: str, term: int, incarnation: int, index: int, **fields: int) -> None:
+        core.on_status(
+            StageStatus(
+                stage=stage,
+                term=term,
+                incarnation=incarnation,
+                index=index,
+                next=index + 1,
+                durable=fields.get("durable", 0),
+                start=fields.get("start", 0),
+            ),
+            0,
+        )
+
+    hear("sequencer", 1, 11, 0, start=1)
+    hear("transactor", 1, 12, 0)
+    hear("wal", 1, 13, 0)
+    hear("snapshotter", 1, 14, 0)
+    records = deposits([1, 2], [10, 20])
+    header = {"v": 1, "op": "submit", "id": 5, "wait": int(WaitLevel.COMMITTED), "count": 2}
+    core.on_client(b"client", [packb(header), records.tobytes()], 0)
+    core.tick(0)
+    request = core.next_data()
+    assert isinstance(request, Request)
+    core.data_sent(0)
+    core.on_assigned(Assigned(1, [[7, request.request, 1, 2]]))
+    core.on_results(
+        Results(term=1, incarnation=12, first=1, count=2, batches=[[7, request.request, 1, 2, 0]])
+    )
+    assert not core.answers, "computed, not committed"
+    # Term 2 gave the ids 1 to 9 to clients of another gateway; this one hears of term 3 only.
+    hear("sequencer", 3, 31, 9, start=10)
+    hear("transactor", 3, 32, 9, durable=9)
+    hear("wal", 3, 13, 9, durable=9)
+    core.tick(0)
+    for _, frames in core.answers:
+        answer = unpackb(bytes(frames[0]))
+        assert answer.get("error") == "outcome_unknown", answer

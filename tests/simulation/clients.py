@@ -208,7 +208,6 @@ class Client:
             values = np.frombuffer(payload[0], "<i8")
             least = max(call.header.get("min_tx_id", 0), call.readable)
             judge.read_balances(call.payload, values, header["snapshot"], least)
-            self.readable = max(self.readable, header["snapshot"])
         elif call.op == "status":
             assert call.payload is not None
             judge.read_statuses(call.payload, np.frombuffer(payload[0], STATUS_DTYPE), call.readable)

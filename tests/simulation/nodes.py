@@ -520,8 +520,8 @@ class GatewayNode(Node):
 
     def flush(self) -> None:
         super().flush()
-        while self.core.queries and self.ask("snapshotter", self.core.queries[0]):
-            self.core.queries.pop(0)
+        while self.core.reads.queries and self.ask("snapshotter", self.core.reads.queries[0]):
+            self.core.reads.queries.pop(0)
         for client, frames in self.core.answers:
             self.world.send("answer", client.decode(), self.name, self.life, frames, lossy=False)
         self.core.answers.clear()
