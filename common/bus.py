@@ -13,6 +13,7 @@ import socket as system_socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import zmq
@@ -82,12 +83,15 @@ class Bus:
         self._endpoint = endpoint
         self._limits = limits
         self._sockets: list[zmq.Socket[bytes]] = []
+        self.socket_files: list[Path] = []
+        """Files of the ipc endpoints bound here: libzmq leaves them behind, so their owner must
+        not."""
 
     def pull(self, stage: str) -> Port:
         """Where this stage takes batches from its predecessor."""
         socket = self._socket(zmq.PULL)
         socket.setsockopt(zmq.RCVHWM, self._limits.high_water_mark)
-        _bind(socket, self._endpoint(stage, "data", True))
+        self._bind(socket, self._endpoint(stage, "data", True))
         return Port(socket)
 
     def push(self, stage: str) -> Port:
@@ -103,7 +107,7 @@ class Bus:
         """Where this stage broadcasts."""
         socket = self._socket(zmq.PUB)
         socket.setsockopt(zmq.SNDHWM, self._limits.broadcasts)
-        _bind(socket, self._endpoint(stage, "index", True))
+        self._bind(socket, self._endpoint(stage, "index", True))
         return Port(socket)
 
     def subscriber(self, stages: Sequence[str], topics: Sequence[bytes]) -> Port:
@@ -120,7 +124,7 @@ class Bus:
         """Where this stage answers hellos and queries."""
         socket = self._socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        _bind(socket, self._endpoint(stage, "control", True))
+        self._bind(socket, self._endpoint(stage, "control", True))
         return Port(socket)
 
     def dealer(self, stage: str) -> Port:
@@ -141,7 +145,7 @@ class Bus:
         socket.setsockopt(zmq.SNDHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.RCVHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.MAXMSGSIZE, min(max_message_bytes, self._limits.max_message_bytes))
-        _bind(socket, endpoint)
+        self._bind(socket, endpoint)
         return Port(socket)
 
     def close(self) -> None:
@@ -149,6 +153,14 @@ class Bus:
         for socket in self._sockets:
             socket.close(linger=0)
         self._sockets.clear()
+
+    def _bind(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise EndpointUnusable(endpoint, str(error)) from error
+        if endpoint.startswith("ipc:///"):
+            self.socket_files.append(Path(endpoint.removeprefix("ipc://")))
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
@@ -214,13 +226,6 @@ class Port:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             return None
-
-
-def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        raise EndpointUnusable(endpoint, str(error)) from error
 
 
 def _shared(frame: Buffer) -> Any:

@@ -8,7 +8,6 @@ error that ended it (`ServiceError.exit_code`); the message is the last line of 
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import sys
 from types import FrameType
@@ -22,7 +21,7 @@ from tallybus.common.service import Shell
 from tallybus.common.settings import Settings
 
 SUPERVISED: Final = "--supervised"
-"""Argument of a service that must not outlive the process that started it."""
+"""Argument of a service that must not outlive its parent; the parent's process id follows."""
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD: Final = -1
@@ -50,8 +49,8 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
             log.info("stopping", extra=logs.fields(signal=signal.Signals(number).name))
             service.stop()
 
-        if SUPERVISED in sys.argv[1:]:
-            service.stop_with(os.getppid())
+        if SUPERVISED in sys.argv[1:-1]:
+            service.stop_with(int(sys.argv[sys.argv.index(SUPERVISED) + 1]))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         service.run()

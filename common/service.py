@@ -13,6 +13,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -20,7 +21,7 @@ from tallybus.common import logs
 from tallybus.common import settings as configuration
 from tallybus.common.bus import Bus, BusLimits, Context, Port, Selector
 from tallybus.common.errors import EXIT_SETTINGS, ServiceError
-from tallybus.common.files import FileLock, Storage
+from tallybus.common.files import FileLock, FileMissing, Storage
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
     TOPIC_EVENT,
@@ -33,7 +34,7 @@ from tallybus.common.frames import (
     encode,
 )
 from tallybus.common.settings import Settings
-from tallybus.common.stage import PACE_NS, StageCore
+from tallybus.common.stage import HELLO_EVERY_NS, PACE_NS, StageCore
 
 REST_NS: Final = 1_000_000
 """How long a `low_cpu` service rests after a turn with work, so that more gathers for the next."""
@@ -91,6 +92,7 @@ class Shell(ABC):
         self._inputs: list[Input] = []
         self._stopping = False
         self._parent = 0
+        self._look_ns = 0
         self._rests = settings.service(self.stage).wait == "low_cpu"
         self._selector = Selector(settings.service(self.stage).wait)
         self._run_lock: FileLock | None = None
@@ -228,6 +230,10 @@ class Shell(ABC):
         """End the current wait. May be called from any thread."""
         self._selector.wake()
 
+    def _orphaned(self, now_ns: int) -> bool:
+        self._look_ns = now_ns + self.heartbeat_ns
+        return os.getppid() != self._parent
+
     def stop_with(self, parent: int) -> None:
         """Stop when the process with this id is no longer the parent of this one."""
         self._parent = parent
@@ -235,11 +241,11 @@ class Shell(ABC):
     def turn(self) -> None:
         """One turn: wait for something, hand it to the core, send what comes out."""
         ready = self._await()
-        if self._parent and not ready and os.getppid() != self._parent:
+        now = time.monotonic_ns()
+        if self._parent and now >= self._look_ns and self._orphaned(now):
             self.log.warning("stopping: the supervisor is gone")
             self._parent = 0
             self.stop()
-        now = time.monotonic_ns()
         for item in self._inputs:
             if item.port.socket in ready:
                 self._drain(item, now)
@@ -293,6 +299,9 @@ class Shell(ABC):
     def close(self) -> None:
         """Close everything. The state on disk is whole at any time, so there is nothing to save."""
         self.bus.close()
+        for path in self.bus.socket_files:
+            with suppress(FileMissing):
+                self.storage.remove(path)
         if self._run_lock is not None:
             self._run_lock.release()
             self._run_lock = None
@@ -364,6 +373,8 @@ class Shell(ABC):
         timeout_ns = self.timeout_ns(time.monotonic_ns())
         if self.core.status_pending:
             timeout_ns = min(timeout_ns, PACE_NS)
+        if self.core.greeting:
+            timeout_ns = min(timeout_ns, HELLO_EVERY_NS)
         return self._selector.wait(timeout_ns)
 
     def _drain(self, item: Input, now_ns: int) -> None:

@@ -31,7 +31,7 @@ STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter", "gateway")
 PACE_NS: Final = 20_000_000
 """How long an acknowledgement may wait: it frees memory, and each one wakes the predecessor."""
 PRESENCE_NS: Final = 1_000_000_000
-HELLO_EVERY_NS: Final = 100_000_000
+HELLO_EVERY_NS: Final = 20_000_000
 
 
 class Fenced(ServiceError):
@@ -73,6 +73,11 @@ class StageCore(ABC):
     @abstractmethod
     def status(self) -> StageStatus:
         """What this stage broadcasts about itself now."""
+
+    @property
+    def greeting(self) -> bool:
+        """Whether a hello waits for its answer."""
+        return False
 
     @abstractmethod
     def tick(self, now_ns: int) -> None:
@@ -131,7 +136,7 @@ class StageCore(ABC):
         return False
 
     def hello_due(self, now_ns: int) -> bool:
-        """Whether to say hello (again): at once, then at most every 100 ms."""
+        """Whether to say hello (again): at once, then at most every 20 ms."""
         if self._hello_ns is not None and now_ns - self._hello_ns < HELLO_EVERY_NS:
             return False
         self._hello_ns = now_ns

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -28,6 +28,7 @@ from tallybus.client.sync import Client
 from tallybus.common import logs
 from tallybus.common import settings as configuration
 from tallybus.common.errors import EXIT_BUSY, FINAL_EXIT_CODES, ServiceError
+from tallybus.common.files import FileMissing, Storage, StorageError
 from tallybus.common.process import SUPERVISED, run_service
 from tallybus.common.settings import Settings
 from tallybus.errors import TallybusError
@@ -158,6 +159,23 @@ class Supervisor:
                 self._log.warning("killed, it did not stop", extra=logs.fields(service=name))
                 process.kill()
                 process.wait()
+        self._remove_sockets()
+
+    def _remove_sockets(self) -> None:
+        """Remove the socket files of services that were killed and could not do it themselves."""
+        if self.settings.bus.transport != "ipc":
+            return
+        storage = Storage()
+        folder = configuration.run_folder(self.settings)
+        for stage in STOP_ORDER:
+            try:
+                lock = storage.lock_exclusive(folder / f"{stage}.lock")
+            except StorageError:
+                continue  # held: another run has taken over; or there is no run folder
+            for name in configuration.SOCKETS:
+                with suppress(FileMissing):
+                    storage.remove(folder / f"{stage}.{name}")
+            lock.release()
 
     def run(self, on_ready: Callable[[], None] | None = None) -> int:
         """Start, watch until SIGTERM or SIGINT or a failure, stop; returns the exit code."""
@@ -190,7 +208,8 @@ class Supervisor:
 
     def command(self, service: str) -> list[str]:
         """The process that runs a service."""
-        return [sys.executable, "-m", f"tallybus.services.{service}", SUPERVISED]
+        module = f"tallybus.services.{service}"
+        return [sys.executable, "-m", module, SUPERVISED, str(os.getpid())]
 
     def _spawn(self, child: Child) -> None:
         child.due = None

@@ -18,6 +18,7 @@ import numpy as np
 
 from tallybus.common.frames import (
     EMPTY,
+    MAX_U64,
     PROTOCOL_VERSION,
     Answer,
     Assigned,
@@ -251,7 +252,8 @@ class GatewayCore(StageCore):
         if message is not None:
             message.oldest = self.link.base
             batch = self._batches.get(message.request)
-            message.told = 0 if batch is None else batch.told
+            # What was given up must never be executed: it asks for an id that nothing gets.
+            message.told = MAX_U64 if batch is None else batch.told
         return message
 
     def data_sent(self, now_ns: int) -> None:
@@ -289,6 +291,7 @@ class GatewayCore(StageCore):
         if batch.first == first and batch.term == term:
             return
         batch.first, batch.term = first, term
+        self.sequenced = max(self.sequenced, first + batch.count - 1)
         for offset, submit in batch.members:
             submit.first, submit.term = first + offset, term
             if submit.level is Level.NONE and not submit.done:
@@ -451,12 +454,14 @@ class GatewayCore(StageCore):
         if message.term < self.term or not message.term:
             return
         if message.term > self.term:
-            first_heard = self.term == 0
-            self.term = message.term
-            if first_heard:
-                self._term_start = message.start
-            else:
+            known, self.term = self.term, message.term
+            self._term_start = message.start
+            if message.term == known + 1:
                 self._on_new_term(message.start)
+            elif known:
+                # Between the term known here and this one others may have given the ids up to its
+                # start; only what was durable in the known term is sure.
+                self._on_new_term(min(message.start, self.committed + 1))
         self.sequenced = max(self.sequenced, message.index)
         expected = message.gateways.get(self.incarnation, self.link.base)
         self._accepted = (message.index, expected)
@@ -465,43 +470,45 @@ class GatewayCore(StageCore):
         expected = max(expected, self.link.base)
         self.link.acknowledge(message.incarnation, expected, now_ns, full=message.full)
 
-    def _on_new_term(self, start: int) -> None:
-        """A new sequencer goes on at `start`: ids from there on that older terms gave are void."""
-        self._term_start = start
-        self.sequenced = start - 1
-        self.computed = min(self.computed, start - 1)
-        if self._results_next > start:
-            self._results_next = start
-        dropped = self._recent.cut(start)
+    def _on_new_term(self, void: int) -> None:
+        """A new sequencer has begun: ids from `void` on that older terms gave say nothing."""
+        self.sequenced = self._term_start - 1
+        self.computed = min(self.computed, void - 1)
+        self._results_next = min(self._results_next, void)
+        dropped = self._recent.cut(void)
         if dropped is not None:
             self._results_next = min(self._results_next, dropped)
         for batch in list(self._batches.values()):
-            if not batch.first or batch.term == self.term or batch.first + batch.count <= start:
+            if not batch.first or batch.term == self.term or batch.first + batch.count <= void:
                 continue
-            if batch.first >= start:
-                # It goes to the new sequencer again and gets other ids.
+            if batch.first >= void:
+                # It goes to the new sequencer again, unless the log has it.
                 batch.first, batch.computed, batch.failures = 0, 0, []
                 continue
             self._drop(
                 batch,
                 protocol.OUTCOME_UNKNOWN,
-                f"its batch was cut at id {start} when the sequencer and the transactor were lost",
+                f"its batch was cut at id {void} when the sequencer and the transactor were lost",
             )
         for level in (Level.COMMITTED, Level.SNAPSHOT):
             for request in self._waits[level].waiting():
-                if not isinstance(request, Submit) or request.last < start:
-                    continue
-                if request.first < start:
-                    code, why = protocol.OUTCOME_UNKNOWN, "only a part of it is in the log"
-                else:
-                    code, why = protocol.LOST, "it had no effect"
-                self._fail(
-                    request,
-                    code,
-                    "computed but not yet durable when the sequencer and the transactor were lost; "
-                    + why,
-                    first=request.first,
-                )
+                if isinstance(request, Submit) and request.last >= void:
+                    self._give_up(request, void)
+
+    def _give_up(self, submit: Submit, void: int) -> None:
+        """It was computed in an older term, and its ids reach to `void` or beyond."""
+        if void < self._term_start:
+            code, why = protocol.OUTCOME_UNKNOWN, "it may be in the log or not"
+        elif submit.first < void:
+            code, why = protocol.OUTCOME_UNKNOWN, "only a part of it is in the log"
+        else:
+            code, why = protocol.LOST, "it had no effect"
+        self._fail(
+            submit,
+            code,
+            "computed but not yet durable when the sequencer and the transactor were lost; " + why,
+            first=submit.first,
+        )
 
     def _drop_passed_over(self) -> None:
         """Give up what the sequencer took and gave no ids: all that have ids are computed by

@@ -49,6 +49,10 @@ class SequencerCore(StageCore):
         """Last id that was given, 0 before the first."""
         return 0 if self.link is None else self.link.end - 1
 
+    @property
+    def greeting(self) -> bool:
+        return not self._accepted_by_transactor
+
     def wants_input(self) -> bool:
         """Whether gateways' requests may be read; otherwise back-pressure holds them."""
         return self.link is not None and not self.link.full

@@ -92,6 +92,10 @@ class SnapshotterCore(StageCore):
         self._parked: list[tuple[bytes, Query]] = []
 
     @property
+    def greeting(self) -> bool:
+        return self.welcome is None
+
+    @property
     def recovering(self) -> bool:
         """Whether the shell has to load the latest snapshot and call `recovered`."""
         return self.welcome is not None and self._state is None

@@ -87,6 +87,10 @@ class TransactorCore(StageCore):
     def running(self) -> bool:
         return self._engine is not None
 
+    @property
+    def greeting(self) -> bool:
+        return not self._accepted_by_log or self._granting is not None
+
     def wants_input(self) -> bool:
         """Whether the sequencer's batches may be read; otherwise back-pressure holds them."""
         return self.link is not None and not self.link.full

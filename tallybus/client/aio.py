@@ -15,7 +15,7 @@ import asyncio
 import random
 import time
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import zmq
 from numpy.typing import ArrayLike
@@ -182,7 +182,7 @@ class AsyncClient:
         finally:
             self._shut()
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

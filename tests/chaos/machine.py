@@ -211,13 +211,13 @@ class Machine:
 
     def read_logs(self, wall_minus_monotonic_ns: int) -> list[str]:
         """What services did by themselves: adds their deaths; returns what must not happen."""
-        wrong = []
+        wrong: list[str] = []
+        stray: list[str] = []
         for text in self.errors.read_text("utf-8", "replace").splitlines():
             try:
                 line = json.loads(text)
             except ValueError:
-                if not text.startswith("{"):
-                    wrong.append(f"on standard error: {text[:300]}")
+                stray.append(text[:300])
                 continue
             moment = datetime.fromisoformat(line["time"]).timestamp()
             at = int(moment * 1e9) - wall_minus_monotonic_ns
@@ -231,6 +231,8 @@ class Machine:
             self.deaths.append(Span(service, at - 500_000_000, at, f"exit {code}"))
             if code != BUSY_EXIT:
                 wrong.append(f"the {service} ended by itself with exit code {code}")
+        if any(stray):
+            wrong.append("on standard error: " + " | ".join(filter(None, stray))[:3_000])
         return wrong
 
     def statuses(self, seconds: float = 1.0) -> dict[str, str]:

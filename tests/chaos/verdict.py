@@ -28,6 +28,8 @@ LONG_STOP_NS: Final = 4_000_000_000
 """A gateway that was stopped so long may have lost its connections."""
 LATE_NS: Final = 2_000_000_000
 """How long after a gateway's death a connection may still look alive to a client."""
+RECOVERY_NS: Final = 15_000_000_000
+"""How long a service may need until it has again what was sent to it before it died."""
 
 
 @dataclass(slots=True)
@@ -297,11 +299,13 @@ class Judge:
     def _may_be_lost(self, submission: Submission, tx_id: int) -> bool:
         """Told below COMMITTED: lost if the sequencer and another keeper of it died while it was
         not known to be durable."""
-        keepers = ["transactor"]
-        if submission.reached is Level.NONE:
-            keepers.append("gateway")
         sequencer = self._first_death(("sequencer",), submission.sent_ns)
-        keeper = self._first_death(keepers, submission.sent_ns)
+        if submission.reached is Level.NONE:
+            # Its id depends on all that was sequenced before it and is lost with the sequencer.
+            keepers = ("transactor", "gateway")
+            keeper = self._first_death(keepers, submission.sent_ns - RECOVERY_NS)
+        else:
+            keeper = self._first_death(("transactor",), submission.sent_ns)
         if sequencer is None or keeper is None:
             return False
         both_ns = max(sequencer, keeper)

@@ -4,7 +4,7 @@
 DISK_FAULTS holds a JSON object with any of
 - `faults`: objects with the fields of `tests.faulty_storage.Fault`
 - `armed`: "start" counts calls from the start of the process on, "ready" (the default) from when
-  the service has recovered and runs
+  the service has recovered and runs, a path while a file is there
 - `die_while`: a path; while a file is there, the process ends at once with exit code `code`.
 
 What was written and not synced when the process ends is lost, as by a power failure: the log's
@@ -36,14 +36,16 @@ VARIABLE = "DISK_FAULTS"
 class FailingDisk(FaultyStorage):
     """Real files on a disk with faults and a cache. `armed`: whether calls are counted now."""
 
-    def __init__(self, *faults: Fault, armed: bool) -> None:
+    def __init__(self, *faults: Fault, armed: str) -> None:
         super().__init__(Storage(), *faults)
-        self.armed = armed
+        self.armed = armed == "start"
+        self._switch = Path(armed) if "/" in armed else None
         self._confirmed: dict[int, int] = {}
         self._failed: set[int] = set()
 
     def _enter(self, operation: str) -> Fault | None:
-        return super()._enter(operation) if self.armed else None
+        armed = self.armed if self._switch is None else self._switch.exists()
+        return super()._enter(operation) if armed else None
 
     def _sys_write(self, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
         # Recovery writes the tail again after a failed sync: then a sync really confirms it.
@@ -77,7 +79,7 @@ def on_failing_disk(shell: type[Shell], asked: dict[str, Any]) -> type[Shell]:
 
     class OnFailingDisk(shell):  # type: ignore[misc, valid-type]
         def __init__(self, settings: Settings, context: Context, storage: Storage) -> None:
-            self.disk = FailingDisk(*faults, armed=asked.get("armed", "ready") == "start")
+            self.disk = FailingDisk(*faults, armed=asked.get("armed", "ready"))
             super().__init__(settings, context, self.disk)
 
         def prepare(self) -> None:

@@ -155,7 +155,7 @@ class Up(Service):
 
     def services(self) -> dict[str, int]:
         """Process ids of its services, by name."""
-        found = {}
+        found: dict[str, int] = {}
         for pid in children_of(self.pid):
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
