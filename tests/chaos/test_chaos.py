@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tallybus import LostTransaction, OutcomeUnknown
+from tallybus import LostTransaction, OutcomeUnknown, TallybusError
 from tallybus.common.record import Level
 from tests.chaos.history import History, Submission
 from tests.chaos.run import Run
@@ -83,18 +83,20 @@ def wrong_balance(history: History, _: NDArray[Any]) -> None:
     read.values = read.values + 1
 
 
+def fail(submission: Submission, error: TallybusError) -> None:
+    submission.tx_ids = submission.reached = None
+    submission.error = error
+
+
 def unfounded_error(history: History, _: NDArray[Any]) -> None:
     submission = copy.copy(acknowledged(history))
-    submission.tx_ids = None
-    submission.error = OutcomeUnknown("the connection was lost", count=1, retry_safe=False)
+    fail(submission, OutcomeUnknown("the connection was lost", count=1, retry_safe=False))
     submission.sent_ns, submission.done_ns = 1, 2
     history.submissions.append(submission)
 
 
 def executed_after_all(history: History, _: NDArray[Any]) -> None:
-    submission = acknowledged(history)
-    submission.tx_ids = None
-    submission.error = LostTransaction("lost", request="submit", tx_id=None)
+    fail(acknowledged(history), LostTransaction("lost", request="submit", tx_id=None))
 
 
 def out_of_order(history: History, _: NDArray[Any]) -> None:
@@ -129,7 +131,12 @@ def test_the_judge_notices(
     spoil: Callable[[History, NDArray[Any]], None], kind: str, finished: tuple[Run, int]
 ) -> None:
     run, last = finished
-    history = copy.deepcopy(run.recorder.history)
+    original = run.recorder.history
+    history = dataclasses.replace(
+        original,
+        submissions=[copy.copy(each) for each in original.submissions],
+        balances=[copy.copy(each) for each in original.balances],
+    )
     made = run.recorder.operations.made.copy()
     spoil(history, made)
     judge = Judge(history, made, run.settings, run.machine.deaths, run.machine.stops, run.began_ns)

@@ -9,6 +9,8 @@ import numpy as np
 
 from tallybus.common.errors import ServiceError
 from tallybus.common.frames import (
+    TOPIC_ACKNOWLEDGE,
+    TOPIC_EVENT,
     TOPIC_STATUS,
     Answer,
     Assigned,
@@ -65,6 +67,7 @@ class Node:
     """To whom it pushes data."""
     asks: tuple[str, ...] = ()
     """To whom it has a control connection."""
+    topics: tuple[bytes, ...] = (TOPIC_ACKNOWLEDGE,)
 
     def __init__(self, pipeline: Pipeline, name: str) -> None:
         self.pipeline = pipeline
@@ -480,6 +483,7 @@ class SnapshotterNode(Node):
 class GatewayNode(Node):
     stage = "gateway"
     successor = "sequencer"
+    topics = (TOPIC_STATUS, TOPIC_EVENT)
     asks = ("transactor", "snapshotter")
     core: GatewayCore
 
