@@ -33,6 +33,7 @@ from rich.table import Table
 
 from tallybus import Client, Deposit, WaitLevel, deposits
 from tallybus.client.sync import Pending
+from tallybus.common import logs
 from tallybus.common.settings import Settings, load
 from tallybus.supervisor import (
     HEALTHY_SECONDS,
@@ -130,7 +131,8 @@ def measure(home: Path, transactions: int, rounds: int) -> dict[str, Any]:
     )
     errors = home / "services.log"
     try:
-        with errors.open("ab") as log:
+        with errors.open("a") as log:
+            logs.setup("supervisor", level="info", format="text", stream=log)
             began = time.monotonic()
             with running_pipeline(settings, stderr=log):
                 fill(settings.gateway.endpoint, transactions)
@@ -141,8 +143,10 @@ def measure(home: Path, transactions: int, rounds: int) -> dict[str, Any]:
                 start = time.monotonic() - began
                 pauses = kill_each(supervisor, rounds, transactions)
     except BaseException:
+        logs.teardown()
         sys.stderr.write(errors.read_text("utf-8", "replace")[-4_000:])
         raise
+    logs.teardown()
     return {
         "transactions": transactions,
         "rounds": rounds,

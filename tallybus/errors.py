@@ -7,6 +7,8 @@ and never one of these. Imports nothing but the record's codes.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tallybus.common.record import Level
 
 
@@ -16,6 +18,16 @@ class TallybusError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its fields: a process pool hands exceptions over like any other value.
+        return _rebuilt, (type(self), self.message, self.__dict__)
+
+
+def _rebuilt(kind: type[TallybusError], message: str, fields: dict[str, Any]) -> TallybusError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(fields)
+    return error
 
 
 class InvalidRequest(TallybusError, ValueError):

@@ -128,11 +128,7 @@ class Supervisor:
             child.process = None
             busy = code == EXIT_BUSY and now - self._started > BUSY_SECONDS
             if code in FINAL_EXIT_CODES or busy:
-                self.failed = (child.name, code)
-                self._log.error(
-                    "a service cannot go on, stopping all",
-                    extra=logs.fields(service=child.name, code=code),
-                )
+                self._fail(child.name, code)
                 return
             if now - child.started >= HEALTHY_SECONDS:
                 child.pause = FIRST_PAUSE
@@ -148,18 +144,31 @@ class Supervisor:
         for name in STOP_ORDER:
             child = self.children[name]
             process, child.process, child.due = child.process, None, None
-            if process is None or process.poll() is not None:
+            if process is None:
                 continue
-            process.send_signal(signal.SIGTERM)
-            # A stopped process takes no other signal than this one.
-            process.send_signal(signal.SIGCONT)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._log.warning("killed, it did not stop", extra=logs.fields(service=name))
-                process.kill()
-                process.wait()
+            if process.poll() is None:
+                self._end(name, process)
+            if process.returncode in FINAL_EXIT_CODES and self.failed is None:
+                # Whoever runs this must not take it for a clean stop.
+                self._fail(name, process.returncode)
         self._remove_sockets()
+
+    def _end(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGTERM)
+        # A stopped process takes no other signal than this one.
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._log.warning("killed, it did not stop", extra=logs.fields(service=name))
+            process.kill()
+            process.wait()
+
+    def _fail(self, name: str, code: int) -> None:
+        self.failed = (name, code)
+        self._log.error(
+            "a service cannot go on, stopping all", extra=logs.fields(service=name, code=code)
+        )
 
     def _remove_sockets(self) -> None:
         """Remove the socket files of services that were killed and could not do it themselves."""

@@ -257,6 +257,10 @@ class GatewayCore(StageCore):
         return message
 
     def data_sent(self, now_ns: int) -> None:
+        message = self.link.peek()
+        batch = None if message is None else self._batches.get(message.request)
+        if batch is not None:
+            batch.sent = True
         self.link.sent(now_ns)
 
     def on_assigned(self, message: Assigned) -> None:
@@ -403,7 +407,7 @@ class GatewayCore(StageCore):
         self._results_next = message.oldest
         self._recent.clear()
         for batch in list(self._batches.values()):
-            if not batch.first or batch.first >= message.oldest:
+            if not batch.sent or batch.first >= message.oldest:
                 continue
             self._drop(
                 batch,
@@ -517,7 +521,9 @@ class GatewayCore(StageCore):
         if self._results_next <= index:
             return
         while self._batches and (oldest := next(iter(self._batches))) < expected:
-            self._drop(self._batches[oldest], protocol.LOST, "its ids went to others")
+            batch = self._batches[oldest]
+            code = protocol.OUTCOME_UNKNOWN if batch.computed else protocol.LOST
+            self._drop(batch, code, "its ids went to others")
 
     def _advance(self, level: Level, index: int) -> None:
         if index <= self._index(level):

@@ -36,6 +36,7 @@ class Batch:
     term: int = 0
     computed: int = 0
     told: int = 0
+    sent: bool = False
     failures: list[Any] = field(default_factory=list)
 
 

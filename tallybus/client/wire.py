@@ -26,8 +26,11 @@ SOCKET_BUFFER_BYTES: Final = 4 << 20
 MAX_QUEUED_MESSAGES: Final = 1000
 RECONNECT_MS: Final = 20
 MAX_RECONNECT_MS: Final = 500
-HEARTBEAT_MS: Final = 2_000
-HEARTBEAT_TIMEOUT_MS: Final = 10_000
+KEEPALIVE_IDLE_S: Final = 5
+KEEPALIVE_INTERVAL_S: Final = 1
+KEEPALIVE_PROBES: Final = 5
+UNACKNOWLEDGED_MS: Final = 10_000
+"""After this long without an acknowledgement by its host a tcp connection is given up."""
 MIN_REUSED_BYTES: Final = 64 * 1024
 MAX_FREE_FRAMES: Final = 16
 MAX_FREE_SIZES: Final = 4
@@ -111,8 +114,13 @@ class Wire:
             zmq.RCVBUF: SOCKET_BUFFER_BYTES,
             zmq.RECONNECT_IVL: RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: MAX_RECONNECT_MS,
-            zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
-            zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS,
+            # A dead host is noticed so, and not by ZMTP heartbeats: libzmq 4.3 aborts the process
+            # when one is due on a connection whose peer died while its queue was full.
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.TCP_KEEPALIVE_IDLE: KEEPALIVE_IDLE_S,
+            zmq.TCP_KEEPALIVE_INTVL: KEEPALIVE_INTERVAL_S,
+            zmq.TCP_KEEPALIVE_CNT: KEEPALIVE_PROBES,
+            zmq.TCP_MAXRT: UNACKNOWLEDGED_MS,
         }
         for option, value in options.items():
             self._socket.set(option, value)

@@ -90,6 +90,8 @@ def fail(submission: Submission, error: TallybusError) -> None:
 
 def unfounded_error(history: History, _: NDArray[Any]) -> None:
     submission = copy.copy(acknowledged(history))
+    submission.records = submission.records.copy()
+    submission.records["user_ref"] = 0
     fail(submission, OutcomeUnknown("the connection was lost", count=1, retry_safe=False))
     submission.sent_ns, submission.done_ns = 1, 2
     history.submissions.append(submission)

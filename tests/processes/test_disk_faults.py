@@ -149,14 +149,14 @@ def settings(tmp_path: Path) -> Settings:
     return make_settings(tmp_path / "data", ledger__max_accounts=1_000)
 
 
-def assert_explained(up: Up, file: str, operation: str, error: str) -> None:
-    """`tallybus up` has ended because of the log service's disk, once, and says so."""
+def assert_explained(up: Up, file: str, operation: str, error: str, service: str = "wal") -> None:
+    """`tallybus up` has ended because of the service's disk, once, and says so."""
     told = [line for line in up.lines if line["level"] == "error"]
     reason, verdict = told
-    assert reason["stage"] == "wal"
+    assert reason["stage"] == service
     assert re.search(rf"{operation} of \S*{file} failed: .*\({error}\)", reason["message"])
     assert verdict["message"] == "a service cannot go on, stopping all"
-    assert (verdict["service"], verdict["code"]) == ("wal", EXIT_STORAGE)
+    assert (verdict["service"], verdict["code"]) == (service, EXIT_STORAGE)
     assert not up.said("a service died and is started again")
     assert "Traceback" not in up.text
     up.assert_nothing_left()
@@ -263,6 +263,24 @@ def test_a_disk_that_fails_at_the_very_end_is_told_too(settings: Settings, tmp_p
         assert wal.stat().st_size <= size
         assert_explained(up, *case.told)
     assert_all_on_disk(settings, load)
+
+
+def test_a_snapshot_that_cannot_be_written_stops_the_ledger_and_takes_nothing_with_it(
+    tmp_path: Path,
+) -> None:
+    settings = make_settings(
+        tmp_path / "data", ledger__max_accounts=1_000, ledger__transactions_per_segment=200
+    )
+    case = Case(Fault("fsync", 1, errno.ENOSPC), "snapshot_000001.bin.tmp")
+    with (
+        Up(settings, tmp_path, faulty="snapshotter", faults=case.asked("ready")) as up,
+        Load(settings.gateway.endpoint, seed=6, timeout=1) as load,
+    ):
+        assert up.wait() == EXIT_STORAGE
+        load.break_off()
+        assert_explained(up, *case.told, service="snapshotter")
+    assert_all_on_disk(settings, load)
+    assert not list(settings.ledger.data.glob("snapshot*"))
 
 
 @contextmanager
