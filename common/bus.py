@@ -34,7 +34,8 @@ DEAD_PEER_OPTIONS: Final = {
     int(zmq.TCP_KEEPALIVE_CNT): 5,
     int(zmq.TCP_MAXRT): 10_000,
 }
-"""How a dead host is noticed over tcp. Not by ZMTP heartbeats: libzmq 4.3 aborts the process when one
+"""How a dead host is noticed over tcp. Not by ZMTP heartbeats: libzmq 4.3 aborts the process when
+one
 is due on a connection whose peer died while its queue was full."""
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
