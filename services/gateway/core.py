@@ -11,6 +11,7 @@ Nothing that a client sends raises out of this module.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -90,6 +91,8 @@ class GatewayCore(StageCore):
         self._gatherer = Gatherer(incarnation, limits.max_batch)
         self._gathered = 0
         self._batches: dict[int, Batch] = {}
+        self._settled: deque[Batch] = deque()
+        """Computed batches of which some members wait for more, in order."""
         self._held: dict[tuple[bytes, int], ClientRequest] = {}
         self._waits = {level: Marks[ClientRequest]() for level in Level if level}
         self._deadlines: Marks[ClientRequest] = Marks()
@@ -379,10 +382,14 @@ class GatewayCore(StageCore):
                     own = own.copy()
                     own["offset"] -= offset
                 submit.failures = own
+            submit.computed = True
             if self._index(submit.level) >= submit.last:
                 self._answer_submit(submit)
             else:
                 self._waits[submit.level].add(submit.last, submit)
+        self._settled.append(batch)
+        while self._settled and self._settled[0].answered:
+            self._settled.popleft()
 
     def _release(self) -> None:
         # Batches are computed in their order, so what is left starts at the oldest one.
@@ -487,32 +494,42 @@ class GatewayCore(StageCore):
                 continue
             if batch.first >= void:
                 # It goes to the new sequencer again, unless the log has it.
-                batch.first, batch.computed, batch.failures = 0, 0, []
+                batch.forget()
                 continue
             self._drop(
                 batch,
                 protocol.OUTCOME_UNKNOWN,
                 f"its batch was cut at id {void} when the sequencer and the transactor were lost",
             )
-        for level in (Level.COMMITTED, Level.SNAPSHOT):
-            for request in self._waits[level].waiting():
-                if isinstance(request, Submit) and request.last >= void:
-                    self._give_up(request, void)
+        unsettled: list[Batch] = []
+        while self._settled and self._settled[-1].first + self._settled[-1].count > void:
+            unsettled.append(self._settled.pop())
+        if void == self._term_start:
+            for batch in reversed(unsettled):
+                self._give_up(batch, void)
+            return
+        # They may be in the log or not: the outcomes that are asked for again name those that are.
+        for batch in unsettled:
+            batch.forget()
+        waiting = {batch.request: batch for batch in reversed(unsettled) if not batch.answered}
+        self._batches = waiting | self._batches
 
-    def _give_up(self, submit: Submit, void: int) -> None:
-        """It was computed in an older term, and its ids reach to `void` or beyond."""
-        if void < self._term_start:
-            code, why = protocol.OUTCOME_UNKNOWN, "it may be in the log or not"
-        elif submit.first < void:
-            code, why = protocol.OUTCOME_UNKNOWN, "only a part of it is in the log"
-        else:
-            code, why = protocol.LOST, "it had no effect"
-        self._fail(
-            submit,
-            code,
-            "computed but not yet durable when the sequencer and the transactor were lost; " + why,
-            first=submit.first,
-        )
+    def _give_up(self, batch: Batch, void: int) -> None:
+        """It was computed in the term before, and some of its ids are gone."""
+        for _, submit in batch.members:
+            if submit.done or submit.last < void:
+                continue
+            if submit.first < void:
+                code, why = protocol.OUTCOME_UNKNOWN, "only a part of it is in the log"
+            else:
+                code, why = protocol.LOST, "it had no effect"
+            self._fail(
+                submit,
+                code,
+                "computed but not yet durable when the sequencer and the transactor were lost; "
+                + why,
+                first=submit.first,
+            )
 
     def _drop_passed_over(self) -> None:
         """Give up what the sequencer took and gave no ids: all that have ids are computed by
@@ -520,6 +537,8 @@ class GatewayCore(StageCore):
         index, expected = self._accepted
         if self._results_next <= index:
             return
+        # Nor does what the link has let go of come again.
+        expected = max(expected, self.link.base)
         while self._batches and (oldest := next(iter(self._batches))) < expected:
             batch = self._batches[oldest]
             code = protocol.OUTCOME_UNKNOWN if batch.computed else protocol.LOST
@@ -537,10 +556,11 @@ class GatewayCore(StageCore):
             self.snapshot = index
             self._recent.forget(index)
         for request in self._waits[level].reached(index):
-            if isinstance(request, Submit):
-                self._answer_submit(request)
-            else:
+            if not isinstance(request, Submit):
                 self._start(request)
+            elif request.computed and request.last <= index:
+                # Otherwise a new term has voided the ids for which it waited here.
+                self._answer_submit(request)
 
     def _index(self, level: Level) -> int:
         if level is Level.COMMITTED:

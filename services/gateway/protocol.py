@@ -87,6 +87,7 @@ class Submit(ClientRequest):
     first: int = 0
     term: int = 0
     failures: Any = ()
+    computed: bool = False
 
     @property
     def last(self) -> int:

@@ -39,6 +39,17 @@ class Batch:
     sent: bool = False
     failures: list[Any] = field(default_factory=list)
 
+    @property
+    def answered(self) -> bool:
+        """Whether nobody waits for any of it."""
+        return all(submit.done for _, submit in self.members)
+
+    def forget(self) -> None:
+        """Nothing that was told of it holds any more."""
+        self.first, self.computed, self.failures = 0, 0, []
+        for _, submit in self.members:
+            submit.first, submit.computed, submit.failures = 0, False, ()
+
 
 class Gatherer:
     """Collects a turn's submissions and cuts them into batches of at most `max_batch`

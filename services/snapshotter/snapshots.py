@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from tallybus.common.errors import ServiceError
 from tallybus.common.files import Storage
 from tallybus.common.snapshot import FrozenBalances, SnapshotFields, prune_snapshots, write_frozen
 
@@ -91,7 +92,8 @@ class SnapshotWriter:
             while (job := self._next()) is not None:
                 self._write(*job)
         except Exception as error:  # noqa: BLE001 - it is handed to the service, whatever it is
-            _log.exception("no more snapshots are written")
+            if not isinstance(error, ServiceError):
+                _log.exception("no more snapshots are written")
             with self._changed:
                 self._error = error
                 self._writing = False

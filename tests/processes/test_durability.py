@@ -320,6 +320,8 @@ def test_damage_in_the_last_block_of_a_log_that_was_stopped_is_refused_too(
     flip(path, block.offset + HEADER_SIZE + 32)
     command = start_command("up", *arguments(settings))
     assert command.wait(PATIENCE_S / 2) not in (0, -signal.SIGKILL)
+    command.end()
+    tidy(settings)
     assert str(path) in command.stderr
     assert f"offset {block.offset}" in command.stderr
 
