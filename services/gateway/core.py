@@ -37,6 +37,7 @@ from tallybus.common.link import LinkSender
 from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, Level, Stage
 from tallybus.common.stage import StageCore
 from tallybus.services.gateway import protocol
+from tallybus.services.gateway.desk import Desk
 from tallybus.services.gateway.outcomes import RecentOutcomes
 from tallybus.services.gateway.protocol import (
     BadRequest,
@@ -54,8 +55,6 @@ from tallybus.services.gateway.requests import Batch, Gatherer
 from tallybus.services.gateway.services import Services
 from tallybus.services.gateway.waits import Marks
 
-MAX_HELD: Final = 262_144
-"""Client requests held at a time; beyond it clients are told `overloaded`."""
 ASK_AGAIN_NS: Final = 100_000_000
 NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
 
@@ -76,16 +75,13 @@ class GatewayCore(StageCore):
     ) -> None:
         super().__init__(incarnation, heartbeat_ns)
         self.limits = limits
-        self.answers: list[tuple[bytes, list[Buffer]]] = []
+        self.desk = Desk(max_wait_ms * 1_000_000)
         self.reads = Reads()
         self.link: LinkSender[Request] = LinkSender(1, max_in_flight, "the sequencer")
         self.sequenced = 0
         self.computed = 0
         self.committed = 0
         self.snapshot = 0
-        self.bad_requests = 0
-        self.overloads = 0
-        self._max_wait_ns = max_wait_ms * 1_000_000
         self._heard: set[str] = set()
         self._services = Services()
         self._gatherer = Gatherer(incarnation, limits.max_batch)
@@ -93,9 +89,7 @@ class GatewayCore(StageCore):
         self._batches: dict[int, Batch] = {}
         self._settled: deque[Batch] = deque()
         """Computed batches of which some members wait for more, in order."""
-        self._held: dict[tuple[bytes, int], ClientRequest] = {}
         self._waits = {level: Marks[ClientRequest]() for level in Level if level}
-        self._deadlines: Marks[ClientRequest] = Marks()
         self._unready: list[ClientRequest] = []
         self._term_start = 0
         self._accepted = (0, 0)
@@ -111,45 +105,39 @@ class GatewayCore(StageCore):
         """One message of a client, whatever it holds."""
         try:
             request = protocol.decode_request(client, frames, self.limits)
-            if isinstance(request, Ping):
-                self._on_ping(request)
-                return
-            if isinstance(request, ServicesRead):
-                rows = self._services.rows(self.status(), self.presence, now_ns)
-                self.answers.append((client, protocol.reply(request.id, {"services": rows})))
-                return
-            if (client, request.id) in self._held:
+            if self.desk.holds(client, request.id) and not isinstance(request, Ping):
                 raise BadRequest(
                     f"request id {request.id} is still in use on this connection", request.id
                 )
         except BadRequest as error:
-            self.bad_requests += 1
-            self.answers.append(
-                (
-                    client,
-                    protocol.error_reply(error.request_id, error.code, str(error), error.details),
-                )
-            )
+            self.desk.refuse(client, error)
             return
-        if len(self._held) >= MAX_HELD:
-            self._overloaded(request, f"{len(self._held)} requests are waiting")
+        if isinstance(request, Ping):
+            self._on_ping(request)
+            return
+        if isinstance(request, ServicesRead):
+            rows = self._services.rows(self.status(), self.presence, now_ns)
+            self.desk.reply(request, {"services": rows})
+            return
+        if self.desk.full:
+            self.desk.overloaded(request, f"{len(self.desk)} requests are waiting")
             return
         if isinstance(request, Submit):
             if self._gathered + request.count > self.link.room and (
                 self._gathered or len(self.link)
             ):
-                self._overloaded(request, f"{self.link.weight} operations are on their way")
+                self.desk.overloaded(request, f"{self.link.weight} operations are on their way")
                 return
             self._gathered += request.count
             self._gatherer.add(request)
         elif isinstance(request, Read):
             if not self.reads.takes(request):
-                self._overloaded(request, f"{self.reads.held_bytes} bytes of reads are waiting")
+                self.desk.overloaded(request, f"{self.reads.held_bytes} bytes of reads are waiting")
                 return
         elif isinstance(request, Wait) and request.level is Level.NONE:
             # Whatever has an id was sequenced; the first level that can be waited for is the next.
             request.level = Level.COMPUTED
-        self._hold(request, now_ns)
+        self.desk.hold(request, now_ns)
         if isinstance(request, Submit):
             return
         if self.ready:
@@ -165,52 +153,22 @@ class GatewayCore(StageCore):
     @property
     def under_way(self) -> bool:
         """Whether any submission was taken and not answered."""
-        return bool(self._gathered) or any(
-            isinstance(request, Submit) for request in self._held.values()
-        )
-
-    def next_deadline_ns(self) -> int | None:
-        """When the next held request times out, on the monotonic clock."""
-        return self._deadlines.next_mark()
-
-    def _hold(self, request: ClientRequest, now_ns: int) -> None:
-        self._held[request.client, request.id] = request
-        wait_ns = self._max_wait_ns
-        if request.timeout_ms is not None:
-            wait_ns = min(wait_ns, request.timeout_ms * 1_000_000)
-        self._deadlines.add(now_ns + wait_ns, request)
-
-    def _overloaded(self, request: ClientRequest, why: str) -> None:
-        self.overloads += 1
-        self.answers.append(
-            (
-                request.client,
-                protocol.error_reply(
-                    request.id, protocol.OVERLOADED, f"{why}; nothing was done, try again later"
-                ),
-            )
-        )
+        return bool(self._gathered) or self.desk.submits
 
     def _finish(
         self, request: ClientRequest, fields: dict[str, Any], payload: Buffer | None = None
     ) -> None:
-        self._let_go(request)
-        self.answers.append((request.client, protocol.reply(request.id, fields, payload)))
-
-    def _fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
-        self._let_go(request)
-        self.answers.append(
-            (request.client, protocol.error_reply(request.id, code, message, details))
-        )
-
-    def _let_go(self, request: ClientRequest) -> None:
-        request.done = True
-        del self._held[request.client, request.id]
         if isinstance(request, Read):
             self.reads.let_go(request)
+        self.desk.finish(request, fields, payload)
+
+    def _fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
+        if isinstance(request, Read):
+            self.reads.let_go(request)
+        self.desk.fail(request, code, message, **details)
 
     def _on_ping(self, ping: Ping) -> None:
-        unknown = [item for item in ping.pending if (ping.client, item) not in self._held]
+        unknown = [item for item in ping.pending if not self.desk.holds(ping.client, item)]
         fields = {
             "unknown": unknown,
             "incarnation": self.incarnation,
@@ -218,7 +176,7 @@ class GatewayCore(StageCore):
             "max_batch": self.limits.max_batch,
             "max_accounts": self.limits.max_accounts,
         }
-        self.answers.append((ping.client, protocol.reply(ping.id, fields)))
+        self.desk.reply(ping, fields)
 
     def _start(self, request: ClientRequest) -> None:
         if isinstance(request, IndexRead):
@@ -621,7 +579,7 @@ class GatewayCore(StageCore):
                 self.link.offer(batch.request, 1, message, weight=batch.count)
             self._gathered = 0
         self.reads.flush(self.snapshot)
-        for request in self._deadlines.reached(now_ns):
+        for request in self.desk.late(now_ns):
             self._time_out(request)
         self.link.check_stall(now_ns)
 

@@ -78,7 +78,7 @@ class GatewayService(Shell):
         self.log.info("listening", extra=logs.fields(endpoint=self.endpoint))
 
     def timeout_ns(self, now_ns: int) -> int:
-        deadline = self.core.next_deadline_ns()
+        deadline = self.core.desk.next_deadline_ns()
         wait = RETRY_NS if self._answers.waiting else super().timeout_ns(now_ns)
         return wait if deadline is None else max(0, min(wait, deadline - now_ns))
 
@@ -98,9 +98,9 @@ class GatewayService(Shell):
             sent += 1
         del queries[:sent]
         self._answers.retry()
-        for client, frames in core.answers:
+        for client, frames in core.desk.answers:
             self._answers.put(client, frames)
-        core.answers.clear()
+        core.desk.answers.clear()
 
     def on_broadcast(self, message: Message, now_ns: int) -> None:
         if isinstance(message, StageStatus):

@@ -272,12 +272,12 @@ def test_a_gateway_that_missed_a_term_takes_nothing_of_the_one_before_for_commit
     core.on_results(
         Results(term=1, incarnation=12, first=1, count=2, batches=[[7, request.request, 1, 2, 0]])
     )
-    assert not core.answers, "computed, not committed"
+    assert not core.desk.answers, "computed, not committed"
     # Term 2 gave the ids 1 to 9 to clients of another gateway; this one hears of term 3 only.
     hear("sequencer", 3, 31, 9, start=10)
     hear("transactor", 3, 32, 9, durable=9)
     hear("wal", 3, 13, 9, durable=9)
     core.tick(0)
-    for _, frames in core.answers:
+    for _, frames in core.desk.answers:
         answer = unpackb(bytes(frames[0]))
         assert answer.get("error") == "outcome_unknown", answer

@@ -526,6 +526,6 @@ class GatewayNode(Node):
         super().flush()
         while self.core.reads.queries and self.ask("snapshotter", self.core.reads.queries[0]):
             self.core.reads.queries.pop(0)
-        for client, frames in self.core.answers:
+        for client, frames in self.core.desk.answers:
             self.world.send("answer", client.decode(), self.name, self.life, frames, lossy=False)
-        self.core.answers.clear()
+        self.core.desk.answers.clear()
