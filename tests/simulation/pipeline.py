@@ -276,8 +276,8 @@ class Pipeline:
                     f"{node.name} keeps {link.base}..{link.end - 1}, cursor {link.cursor}, "
                     f"expected {link.expected}"
                 )
-            if isinstance(node, GatewayNode) and node.core._held:
-                found.append(f"{node.name} holds {list(node.core._held)[:3]}")
+            if isinstance(node, GatewayNode) and len(node.core.desk):
+                found.append(f"{node.name} holds {len(node.core.desk)} requests")
             if isinstance(node, SnapshotterNode) and (
                 node.state is None or node.state.index != self.disk.durable
             ):
