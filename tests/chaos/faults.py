@@ -6,9 +6,10 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
-from tallybus.supervisor import START_ORDER
+from tallybus.supervisor import START_ORDER, STOP_ORDER
 from tests.chaos.machine import Machine
 
 RESTART_SECONDS: Final = 10.0
@@ -49,7 +50,7 @@ class Chaos:
             weighted += [
                 (self.kill_some, 10),
                 (self.kill_in_turn, 10),
-                (self.kill_while_another_is_frozen, 5),
+                (self.kill_while_another_is_frozen, 10),
                 (self.kill_all, 6),
                 (self.freeze_all, 3),
             ]
@@ -144,7 +145,15 @@ class Chaos:
         return tuple(order)
 
     def kill_while_another_is_frozen(self) -> tuple[str, ...]:
+        """Often one whose successor is frozen, so that it has something that nobody else has."""
         frozen, killed = self._random.sample(self._services, 2)
+        pairs = [
+            (after, before)
+            for before, after in pairwise(STOP_ORDER)
+            if {before, after} <= set(self._services)
+        ]
+        if pairs and self._random.random() < 0.6:
+            frozen, killed = self._random.choice(pairs)
         self._machine.freeze(frozen)
         self.pause(0.3)
         self._machine.kill(killed)

@@ -184,12 +184,10 @@ def test_up_stops_as_a_whole_when_the_disk_fails_and_starts_again_without_loss(
     settings: Settings, tmp_path: Path
 ) -> None:
     case = Case(Fault("write", 30, keep=200), "wal.bin", Fault("write", 31, errno.EIO))
-    with (
-        Up(settings, tmp_path, faults=case.asked("ready")) as up,
-        Load(settings.gateway.endpoint, seed=2, timeout=1) as load,
-    ):
-        assert up.wait() == EXIT_STORAGE
-        load.break_off()
+    with Up(settings, tmp_path, faults=case.asked("ready")) as up:
+        up.wait_up()
+        with Load(settings.gateway.endpoint, seed=2, timeout=1) as load:
+            assert up.wait() == EXIT_STORAGE
         assert_explained(up, *case.told)
     assert load.acknowledged
     last = last_on_disk(settings)
@@ -272,12 +270,10 @@ def test_a_snapshot_that_cannot_be_written_stops_the_ledger_and_takes_nothing_wi
         tmp_path / "data", ledger__max_accounts=1_000, ledger__transactions_per_segment=200
     )
     case = Case(Fault("fsync", 1, errno.ENOSPC), "snapshot_000001.bin.tmp")
-    with (
-        Up(settings, tmp_path, faulty="snapshotter", faults=case.asked("ready")) as up,
-        Load(settings.gateway.endpoint, seed=6, timeout=1) as load,
-    ):
-        assert up.wait() == EXIT_STORAGE
-        load.break_off()
+    with Up(settings, tmp_path, faulty="snapshotter", faults=case.asked("ready")) as up:
+        up.wait_up()
+        with Load(settings.gateway.endpoint, seed=6, timeout=1) as load:
+            assert up.wait() == EXIT_STORAGE
         assert_explained(up, *case.told, service="snapshotter")
     assert_all_on_disk(settings, load)
     assert not list(settings.ledger.data.glob("snapshot*"))

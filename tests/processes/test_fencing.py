@@ -202,7 +202,7 @@ def test_a_sequencer_that_comes_back_after_it_was_replaced_steps_down(tmp_path: 
         waiting.take(old)
         old.goes_on()
         old.finish()
-        assert_one_history(settings, old, new, allowed=(LostTransaction, OutcomeUnknown))
+        assert_one_history(settings, old, new)
         assert terms_of(settings) == [1, 2, 3]
 
 
@@ -235,6 +235,7 @@ def test_a_transactor_that_comes_back_after_it_was_replaced_steps_down(tmp_path:
         waiting.take(old)
         old.goes_on()
         old.finish()
+        # Of these clients' way, the sequencer and the transactor were lost at the same time.
         assert_one_history(settings, old, new, allowed=(LostTransaction, OutcomeUnknown))
         assert terms_of(settings) == [1, 2, 3]
 

@@ -1,8 +1,9 @@
-"""A link over a bad channel: every id arrives exactly once, in order, whatever is lost or restarted.
+"""A link over a bad channel: every id arrives exactly once, in order, whatever is lost or
+restarted.
 
-Data messages are dropped, repeated and reordered at will, also across restarts. Broadcasts are dropped,
-repeated and reordered within a receiver's life; those of an earlier life do not come after a later one's,
-as they share a connection.
+Data messages are dropped, repeated and reordered at will, also across restarts. Broadcasts are
+dropped, repeated and reordered within a receiver's life; those of an earlier life do not come after
+a later one's, as they share a connection.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tallybus.common.link import MAX_STALL_NS, STALL_NS, LinkError, LinkReceiver, LinkSender, Verdict
+from tallybus.common.link import (
+    MAX_STALL_NS,
+    STALL_NS,
+    LinkError,
+    LinkReceiver,
+    LinkSender,
+    Verdict,
+)
 
 MAX_COUNT = 5
 PLACES = st.sampled_from([0, 0, 0, 1, 2, 3, 50])
@@ -25,7 +33,7 @@ class Data(NamedTuple):
     term: int
     incarnation: int
     first: int
-    count: int
+    length: int
     token: tuple[int, int]
 
 
@@ -112,16 +120,16 @@ class LinkMachine(RuleBasedStateMachine):
             return
         before = self.receiver.next_id
         verdict, skip = self.receiver.accept(
-            message.term, message.incarnation, message.first, message.count
+            message.term, message.incarnation, message.first, message.length
         )
         if verdict is not Verdict.ACCEPT:
             assert self.receiver.next_id == before
             return
         assert message.incarnation == self.incarnation
         assert message.first + skip == before
-        assert 0 <= skip < message.count
+        assert 0 <= skip < message.length
         assert message.token == (message.incarnation, message.first)
-        for tx_id in range(message.first + skip, message.first + message.count):
+        for tx_id in range(message.first + skip, message.first + message.length):
             self.taken.append((message.incarnation, tx_id))
         assert self.receiver.next_id == self.first + len(self.taken)
 
@@ -164,14 +172,16 @@ class LinkMachine(RuleBasedStateMachine):
             self.restart_sender()
 
     def restart_sender(self) -> None:
-        """It asks the receiver where to go on; what the receiver does not have gets other content."""
+        """It asks the receiver where to go on; what the receiver lacks gets other content."""
         self.incarnation += 1
         self.term += 1
         self.receiver.fence(self.incarnation, self.term)
         first = self.sender_first = self.receiver.next_id
         self.sender = LinkSender(first, self.capacity, "the receiver")
         # Broadcasts of a receiver's earlier life are gone with the old sender's connection.
-        self.acks = [a for a in self.acks if a.incarnation == self.receiver_incarnation and a.next >= first]
+        self.acks = [
+            a for a in self.acks if a.incarnation == self.receiver_incarnation and a.next >= first
+        ]
         self.heard_durable = first - 1
         self.offered = {tx_id: token for tx_id, token in self.offered.items() if tx_id < first}
 

@@ -17,12 +17,18 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20, help="how many runs")
     parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("--seed", type=int, help="this run alone, with the whole traceback")
-    parser.add_argument("--flavour", choices=FLAVOURS, help="instead of the one that the seed chooses")
+    parser.add_argument(
+        "--flavour", choices=FLAVOURS, help="instead of the one that the seed chooses"
+    )
     parser.add_argument("--steps", type=int, help="instead of the number that the seed chooses")
     parser.add_argument("--seconds", type=float, help="stop after this time")
     parser.add_argument("--keep-going", action="store_true", help="also after a failure")
     options = parser.parse_args()
-    seeds = range(options.first, options.first + options.seeds) if options.seed is None else [options.seed]
+    seeds = (
+        range(options.first, options.first + options.seeds)
+        if options.seed is None
+        else [options.seed]
+    )
     faults: Counter[str] = Counter()
     steps = transactions = committed = completed = lost = runs = 0
     virtual = 0.0
@@ -53,8 +59,9 @@ def main() -> int:
     seconds = time.monotonic() - started
     print(f"{runs} runs, {steps} steps, {virtual:.0f} s of simulated time in {seconds:.1f} s")
     print(
-        f"{transactions} transactions in the logs, {committed} acknowledged as committed, {completed} requests "
-        f"answered, {lost} told below COMMITTED and lost; {transactions / max(seconds, 1e-9):.0f} transactions/s"
+        f"{transactions} transactions in the logs, {committed} acknowledged as committed, "
+        f"{completed} requests answered, {lost} told below COMMITTED and lost; "
+        f"{transactions / max(seconds, 1e-9):.0f} transactions/s"
     )
     for name, count in sorted(faults.items()):
         print(f"  {name}: {count}")

@@ -1,7 +1,8 @@
-"""What must hold at every step: the log against the oracle, indexes in order, answers against the log."""
+"""What must hold at every step: the log against the oracle, answers against the log."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class Judge:
                 link = next(links) if row["status"] == Status.DUPLICATE else 0
                 check(
                     (int(row["status"]), link) == (outcome.status, outcome.duplicate_of),
-                    f"{tx_id} is in the log with {int(row['status'])} ({link}), the oracle says {outcome}",
+                    f"{tx_id} is in the log with {int(row['status'])} ({link}), "
+                    f"the oracle says {outcome}",
                 )
                 self.statuses.append(outcome.status)
                 self.amounts.append(int(row["amount"]))
@@ -61,7 +63,8 @@ class Judge:
                 after = self.balances[-1]
                 if row["entry_count"]:
                     after = np.array(
-                        [self.oracle.balance(account) for account in range(self.max_accounts)], np.int64
+                        [self.oracle.balance(account) for account in range(self.max_accounts)],
+                        np.int64,
                     )
                 self.balances.append(after)
             check(self.oracle.sum_of_balances() == 0, "the balances do not sum to zero")
@@ -71,7 +74,8 @@ class Judge:
         """The read side's balances after transaction `index`."""
         check(index <= self.durable, f"readable {index} is beyond durable {self.durable}")
         check(
-            np.array_equal(balances, self.balances[index]), f"balances after {index} differ from the oracle's"
+            np.array_equal(balances, self.balances[index]),
+            f"balances after {index} differ from the oracle's",
         )
 
     # -- answers ---------------------------------------------------------------------------------
@@ -79,12 +83,15 @@ class Judge:
     def submitted(
         self, level: Level, first: int, records: NDArray[Any], failures: NDArray[Any]
     ) -> list[int] | None:
-        """An answer to a submit. Returns the statuses, or None when the level does not tell them."""
+        """An answer to a submit. Returns the statuses; None when the level does not tell."""
         count = len(records)
         check(first >= 1, f"the first id is {first}")
         check(failures.dtype == FAILURE_DTYPE, "failures")
         offsets = failures["offset"].tolist()
-        check(offsets == sorted(set(offsets)) and all(o < count for o in offsets), f"offsets {offsets}")
+        check(
+            offsets == sorted(set(offsets)) and all(o < count for o in offsets),
+            f"offsets {offsets}",
+        )
         amounts = records["amount"].tolist()
         if level is Level.NONE:
             check(not len(failures), "level NONE tells failures")
@@ -97,16 +104,22 @@ class Judge:
         self.told.append((first, amounts, statuses))
         if level >= Level.COMMITTED:
             last = first + count - 1
-            check(last <= self.durable, f"{first} to {last} told {level.name}, durable is {self.durable}")
+            check(
+                last <= self.durable,
+                f"{first} to {last} told {level.name}, durable is {self.durable}",
+            )
             for place in range(count):
                 tx_id = first + place
                 check(
-                    (self.amounts[tx_id], self.statuses[tx_id]) == (amounts[place], statuses[place]),
-                    f"{tx_id} told {level.name} with amount {amounts[place]}, status {statuses[place]}; "
+                    (self.amounts[tx_id], self.statuses[tx_id])
+                    == (amounts[place], statuses[place]),
+                    f"{tx_id} told {level.name} with amount {amounts[place]}, "
+                    f"status {statuses[place]}; "
                     f"the log has amount {self.amounts[tx_id]}, status {self.statuses[tx_id]}",
                 )
                 check(
-                    self.refs[tx_id] == int(records["user_ref"][place]), f"user_ref of {tx_id} differs"
+                    self.refs[tx_id] == int(records["user_ref"][place]),
+                    f"user_ref of {tx_id} differs",
                 )
             for row in failures:
                 self._failure(first + int(row["offset"]), row)
@@ -114,11 +127,15 @@ class Judge:
 
     def _failure(self, tx_id: int, row: Any) -> None:
         linked = int(row["duplicate_of"])
-        check(linked == self.links[tx_id], f"{tx_id} told duplicate of {linked}, it is of {self.links[tx_id]}")
+        check(
+            linked == self.links[tx_id],
+            f"{tx_id} told duplicate of {linked}, it is of {self.links[tx_id]}",
+        )
         original = self.statuses[linked] if linked else 0
         check(
             int(row["original_status"]) == original,
-            f"{tx_id}: first {linked} told with status {int(row['original_status'])}, it has {original}",
+            f"{tx_id}: first {linked} told with status {int(row['original_status'])}, "
+            f"it has {original}",
         )
 
     def read_balances(
@@ -135,11 +152,17 @@ class Judge:
         """`readable`: what this client knew to be on the read side when it asked."""
         for tx_id, row in zip(ids.tolist(), rows, strict=True):
             stage, status = int(row["stage"]), int(row["status"])
-            check((stage == Stage.ERROR) == (status != 0), f"{tx_id}: stage {stage} with status {status}")
+            check(
+                (stage == Stage.ERROR) == (status != 0),
+                f"{tx_id}: stage {stage} with status {status}",
+            )
             if stage in (Stage.COMMITTED, Stage.ON_SNAPSHOT):
-                check(tx_id <= self.durable, f"{tx_id} told stage {stage}, durable is {self.durable}")
                 check(
-                    self.statuses[tx_id] == 0, f"{tx_id} told as success, it has {self.statuses[tx_id]}"
+                    tx_id <= self.durable, f"{tx_id} told stage {stage}, durable is {self.durable}"
+                )
+                check(
+                    self.statuses[tx_id] == 0,
+                    f"{tx_id} told as success, it has {self.statuses[tx_id]}",
                 )
             if 0 < tx_id <= readable:
                 check(
@@ -147,7 +170,10 @@ class Judge:
                     f"{tx_id} was readable and is told as stage {stage}",
                 )
             if stage == Stage.ERROR and tx_id <= readable:
-                check(status == self.statuses[tx_id], f"{tx_id} told with {status}, not {self.statuses[tx_id]}")
+                check(
+                    status == self.statuses[tx_id],
+                    f"{tx_id} told with {status}, not {self.statuses[tx_id]}",
+                )
                 check(int(row["duplicate_of"]) == self.links[tx_id], f"{tx_id}: wrong link")
 
     # -- the end ---------------------------------------------------------------------------------
@@ -161,18 +187,23 @@ class Judge:
                     if statuses is not None:
                         check(
                             self.statuses[tx_id] == statuses[place],
-                            f"{tx_id} was told with {statuses[place]}, it has {self.statuses[tx_id]}",
+                            f"{tx_id} was told with {statuses[place]}, "
+                            f"it has {self.statuses[tx_id]}",
                         )
                     continue
                 self.lost += 1
-                check(not self.strict, f"{tx_id} was told for amount {amount} and is not in the log")
+                check(
+                    not self.strict, f"{tx_id} was told for amount {amount} and is not in the log"
+                )
                 elsewhere = self.places.get(amount, [])
                 if amount not in self.resubmitted:
-                    check(not elsewhere, f"amount {amount} was told as {tx_id} and became {elsewhere}")
+                    check(
+                        not elsewhere, f"amount {amount} was told as {tx_id} and became {elsewhere}"
+                    )
         for amount, ids in self.places.items():
             done = [tx_id for tx_id in ids if self.statuses[tx_id] != Status.DUPLICATE]
             if len(done) > 1:
-                apart = min(b - a for a, b in zip(done, done[1:], strict=False))
+                apart = min(b - a for a, b in pairwise(done))
                 check(
                     self.refs[done[0]] != 0 and apart >= self.disk.segment_size,
                     f"amount {amount} was executed as {done}, user_ref {self.refs[done[0]]}",

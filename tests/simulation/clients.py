@@ -1,4 +1,4 @@
-"""Simulated clients: they submit, wait at every level, read, lose connections and retry as real ones do.
+"""Simulated clients: they submit, wait at every level, read, lose connections and retry.
 
 Each operation has an amount of its own, by which it is recognised in the log. An operation without
 `user_ref` is sent again only when an answer says that nothing was done.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, STATUS_DTYPE, Kind, Level
-from tests.simulation.world import MS, SECOND, SimulationFailure, check
+from tests.simulation.world import MS, SimulationFailure, check
 
 if TYPE_CHECKING:
     from tests.simulation.pipeline import Pipeline
@@ -77,8 +77,14 @@ class Client:
             header["timeout_ms"] = timeout
         payload = None
         if kind < 0.75:
-            payload = self._operations(rng.choice((1, 1, 1, 2, 3, rng.randint(1, self.pipeline.max_batch))))
-            header |= {"op": "submit", "count": len(payload), "wait": rng.choice((0, 1, 2, 2, 2, 3))}
+            payload = self._operations(
+                rng.choice((1, 1, 1, 2, 3, rng.randint(1, self.pipeline.max_batch)))
+            )
+            header |= {
+                "op": "submit",
+                "count": len(payload),
+                "wait": rng.choice((0, 1, 2, 2, 2, 3)),
+            }
         elif kind < 0.85:
             payload = np.array(
                 [rng.randrange(self.pipeline.max_accounts) for _ in range(rng.randint(1, 5))], "<u8"
@@ -92,7 +98,11 @@ class Client:
             )
             header |= {"op": "status"}
         elif kind < 0.98:
-            header |= {"op": "wait", "tx_id": rng.randint(0, self.newest + 1), "wait": rng.randint(0, 3)}
+            header |= {
+                "op": "wait",
+                "tx_id": rng.randint(0, self.newest + 1),
+                "wait": rng.randint(0, 3),
+            }
         else:
             header |= {"op": "index"}
         self.queue.append(Call(header["op"], header, payload))
@@ -102,14 +112,16 @@ class Client:
         records = np.zeros(count, RECORD_DTYPE)
         refs = rng.choice(("none", "own", "own", "mixed", "shared"))
         for row in records:
-            row["kind"] = rng.choice((1, 1, 1, 2, 3, 3, 3, 3, rng.randint(0, 255) if rng.random() < 0.1 else 3))
+            row["kind"] = rng.choice(
+                (1, 1, 1, 2, 3, 3, 3, 3, rng.randint(0, 255) if rng.random() < 0.1 else 3)
+            )
             row["account"] = rng.randrange(1, pipeline.max_accounts)
             if row["kind"] == Kind.TRANSFER:
                 row["counterparty"] = rng.randrange(pipeline.max_accounts + 1)
             row["amount"] = pipeline.new_amount()
             if row["kind"] in (Kind.FUNCTION, Kind.FUNCTION_REGISTERED):
                 row["kind"] = 99  # the log counts parameters in their amounts
-            if refs == "own" or refs == "mixed" and rng.random() < 0.5:
+            if refs == "own" or (refs == "mixed" and rng.random() < 0.5):
                 row["user_ref"] = pipeline.new_ref()
             elif refs == "shared":
                 row["user_ref"] = rng.choice(pipeline.shared_refs)
@@ -136,7 +148,9 @@ class Client:
             oldest = min(call.sent_at for call in self.sent.values())
             if world.now - oldest >= PING_AFTER:
                 self.pings.append(self.next_id)
-                self._post({"v": 1, "op": "ping", "id": self.next_id, "pending": list(self.sent)}, None)
+                self._post(
+                    {"v": 1, "op": "ping", "id": self.next_id, "pending": list(self.sent)}, None
+                )
                 self.ping_at = world.now + PING_AFTER
 
     def _send(self, call: Call) -> None:
@@ -210,11 +224,15 @@ class Client:
             judge.read_balances(call.payload, values, header["snapshot"], least)
         elif call.op == "status":
             assert call.payload is not None
-            judge.read_statuses(call.payload, np.frombuffer(payload[0], STATUS_DTYPE), call.readable)
+            judge.read_statuses(
+                call.payload, np.frombuffer(payload[0], STATUS_DTYPE), call.readable
+            )
         elif call.op == "wait":
             level, tx_id = header["level"], call.header["tx_id"]
             if level >= Level.COMMITTED:
-                check(tx_id <= judge.durable, f"{tx_id} told as {level}, durable is {judge.durable}")
+                check(
+                    tx_id <= judge.durable, f"{tx_id} told as {level}, durable is {judge.durable}"
+                )
             if level == Level.SNAPSHOT:
                 self.readable = max(self.readable, tx_id)
         else:
@@ -253,6 +271,3 @@ class Client:
             self.pipeline.judge.resubmitted.update(call.payload["amount"].tolist())
         call.retry_at = self.pipeline.world.now + 5 * MS
         self.queue.append(call)
-
-
-SECONDS_TO_DRAIN = 240 * SECOND

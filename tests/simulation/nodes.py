@@ -1,4 +1,4 @@
-"""The five stages with their real cores, in the place of their shells: queues for sockets, `Disk` for files."""
+"""The five stages: their real cores, in shells with queues for sockets and `Disk` for files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ from tallybus.common.frames import (
     decode,
     encode,
 )
-from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, STATUS_DTYPE, Stage, Status
+from tallybus.common.record import (
+    ENTRY_DTYPE,
+    FAILURE_DTYPE,
+    RECORD_DTYPE,
+    STATUS_DTYPE,
+    Stage,
+    Status,
+)
 from tallybus.common.replay import ReplayError
 from tallybus.common.stage import StageCore
 from tallybus.services.gateway.core import GatewayCore
@@ -102,8 +109,10 @@ class Node:
         self.any_core = None
         for kind in ("data", "broadcast", "control", "reply", "client"):
             world.clear(kind, receiver=self.name)
-        for (kind, receiver, sender), queue in list(world.queues.items()):
-            if sender in (self.name, self.connection()) or kind == "answer" and sender == self.name:
+        for (kind, _, sender), queue in list(world.queues.items()):
+            if sender in (self.name, self.connection()) or (
+                kind == "answer" and sender == self.name
+            ):
                 # The kernel delivers what it had, up to some point.
                 keep = world.rng.choice((0, len(queue), world.rng.randint(0, len(queue))))
                 if kind == "broadcast":
@@ -383,7 +392,13 @@ class WalNode(Node):
             message.links = len(links)
         self.pipeline.disk.append(
             Block(
-                message.term, message.first, message.timestamp, message.gateway, message.request, records, links
+                message.term,
+                message.first,
+                message.timestamp,
+                message.gateway,
+                message.request,
+                records,
+                links,
             )
         )
         self.core.written(message)
@@ -449,7 +464,9 @@ class SnapshotterNode(Node):
         if wanted is not None:
             runs = list(disk.read(*wanted))
             for block in runs[: rng.randint(1, 4)]:
-                self.core.on_log(block.first, block.records, block.links, NO_ENTRIES, self.world.now)
+                self.core.on_log(
+                    block.first, block.records, block.links, NO_ENTRIES, self.world.now
+                )
         for segment, frozen in self.core.frozen:
             if self.world.chance(0.8):
                 disk.snapshots[segment * self.pipeline.segment_size] = frozen

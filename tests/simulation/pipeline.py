@@ -1,10 +1,10 @@
-"""One simulated run: five stages, clients, a seed. `run` plays it to its end and checks it throughout."""
+"""One simulated run: five stages, clients, a seed. `run` plays it to its end and checks it."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ from tests.simulation.world import MS, SECOND, Disk, Rates, SimulationFailure, W
 
 DRAIN_NS: Final = 300 * SECOND
 FLAVOURS: Final = ("messages", "single", "crashes", "power")
-"""Lost messages only; one crash at a time, of which clients must notice nothing but a pause; crashes of
-any stages at any time; power cuts as well, which take the unsynced tail of the log."""
+"""Lost messages only; one crash at a time, of which clients must notice nothing but a pause;
+crashes of any stages at any time; power cuts as well, which take the unsynced tail of the log."""
 
 
 @dataclass
@@ -123,11 +123,13 @@ class Pipeline:
         return balances, touched
 
     def died(self, node: Node, error: ServiceError) -> None:
-        """A stage gave up. Only a second life of a stage, or a lost tail of the log, may make it so."""
+        """A stage gave up. Only another life of a stage, or a lost tail of the log, may do that."""
         kind = type(error).__name__
         allowed = isinstance(error, Fenced) and self.flavour != "messages"
         allowed |= isinstance(error, LinkError) and self.flavour == "power"
-        if not allowed or (self.draining_since and self.world.now - self.draining_since > 30 * SECOND):
+        if not allowed or (
+            self.draining_since and self.world.now - self.draining_since > 30 * SECOND
+        ):
             raise SimulationFailure(f"{node.name} gave up: {kind}: {error}") from error
         self.stop(node, kind)
 
@@ -196,8 +198,7 @@ class Pipeline:
             node.start_at = world.now + rng.choice((0, 0, 10, 500)) * MS
         started = world.now
         names = sorted(self.nodes)
-        step = 0
-        for step in range(self.steps):
+        for _ in range(self.steps):
             self._pass_time()
             self._start_due()
             self._inject()
@@ -206,12 +207,12 @@ class Pipeline:
                     self.nodes[name].turn()
             rng.choice(self.clients).turn(busy=True)
             self._check()
-        step += self._drain()
+        steps = self.steps + self._drain()
         self.judge.finish()
         return Report(
             seed=self.seed,
             flavour=self.flavour,
-            steps=step,
+            steps=steps,
             transactions=self.judge.durable,
             committed=self.committed,
             completed=sum(client.completed for client in self.clients),
@@ -298,7 +299,10 @@ class Pipeline:
         assert isinstance(snapshotter, SnapshotterNode)
         check(disk.durable < disk.next_id, "durable beyond the log")
         if wal.up:
-            check(wal.core.durable <= disk.durable, f"told durable {wal.core.durable}, is {disk.durable}")
+            check(
+                wal.core.durable <= disk.durable,
+                f"told durable {wal.core.durable}, is {disk.durable}",
+            )
             check(
                 wal.core.receiver.next_id == disk.next_id,
                 f"the log stage expects {wal.core.receiver.next_id}, the log {disk.next_id}",
@@ -306,13 +310,19 @@ class Pipeline:
             if transactor.up and transactor.core.running:
                 index = transactor.core.status().index
                 if wal.core.receiver.peer == transactor.core.incarnation:
-                    check(disk.next_id - 1 <= index, f"in the log {disk.next_id - 1}, computed {index}")
-                if sequencer.up and sequencer.core.running:
-                    if transactor.core.receiver.peer == sequencer.core.incarnation:
-                        check(
-                            index <= sequencer.core.index,
-                            f"computed {index}, sequenced {sequencer.core.index}",
-                        )
+                    check(
+                        disk.next_id - 1 <= index,
+                        f"in the log {disk.next_id - 1}, computed {index}",
+                    )
+                if (
+                    sequencer.up
+                    and sequencer.core.running
+                    and transactor.core.receiver.peer == sequencer.core.incarnation
+                ):
+                    check(
+                        index <= sequencer.core.index,
+                        f"computed {index}, sequenced {sequencer.core.index}",
+                    )
         if snapshotter.up and snapshotter.state is not None:
             check(snapshotter.state.index <= disk.durable, "readable beyond durable")
         for node in nodes.values():
@@ -338,6 +348,3 @@ def simulate(seed: int, flavour: str | None = None, steps: int | None = None) ->
         raise SimulationFailure(
             f"{type(error).__name__}: {error}\nflavour {pipeline.flavour}; replay with: {how}"
         ) from error
-
-
-Details = dict[str, Any]

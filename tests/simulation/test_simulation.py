@@ -1,7 +1,11 @@
-"""A short slice of the simulated pipeline; `python -m tests.simulation` runs as much as is wanted."""
+"""A short slice of the simulated pipeline; `python -m tests.simulation` runs as many as wanted."""
 
 import pytest
 
+from tallybus.common.frames import Executed, Results
+from tallybus.services.gateway.core import GatewayCore
+from tallybus.services.wal.core import WalCore
+from tests.simulation import nodes
 from tests.simulation.pipeline import FLAVOURS, Pipeline, simulate
 from tests.simulation.world import SimulationFailure
 
@@ -33,12 +37,30 @@ def test_a_failure_names_what_replays_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_checks_notice_a_log_that_confirms_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     # A simulation that never fails proves nothing: here the log tells what is not on disk.
-    from tallybus.services.wal.core import WalCore
+    class Hasty(WalCore):
+        def written(self, message: Executed) -> None:
+            super().written(message)
+            self.synced(message.first + message.count - 1)
 
-    def early(core: WalCore) -> int:
-        return core.receiver.next_id - 1
-
-    monkeypatch.setattr(WalCore, "durable", property(early, lambda core, value: None), raising=False)
+    monkeypatch.setattr(nodes, "WalCore", Hasty)
     with pytest.raises(SimulationFailure, match="durable"):
-        for seed in range(5):
-            simulate(seed, "power", steps=600)
+        simulate(1, "power", steps=600)
+
+
+def test_the_checks_notice_outcomes_that_are_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hopeful(GatewayCore):
+        def on_results(self, message: Results) -> None:
+            if 0 < self._results_next < message.first:
+                self._results_next = message.first
+            super().on_results(message)
+
+    monkeypatch.setattr(nodes, "GatewayCore", Hopeful)
+    assert any(_fails(seed, "single") for seed in range(20))
+
+
+def _fails(seed: int, flavour: str) -> bool:
+    try:
+        simulate(seed, flavour, steps=600)
+    except SimulationFailure:
+        return True
+    return False

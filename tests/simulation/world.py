@@ -1,8 +1,10 @@
-"""What the simulated stages share: a clock, a bad network, a disk that may lose what was not synced.
+"""What the simulated stages share: a clock, a bad network, a disk that may lose what was not
+synced.
 
-Everything random comes from one generator, so a seed replays a run exactly. Broadcasts of two lives of a
-stage keep their order, as they come over one connection; all else may be dropped, repeated, delayed and
-reordered as the run's fault rates say. Control connections are whole until one of their ends dies.
+Everything random comes from one generator, so a seed replays a run exactly. Broadcasts of two lives
+of a stage keep their order, as they come over one connection; all else may be dropped, repeated,
+delayed and reordered as the run's fault rates say. Control connections are whole until one of their
+ends dies.
 """
 
 from __future__ import annotations
@@ -112,16 +114,23 @@ class World:
     def senders(self, kind: str, receiver: str) -> list[str]:
         """Who has something on its way to the receiver."""
         return sorted(
-            name for (k, to, name), queue in self.queues.items() if (k, to) == (kind, receiver) and queue
+            name
+            for (k, to, name), queue in self.queues.items()
+            if (k, to) == (kind, receiver) and queue
         )
 
     def pending(self, kind: str, receiver: str, sender: str) -> int:
         return len(self.queues.get((kind, receiver, sender), ()))
 
-    def clear(self, kind: str | None = None, receiver: str | None = None, sender: str | None = None) -> None:
+    def clear(
+        self, kind: str | None = None, receiver: str | None = None, sender: str | None = None
+    ) -> None:
         """What is on its way between these is lost."""
         for key in list(self.queues):
-            if all(want is None or want == have for want, have in zip((kind, receiver, sender), key, strict=True)):
+            if all(
+                want is None or want == have
+                for want, have in zip((kind, receiver, sender), key, strict=True)
+            ):
                 del self.queues[key]
 
 
@@ -184,7 +193,15 @@ class Disk:
             head, records = records[:room], records[room:]
             own = int(np.count_nonzero(head["status"] == 7))
             self.blocks.append(
-                Block(block.term, first, block.timestamp, block.gateway, block.request, head, links[:own])
+                Block(
+                    block.term,
+                    first,
+                    block.timestamp,
+                    block.gateway,
+                    block.request,
+                    head,
+                    links[:own],
+                )
             )
             links = links[own:]
             first += len(head)
@@ -208,7 +225,10 @@ class Disk:
 
     def read(self, first: int, last: int) -> Iterator[Block]:
         """The blocks of this range, clipped to it."""
-        check(last < self.next_id, f"{first} to {last} is to be read, the log ends before {self.next_id}")
+        check(
+            last < self.next_id,
+            f"{first} to {last} is to be read, the log ends before {self.next_id}",
+        )
         for block in self.blocks:
             if not len(block.records) or block.last < first or block.first > last:
                 continue

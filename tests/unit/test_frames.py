@@ -83,7 +83,7 @@ def messages(draw: st.DrawFn, types: tuple[type[Any], ...] = TYPES) -> Message:
         f.name: draw(VALUES[str(f.type)])
         for f in fields(cls)
         if f.name not in cls.payloads
-        and (f.default is MISSING and f.default_factory is MISSING or draw(st.booleans()))
+        and ((f.default is MISSING and f.default_factory is MISSING) or draw(st.booleans()))
     }
     if cls in (Request, Sequenced, Executed):
         values["count"] = draw(small)
@@ -284,6 +284,10 @@ def test_every_required_field_is_required(message: Message, data: st.DataObject)
     assert name in refused(with_header(message, lambda header: header.pop(name))).reason
 
 
+def with_a_number_as_name(header: dict[Any, Any]) -> None:
+    header[1] = 1
+
+
 @given(messages(), st.text(max_size=12).filter(lambda name: name not in ("v", "t")))
 def test_unknown_fields_are_refused(message: Message, name: str) -> None:
     known = {f.name for f in fields(message)} - set(message.payloads)
@@ -291,7 +295,7 @@ def test_unknown_fields_are_refused(message: Message, name: str) -> None:
         refused(with_header(message, lambda header: header.update({name: 1})))
     for payload in message.payloads:
         refused(with_header(message, lambda header, p=payload: header.update({p: b""})))  # type: ignore[misc]
-    refused(with_header(message, lambda header: header.update({1: 1})))
+    refused(with_header(message, with_a_number_as_name))
 
 
 WRONG: dict[str, list[Any]] = {
@@ -307,7 +311,9 @@ WRONG: dict[str, list[Any]] = {
 
 @given(messages(), st.data())
 def test_a_field_of_a_wrong_type_or_range_is_refused(message: Message, data: st.DataObject) -> None:
-    field = data.draw(st.sampled_from([f for f in fields(message) if f.name not in message.payloads]))
+    field = data.draw(
+        st.sampled_from([f for f in fields(message) if f.name not in message.payloads])
+    )
     value = data.draw(st.sampled_from(WRONG[str(field.type)]))
     error = refused(with_header(message, lambda header: header.update({field.name: value})))
     assert field.name in error.reason
@@ -359,7 +365,7 @@ def test_a_frame_too_many_or_too_few_is_refused(message: Message, difference: in
         Assigned(1, [[1, 2, 3]]),
         Assigned(1, [[1, 2, 3, 4, 5]]),
         Assigned(1, [[]]),
-        Query(1, "balances", b"1234567"),
+        Query(1, "balances", 0, b"1234567"),
     ],
 )
 def test_lengths_that_contradict_the_header_are_refused(message: Message) -> None:
@@ -405,7 +411,12 @@ def test_random_frames_are_refused(random_frames: list[bytes]) -> None:
         st.one_of(st.sampled_from(["v", "t", "first", "count", "batches"]), st.text(max_size=5)),
         st.recursive(
             st.one_of(
-                st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.binary(), st.text()
+                st.none(),
+                st.booleans(),
+                st.integers(-(2**63), 2**64 - 1),
+                st.floats(),
+                st.binary(),
+                st.text(),
             ),
             lambda inner: st.one_of(
                 st.lists(inner), st.dictionaries(st.one_of(st.text(), st.integers(0, 9)), inner)
@@ -447,4 +458,4 @@ def test_an_array_is_a_frame_without_a_copy() -> None:
 
 def test_the_size_of_a_buffer_is_in_bytes_whatever_its_items() -> None:
     assert frames.size(b"abc") == 3
-    assert frames.size(memoryview(np.zeros(3, "<u8"))) == 24
+    assert frames.size(np.zeros(3, "<u8").data) == 24

@@ -37,7 +37,14 @@ def calls(names: Sequence[str], functions: Sequence[int | None]) -> Submit:
         np.full(8, next(_account), "<i8").tobytes() for f in functions if f is not None
     )
     return Submit(
-        b"c", next(_account), None, Level.COMPUTED, len(functions), records.tobytes(), params, list(names)
+        b"c",
+        next(_account),
+        None,
+        Level.COMPUTED,
+        len(functions),
+        records.tobytes(),
+        params,
+        list(names),
     )
 
 
@@ -92,7 +99,12 @@ def test_one_below_the_limit_is_joined() -> None:
 
 
 def test_a_batch_holds_no_more_than_the_cap() -> None:
-    assert [batch.count for batch, _ in cut([submit(n) for n in (3, 3, 4, 1, 10, 1)], 10)] == [10, 1, 10, 1]
+    assert [batch.count for batch, _ in cut([submit(n) for n in (3, 3, 4, 1, 10, 1)], 10)] == [
+        10,
+        1,
+        10,
+        1,
+    ]
 
 
 def test_nothing_gathered_makes_no_batch() -> None:
@@ -179,6 +191,8 @@ def test_every_operation_is_in_exactly_one_batch_at_its_offset(
         assert size(message.records) == batch.count * RECORD_SIZE
         for offset, member in batch.members:
             members.append(member)
-            own = bytes(message.records)[offset * RECORD_SIZE : (offset + member.count) * RECORD_SIZE]
+            own = bytes(message.records)[
+                offset * RECORD_SIZE : (offset + member.count) * RECORD_SIZE
+            ]
             assert own == records[id(member)]
     assert [id(member) for member in members] == [id(one) for one in submits]

@@ -1,4 +1,4 @@
-"""The sequencer: a term first, then ids without gaps, each gateway's requests exactly in their order."""
+"""The sequencer: a term first, then ids without gaps, each gateway's requests in their order."""
 
 import pytest
 from hypothesis import given
@@ -52,10 +52,23 @@ def request(number: int, count: int = 1, *, gateway: int = GATEWAY, **more: int)
 
 
 def status(
-    next_id: int, durable: int, *, peer: int = ME, term: int = 5, life: int = TRANSACTOR, **more: bool
+    next_id: int,
+    durable: int,
+    *,
+    peer: int = ME,
+    term: int = 5,
+    life: int = TRANSACTOR,
+    **more: bool,
 ) -> StageStatus:
     return StageStatus(
-        "transactor", term, life, next_id - 1, next_id, durable, peer=peer, **more  # type: ignore[arg-type]
+        "transactor",
+        term,
+        life,
+        next_id - 1,
+        next_id,
+        durable,
+        peer=peer,
+        **more,  # type: ignore[arg-type]
     )
 
 
@@ -128,7 +141,7 @@ def test_requests_get_ids_once_and_in_their_order_however_they_arrive(
     arrivals: list[tuple[int, int]],
 ) -> None:
     core = running(next_id=1)
-    expected = {gateway: 1 for gateway in range(3)}
+    expected = dict.fromkeys(range(3), 1)
     order = []
     for gateway, number in arrivals:
         core.on_request(request(number, gateway=1000 + gateway), 0)

@@ -38,7 +38,9 @@ def log_welcome(
     return Welcome("wal", LOG, peer, term, next_id, next_id - 1, 9, gateways or {})
 
 
-def log_status(next_id: int, durable: int, *, peer: int = ME, life: int = LOG, gap: bool = False) -> StageStatus:
+def log_status(
+    next_id: int, durable: int, *, peer: int = ME, life: int = LOG, gap: bool = False
+) -> StageStatus:
     return StageStatus("wal", 4, life, durable, next_id, durable, gap=gap, peer=peer)
 
 
@@ -59,7 +61,6 @@ def running(*, capacity: int = 100, gateways: dict[int, int] | None = None) -> T
     """With a sequencer of term 5."""
     core = recovered(capacity=capacity, gateways=gateways)
     core.on_hello(PEER, Hello("sequencer", SEQUENCER))
-    core.tick(0)
     core.on_welcome(log_welcome(term=5), 0)
     assert [type(m) for _, m in core.replies] == [Welcome]
     core.replies.clear()
@@ -93,9 +94,7 @@ def sequenced(
     sequencer: int = SEQUENCER,
     request: int = 1,
 ) -> Sequenced:
-    return Sequenced(
-        term, sequencer, first, len(records), 77, GATEWAY, request, as_buffer(records)
-    )
+    return Sequenced(term, sequencer, first, len(records), 77, GATEWAY, request, as_buffer(records))
 
 
 def taken(core: TransactorCore, now: int = 0) -> list[Executed]:
@@ -161,7 +160,7 @@ def test_a_term_is_granted_when_the_log_has_kept_it() -> None:
     core = recovered(gateways={GATEWAY: 6})
     core.on_hello(PEER, Hello("sequencer", SEQUENCER))
     assert core.replies == []
-    core.tick(0)
+    core.tick(HELLO_EVERY_NS)
     assert core.requests == [Hello("transactor", ME, 5)]
     core.on_welcome(log_welcome(term=4), 0)
     assert core.replies == [], "an answer to an earlier hello"
@@ -203,7 +202,7 @@ def test_a_term_waits_until_the_log_has_everything_of_the_one_before() -> None:
 def test_the_hello_for_a_term_is_repeated_until_it_is_answered() -> None:
     core = recovered()
     core.on_hello(PEER, Hello("sequencer", SEQUENCER))
-    for turn in range(4):
+    for turn in range(1, 5):
         core.tick(turn * HELLO_EVERY_NS)
     assert core.requests == [Hello("transactor", ME, 5)] * 4
 
