@@ -190,8 +190,9 @@ class Shell(ABC):
         )
 
     def finished(self) -> bool:
-        """Whether nothing is left that a clean stop has to wait for."""
-        return True
+        """Whether nothing is left that a clean stop has to wait for: the successor has it all."""
+        link = self.core.outgoing
+        return link is None or link.expected >= link.end
 
     def _drain_out(self) -> None:
         limit = time.monotonic_ns() + DRAIN_NS

@@ -12,8 +12,10 @@ import os
 import threading
 import uuid
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from tallybus.client.codec import Request
+from tallybus.client.core import Call
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
 from tallybus.common.bus import Context, new_context
 from tallybus.common.files import Storage
@@ -21,6 +23,7 @@ from tallybus.common.service import Shell
 from tallybus.common.settings import Settings, load
 from tallybus.errors import TallybusError, Timeout, Unavailable
 
+T = TypeVar("T")
 START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
 STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
 START_SECONDS: Final = 600.0
@@ -102,6 +105,26 @@ class Ledger(Client):
         super().close(wait)
         _stop(self._threads, self._own_context)
 
+    def _wait_call(self, call: Call[T], timeout: float | None) -> T:
+        try:
+            return super()._wait_call(call, timeout)
+        except Timeout:
+            self._tell_failure()
+            raise
+
+    def _call(self, request: Request[T], timeout: float | None) -> T:
+        try:
+            return super()._call(request, timeout)
+        except Timeout:
+            self._tell_failure()
+            raise
+
+    def _tell_failure(self) -> None:
+        """Say why nothing was answered, where that is known."""
+        for stage, thread in self._threads.items():
+            if thread.failure is not None:
+                raise ServiceFailed(stage, thread.failure) from thread.failure
+
     def _wait_ready(self, seconds: float) -> None:
         attempts = max(1, int(seconds / 0.1))
         for _ in range(attempts):
@@ -111,6 +134,10 @@ class Ledger(Client):
             try:
                 self.pipeline_index(timeout=0.1)
                 return
+            except ServiceFailed as error:
+                if error.__cause__ is not None:
+                    raise error.__cause__ from None
+                raise
             except (Timeout, Unavailable):
                 continue
         raise Timeout(

@@ -152,8 +152,8 @@ class GatewayCore(StageCore):
 
     @property
     def under_way(self) -> bool:
-        """Whether any submission was taken and not answered."""
-        return bool(self._gathered) or self.desk.submits
+        """Whether any submission was taken and is not computed and answered."""
+        return bool(self._gathered) or bool(self._batches) or self.desk.submits
 
     def _finish(
         self, request: ClientRequest, fields: dict[str, Any], payload: Buffer | None = None

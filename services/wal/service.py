@@ -127,6 +127,10 @@ class WalService(Shell):
         ):
             self._log.write_marker(durable)
 
+    def finished(self) -> bool:
+        # What is written is made durable by `close`, and the snapshotter can read the files.
+        return True
+
     def close(self) -> None:
         super().close()
         committer = getattr(self, "_committer", None)

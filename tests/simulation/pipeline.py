@@ -85,6 +85,8 @@ class Pipeline:
         for number in range(gateways):
             name = f"gateway{number}"
             self.nodes[name] = GatewayNode(self, name)
+        if not self.strict and rng.random() < 0.6:
+            self._slow_down(f"gateway{rng.randrange(gateways)}")
         self.clients = [
             Client(self, f"client{number}", f"gateway{number % gateways}", rng.choice((1, 3, 8)))
             for number in range(rng.choice((2, 4, 8)))
@@ -102,6 +104,17 @@ class Pipeline:
             power=crash if self.flavour == "power" else 0.0,
             jump=rng.choice((0.0, 0.002)),
         )
+
+    def _slow_down(self, gateway: str) -> None:
+        """The log is behind when the two stages before it die, and one gateway hears of it late:
+        what it was told of one term meets what others did in the next."""
+        rng, world = self.world.rng, self.world
+        world.rates.delay_ms = max(world.rates.delay_ms, 1.0)
+        world.slowness["data", "wal", "transactor"] = rng.choice((20.0, 100.0))
+        for late in rng.choice((("sequencer",), ("sequencer",), ("transactor",))):
+            world.slowness["broadcast", gateway, late] = rng.choice((100.0, 500.0))
+        for early in ("wal", "snapshotter"):
+            world.slowness["broadcast", gateway, early] = 0.1
 
     # -- what nodes and clients ask for ------------------------------------------------------------
 
