@@ -203,8 +203,9 @@ class BusSettings(Section):
 def _wait() -> str:
     return setting(
         "balanced",
-        "How the service waits for work: `low_latency` spins on a CPU of its own, `balanced` "
-        "spins briefly and then sleeps, `low_cpu` sleeps at once.",
+        "How the service waits for work: `low_latency` polls all the time on a CPU of its own, "
+        "`balanced` sleeps until something arrives, `low_cpu` also rests a millisecond after "
+        "each turn.",
         choices=("low_latency", "balanced", "low_cpu"),
     )
 

@@ -46,8 +46,9 @@ def running(*, next_id: int = 8, gateways: dict[int, int] | None = None) -> Sequ
 
 def request(number: int, count: int = 1, *, gateway: int = GATEWAY, **more: int) -> Request:
     message = Request(gateway, number, count, bytes(count * RECORD_SIZE), names=["fee"])
-    for name, value in more.items():
-        setattr(message, name, value)
+    for name, value in ({"term": 5} | more).items():
+        if name in Request.__dataclass_fields__:
+            setattr(message, name, value)
     return message
 
 
