@@ -670,7 +670,12 @@ def test_the_gateways_own_limit_ends_every_wait() -> None:
     rig.submit(3, 1, Level.SNAPSHOT)
     rig.now = MAX_WAIT_MS * MS
     assert [(a["id"], a["error"]) for a in rig.answers()] == [(n, "timeout") for n in (1, 2, 3)]
+    assert len(rig.core.desk) == 0
+    assert rig.core.under_way, "what was taken is seen through"
+    rig.sent()
+    rig.results(1, 1, 1)
     assert not rig.core.under_way
+    assert rig.answers() == []
 
 
 def test_an_id_may_be_used_again_once_it_was_answered() -> None:
@@ -1099,7 +1104,7 @@ def test_nothing_that_a_client_sends_raises(messages: list[Any]) -> None:
     rig.now = MAX_WAIT_MS * MS + 1
     answers = rig.answers()
     assert len(answers) == expected, "every message gets exactly one answer"
-    assert not rig.core.under_way
+    assert len(rig.core.desk) == 0
     assert rig.core.desk.next_deadline_ns() is None
 
 
