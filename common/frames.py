@@ -74,6 +74,7 @@ class Request:
     `oldest` is the lowest request number that the gateway still keeps: lower ones never come again.
     `told` is the first id that a client was told already, 0 for none: it gets exactly this one, or
     it is lost. `tell` asks for the ids to be announced at once: a client waits for nothing more.
+    `term` is the one that the gateway knew when it sent this: what it has told since depends on it.
     """
 
     kind: ClassVar[str] = "request"
@@ -87,6 +88,7 @@ class Request:
     oldest: int = 0
     told: int = 0
     tell: bool = False
+    term: int = 0
 
 
 @dataclass(slots=True)

@@ -56,6 +56,8 @@ from tallybus.services.gateway.services import Services
 from tallybus.services.gateway.waits import Marks
 
 ASK_AGAIN_NS: Final = 100_000_000
+UNREADY_KEPT: Final = 1024
+"""Reads waiting for a stage from which on those that timed out are looked for and dropped."""
 NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
 
 
@@ -91,6 +93,7 @@ class GatewayCore(StageCore):
         """Computed batches of which some members wait for more, in order."""
         self._waits = {level: Marks[ClientRequest]() for level in Level if level}
         self._unready: list[ClientRequest] = []
+        self._unready_most = UNREADY_KEPT
         self._term_start = 0
         self._accepted = (0, 0)
         self._results_next = 0
@@ -144,6 +147,9 @@ class GatewayCore(StageCore):
             self._start(request)
         else:
             self._unready.append(request)
+            if len(self._unready) >= self._unready_most:
+                self._unready = [each for each in self._unready if not each.done]
+                self._unready_most = max(UNREADY_KEPT, 2 * len(self._unready))
 
     @property
     def ready(self) -> bool:
@@ -206,12 +212,13 @@ class GatewayCore(StageCore):
     # -- the way through the pipeline ------------------------------------------------------------
 
     def next_data(self) -> Message | None:
-        if self._results_next == 0:
+        if self._results_next == 0 or self.term == 0:
             # Nothing of ours may be computed before this gateway knows from where on to listen.
             return None
         message = self.link.peek()
         if message is not None:
             message.oldest = self.link.base
+            message.term = self.term
             batch = self._batches.get(message.request)
             # What was given up must never be executed: it asks for an id that nothing gets.
             message.told = MAX_U64 if batch is None else batch.told
@@ -500,7 +507,8 @@ class GatewayCore(StageCore):
         while self._batches and (oldest := next(iter(self._batches))) < expected:
             batch = self._batches[oldest]
             code = protocol.OUTCOME_UNKNOWN if batch.computed else protocol.LOST
-            self._drop(batch, code, "its ids went to others")
+            why = "only a part was executed" if batch.computed else "its ids went to others"
+            self._drop(batch, code, why)
 
     def _advance(self, level: Level, index: int) -> None:
         if index <= self._index(level):

@@ -81,7 +81,9 @@ class SequencerCore(StageCore):
 
     def on_request(self, message: Request, wall_ns: int) -> None:
         """Number one gateway's request. `wall_ns`: the wall clock; stamps never go backwards."""
-        if self.link is None:
+        if self.link is None or message.term != self.term:
+            # A gateway that has not heard of this term may still tell clients what the last one
+            # announced. It sends again when it has.
             return
         receiver = self._gateways.get(message.gateway)
         if receiver is None:
