@@ -58,6 +58,7 @@ from tallybus.services.gateway.waits import Marks
 ASK_AGAIN_NS: Final = 100_000_000
 UNREADY_KEPT: Final = 1024
 """Reads waiting for a stage from which on those that timed out are looked for and dropped."""
+TERMS_KEPT: Final = 1024
 NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
 
 
@@ -95,6 +96,8 @@ class GatewayCore(StageCore):
         self._unready: list[ClientRequest] = []
         self._unready_most = UNREADY_KEPT
         self._term_start = 0
+        self._voids: deque[tuple[int, int]] = deque(maxlen=TERMS_KEPT)
+        """Terms heard of, and from which id on each voids what was told before it."""
         self._accepted = (0, 0)
         self._results_next = 0
         self._recent = RecentOutcomes()
@@ -233,7 +236,7 @@ class GatewayCore(StageCore):
 
     def on_assigned(self, message: Assigned) -> None:
         """The sequencer gave ids to requests."""
-        if message.term < self.term and self._void(message.batches):
+        if message.term < self.term and self._void(message.term, message.batches):
             return
         for gateway, request, first, count in message.batches:
             if gateway != self.incarnation:
@@ -246,10 +249,10 @@ class GatewayCore(StageCore):
             else:
                 self._drop(batch, protocol.LOST, "its ids went to others after a restart")
 
-    def _void(self, rows: Sequence[Sequence[int]]) -> bool:
-        """Whether an older term speaks of ids that a newer one gives again (rows end: id,
-        count)."""
-        return any(row[2] + row[3] > self._term_start for row in rows)
+    def _void(self, term: int, rows: Sequence[Sequence[int]]) -> bool:
+        """Whether an older term speaks of ids that a later one gave again (rows have id, count)."""
+        valid = min((void for later, void in self._voids if later > term), default=0)
+        return any(row[2] + row[3] > valid for row in rows)
 
     def _drop(self, batch: Batch, code: str, why: str) -> None:
         """Give a batch up: its outcome will not be told."""
@@ -285,7 +288,7 @@ class GatewayCore(StageCore):
         if message.term > self.term:
             # Asked for again when the sequencer's status has told where its term begins.
             return
-        if message.term < self.term and self._void(message.batches):
+        if message.term < self.term and self._void(message.term, message.batches):
             return
         if message.first + message.count <= self._results_next:
             return
@@ -432,12 +435,13 @@ class GatewayCore(StageCore):
         if message.term > self.term:
             known, self.term = self.term, message.term
             self._term_start = message.start
-            if message.term == known + 1:
-                self._on_new_term(message.start)
-            elif known:
-                # Between the term known here and this one others may have given the ids up to its
-                # start; only what was durable in the known term is sure.
-                self._on_new_term(min(message.start, self.committed + 1))
+            # Between the term known here and this one others may have given the ids up to its
+            # start again; then only what was durable in the known term is sure.
+            skipped = message.term > known + 1
+            void = min(message.start, self.committed + 1) if skipped else message.start
+            self._voids.append((message.term, void if known else 0))
+            if known:
+                self._on_new_term(void)
         self.sequenced = max(self.sequenced, message.index)
         expected = message.gateways.get(self.incarnation, self.link.base)
         self._accepted = (message.index, expected)

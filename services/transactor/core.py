@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -241,7 +242,8 @@ class TransactorCore(StageCore):
                 continue
             if results.first > message.last or sent == RESULTS_PER_ANSWER:
                 break
-            self.replies.append((peer, results))
+            # What is kept here is the history as it is now, whichever term it was executed in.
+            self.replies.append((peer, replace(results, term=self.term)))
             sent += 1
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
