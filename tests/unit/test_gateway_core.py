@@ -549,6 +549,18 @@ def test_indexes_of_a_term_that_was_not_announced_yet_wait(stage: str) -> None:
     assert sorted((a["id"], a["error"]) for a in rig.answers()) == [(1, "lost"), (2, "lost")]
 
 
+def test_outcomes_of_an_older_term_are_void_from_where_the_next_one_began_not_the_last() -> None:
+    rig = Rig()
+    rig.submit(1, 2, Level.COMMITTED)
+    rig.sent()
+    rig.new_term(1, expected=1)
+    # Term 2 gave 1 to 20 to others; term 3 goes on behind them.
+    rig.new_term(21, expected=1)
+    rig.results(1, 1, 2, term=1)
+    rig.status("wal", 20)
+    assert rig.answers() == [], "term 1 is void from 1 on, although term 3 begins at 21"
+
+
 def test_ids_and_outcomes_of_a_term_before_are_void_from_its_successors_start() -> None:
     rig = Rig()
     rig.submit(1, 2, Level.NONE)
