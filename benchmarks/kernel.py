@@ -3,8 +3,9 @@
 One engine, 1M accounts, both generations of the duplicate window full (10M references each) before
 anything is timed, batches of 16,384. A repetition runs some batches; its time is divided by its
 operations. Times are the thread's processor time, so that a busy machine disturbs them less, and
-include what `Engine` does around the kernel. Beside that: replay per record, and what a fresh
-process costs in time and memory. Nothing is written to disk.
+include what `Engine` does around the kernel. Beside that: calls of functions, in turns with the
+built-in transfer; replay per record; and what a fresh process costs in time and memory. Nothing is
+written to disk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from wasmtime import wat2wasm
 
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind
 from tallybus.common.replay import replay_balances
@@ -34,6 +36,38 @@ ACCOUNTS: Final = 1_000_000
 BATCH: Final = 16_384
 SEGMENT: Final = 10_000_000
 FUNDS: Final = 10**9
+
+_EXECUTE: Final = (
+    '(func (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64) (result i32) (local $fee i64)'
+)
+FUNCTIONS: Final = {
+    "empty": f"(module {_EXECUTE} (i32.const 0)))",
+    "fee transfer": f"""(module
+        (import "ledger" "credit" (func $credit (param i64 i64)))
+        (import "ledger" "debit" (func $debit (param i64 i64)))
+        (import "ledger" "get_balance" (func $balance (param i64) (result i64)))
+        {_EXECUTE}
+        (local.set $fee (i64.div_u (i64.mul (local.get 3) (local.get 4)) (i64.const 10000)))
+        (if (i64.lt_s (call $balance (local.get 0)) (i64.add (local.get 3) (local.get $fee)))
+            (then (return (i32.const 1))))
+        (call $credit (local.get 0) (i64.add (local.get 3) (local.get $fee)))
+        (call $debit (local.get 1) (local.get 3))
+        (call $debit (local.get 2) (local.get $fee))
+        (i32.const 0)))""",
+    "transfer": f"""(module
+        (import "ledger" "credit" (func $credit (param i64 i64)))
+        (import "ledger" "debit" (func $debit (param i64 i64)))
+        {_EXECUTE}
+        (call $credit (local.get 0) (local.get 3)) (call $debit (local.get 1) (local.get 3))
+        (i32.const 0)))""",
+    "writes a global": f"""(module (global $n (mut i64) (i64.const 0)) {_EXECUTE}
+        (global.set $n (local.get 0)) (i32.const 0)))""",
+    "writes memory": f"""(module (memory 17) (data (i32.const 1048576) "some") {_EXECUTE}
+        (i64.store (i32.const 1048000) (local.get 0)) (i32.const 0)))""",
+    "traps": f"(module {_EXECUTE} unreachable))",
+}
+"""What is called. Those that write get a fresh instance for every call. Parameters: three random
+accounts, amount, hundredths of a percent. All calls of the one that traps fail."""
 
 FRESH_PROCESS: Final = """
 import json, time
@@ -154,7 +188,54 @@ def measure(repetitions: int, count: int) -> list[Case]:
             cases.append(Case(kind, refs, median(results), min(results)))
     if engine.sum_of_balances() != 0:
         raise AssertionError("the sum of all balances is not zero")
+    cases += measure_functions(engine, repetitions, count, rng)
     return cases + measure_replay(repetitions, count, rng)
+
+
+def measure_functions(
+    engine: Engine, repetitions: int, count: int, rng: np.random.Generator
+) -> list[Case]:
+    """Calls without references; every repetition also runs built-in transfers and a mixture."""
+    for name, text in FUNCTIONS.items():
+        compiled = engine.functions.compile(bytes(wat2wasm(text)))
+        engine.functions.install(name, 1, compiled.crc32c, compiled)
+    transfers = batches("transfer", count, rng)
+    params = []
+    for batch in transfers:
+        rows = np.zeros((BATCH, 8), np.int64)
+        rows[:, 0], rows[:, 1] = batch["account"], batch["counterparty"]
+        rows[:, 2] = rng.integers(1, ACCOUNTS, BATCH)
+        rows[:, 3], rows[:, 4] = 10_000, 50
+        params.append(rows)
+    calls = np.zeros(BATCH, RECORD_DTYPE)
+    calls["kind"] = Kind.FUNCTION
+    # Instances and pages cost microseconds: fewer calls tell as much.
+    slow = {"writes a global": 8, "writes memory": 64}
+    results: dict[str, list[float]] = {}
+
+    def run(case: str, name: str, share: int = 1, every: int = 1) -> None:
+        size = BATCH // share
+        spent = 0
+        for transfer, rows in zip(transfers, params, strict=True):
+            records = transfer[:size].copy()
+            if name:
+                records[::every] = calls[: len(records[::every])]
+            called = rows[:size][::every] if name else None
+            began = time.thread_time_ns()
+            executed = engine.execute(records, engine.next_id, [name], called)
+            spent += time.thread_time_ns() - began
+            if len(executed.failures) != (size if name == "traps" else 0):
+                raise AssertionError(f"{case}: {len(executed.failures)} of {size} failed")
+        results.setdefault(case, []).append(spent / (count * size))
+
+    for _ in range(repetitions + 1):
+        run("built-in transfer", "", every=BATCH + 1)
+        for name in FUNCTIONS:
+            run(f"function: {name}", name, slow.get(name, 1))
+        run("transfer, fee transfer in turns", "fee transfer", every=2)
+    if engine.sum_of_balances() != 0:
+        raise AssertionError("the sum of all balances is not zero")
+    return [Case(name, "none", median(row[1:]), min(row[1:])) for name, row in results.items()]
 
 
 def measure_replay(repetitions: int, count: int, rng: np.random.Generator) -> list[Case]:

@@ -38,6 +38,7 @@ from tallybus.common.settings import Settings, load
 from tallybus.supervisor import (
     HEALTHY_SECONDS,
     START_ORDER,
+    WATCH_SECONDS,
     Supervisor,
     free_endpoint,
     running_pipeline,
@@ -183,8 +184,9 @@ def watched(supervisor: Supervisor) -> Iterator[None]:
     going = threading.Event()
 
     def watch() -> None:
-        while not going.wait(0.05) and supervisor.failed is None:
+        while not going.is_set() and supervisor.failed is None:
             supervisor.watch()
+            supervisor.wait(WATCH_SECONDS)
 
     thread = threading.Thread(target=watch)
     thread.start()

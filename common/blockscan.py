@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from tallybus.common.block import FORMAT_VERSION, HEADER_SIZE, MAGIC
-from tallybus.common.compiled import inlined, kernel
+from tallybus.common.compiled import INPUT_LINE, inlined, kernel, types
 
 MAX_GATEWAYS: Final = 64
 """Different gateways that one call can tell apart; at the next one it stops and is called again."""
@@ -41,10 +40,11 @@ _FIRST_WORD: Final = int.from_bytes(
     BLOCKS,
     GATEWAYS,
     LAST_OFFSET,
-) = range(16)
-"""Slots of the kernel's state, uint64[16]. The first nine mirror `Chain` and must all be known;
+    BATCHES,
+) = range(17)
+"""Slots of the kernel's state, uint64[17]. The first nine mirror `Chain` and must all be known;
 then come what the call gathered, and the offset of the last block it stepped over."""
-STATE_SIZE: Final = 16
+STATE_SIZE: Final = 17
 
 
 def _make_tables() -> NDArray[np.uint64]:
@@ -64,9 +64,8 @@ def _make_tables() -> NDArray[np.uint64]:
 TABLES: Final = _make_tables()
 
 
-_INPUT: Final = types.Array(types.uint64, 1, "C", readonly=True, aligned=False)
 _SIGNATURE: Final = types.void(
-    _INPUT,
+    INPUT_LINE,
     types.int64,
     types.uint64,
     types.uint64,
@@ -78,6 +77,7 @@ _SIGNATURE: Final = types.void(
     types.uint64[::1],
     types.uint64[::1],
     types.uint64[::1],
+    types.uint64[:, ::1],
 )
 
 
@@ -111,14 +111,16 @@ def scan_blocks(
     links: Any,
     params: Any,
     entries: Any,
+    batches: Any,
 ) -> None:
     """Step over whole small blocks from state[OFFSET] on, as many as fit.
 
     words uint64[n]: the file. end: word index at which to stop taking blocks. last_id: no block
     that goes beyond it is taken. largest: bytes of the largest payload taken. gateways
     uint64[MAX_GATEWAYS, 2]: gateway and its highest request. records, links, params, entries
-    uint64[...]: where the parts are copied to (entries two words each); with records of length 0
-    nothing is copied and nothing but `end` bounds the run.
+    uint64[...]: where the parts are copied to (entries two words each); batches uint64[m, 4]: whose
+    the transactions of each block that has any are (gateway, request, first id, count); with
+    records of length 0 nothing is copied and nothing but `end` bounds the run.
     """
     mask = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
@@ -139,6 +141,7 @@ def scan_blocks(
     params_at = np.int64(0)
     entries_at = np.int64(0)
     blocks = np.int64(0)
+    told = np.int64(0)
     used = np.int64(0)
     last = at
     total = words.shape[0]
@@ -201,6 +204,7 @@ def scan_blocks(
             or links_at + np.int64(link_count) > links.shape[0]
             or params_at + np.int64(param_count) > params.shape[0]
             or entries_at + np.int64(entry_count) * 2 > entries.shape[0]
+            or told == batches.shape[0]
         ):
             break
         gateway = words[at + 12]
@@ -233,6 +237,12 @@ def scan_blocks(
             for i in range(np.int64(entry_count) * 2):
                 entries[entries_at + i] = words[body + i]
             entries_at += np.int64(entry_count) * 2
+            if count:
+                batches[told, 0] = gateway
+                batches[told, 1] = words[at + 13]
+                batches[told, 2] = first_id
+                batches[told, 3] = count
+                told += 1
         blocks += 1
         last = at
         previous = crc
@@ -252,5 +262,6 @@ def scan_blocks(
     state[PARAMS] = np.uint64(params_at)
     state[ENTRIES] = np.uint64(entries_at // 2)
     state[BLOCKS] = np.uint64(blocks)
+    state[BATCHES] = np.uint64(told)
     state[GATEWAYS] = np.uint64(used)
     state[LAST_OFFSET] = np.uint64(last) << np.uint64(3)

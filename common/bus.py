@@ -9,6 +9,7 @@ sender, whose link keeps it anyway. Large frames are passed on without a copy.
 
 from __future__ import annotations
 
+import errno
 import socket as system_socket
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ COPY_BELOW: Final = 65_536
 SOCKET_BUFFER_BYTES: Final = 4 << 20
 """What the system may hold for a connection: a whole batch, so that neither side waits in its
 middle."""
+RECONNECT_MS: Final = 20
+"""How long a socket waits before it looks again for a peer that is not there."""
 CLIENT_MESSAGES: Final = 64
 """Messages queued in each direction for one client."""
 
@@ -162,6 +165,8 @@ class Bus:
         self._sockets.clear()
 
     def _bind(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+        if endpoint.startswith("ipc:///") and _answers(endpoint.removeprefix("ipc://")):
+            raise EndpointUnusable(endpoint, "another process listens there")
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -177,10 +182,18 @@ class Bus:
             socket.setsockopt(option, value)
         socket.setsockopt(zmq.SNDBUF, SOCKET_BUFFER_BYTES)
         socket.setsockopt(zmq.RCVBUF, SOCKET_BUFFER_BYTES)
-        socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        # The same each time: growing, it was a third of a second of the pause after a death.
+        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._sockets.append(socket)
         return socket
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on the socket file: libzmq would take it away from them silently."""
+    with system_socket.socket(system_socket.AF_UNIX, system_socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        # A full queue of connections is refused otherwise than by nobody: EAGAIN.
+        return probe.connect_ex(path) in (0, errno.EAGAIN)
 
 
 class Port:

@@ -18,6 +18,8 @@ EXIT_STORAGE: Final = 74
 """The disk refused: full, read-only, or failing."""
 EXIT_BUSY: Final = 75
 """Something else holds what is needed. That may pass, as when the last run is just ending."""
+EXIT_REPLACED: Final = 76
+"""A newer instance of the same service has taken over."""
 EXIT_SETTINGS: Final = 78
 """A setting, or what it names, is wrong."""
 FINAL_EXIT_CODES: Final = frozenset({EXIT_DAMAGED, EXIT_STORAGE, EXIT_SETTINGS})

@@ -75,10 +75,13 @@ class Request:
     `told` is the first id that a client was told already, 0 for none: it gets exactly this one, or
     it is lost. `tell` asks for the ids to be announced at once: a client waits for nothing more.
     `term` is the one that the gateway knew when it sent this: what it has told since depends on it.
+    With `registers` its one record registers the function that `names` holds, and `binary` is the
+    module, or empty to unregister it.
     """
 
     kind: ClassVar[str] = "request"
-    payloads: ClassVar[tuple[str, ...]] = ("records", "params")
+    payloads: ClassVar[tuple[str, ...]] = ("records", "params", "binary")
+    optional: ClassVar[int] = 1
     gateway: int
     request: int
     count: int
@@ -89,14 +92,17 @@ class Request:
     told: int = 0
     tell: bool = False
     term: int = 0
+    registers: bool = False
+    binary: Buffer = EMPTY
 
 
 @dataclass(slots=True)
 class Sequenced:
-    """Sequencer → transactor: operations with their ids, time and term."""
+    """Sequencer → transactor: operations with their ids, time and term, otherwise as requested."""
 
     kind: ClassVar[str] = "sequenced"
-    payloads: ClassVar[tuple[str, ...]] = ("records", "params")
+    payloads: ClassVar[tuple[str, ...]] = ("records", "params", "binary")
+    optional: ClassVar[int] = 1
     term: int
     incarnation: int
     first: int
@@ -107,6 +113,8 @@ class Sequenced:
     records: Buffer
     params: Buffer = EMPTY
     names: list[str] = field(default_factory=list)
+    registers: bool = False
+    binary: Buffer = EMPTY
 
 
 @dataclass(slots=True)
@@ -114,11 +122,13 @@ class Executed:
     """Transactor → log → snapshotter: records with their outcome, and what stands behind them.
 
     `extras` holds `links` u64, then `params` i64 words, then `entries` of 16 bytes, as in a log
-    block.
+    block. `binary` is what a registration that succeeded has the log stage write to a file before
+    the record; the snapshotter does not get it.
     """
 
     kind: ClassVar[str] = "executed"
-    payloads: ClassVar[tuple[str, ...]] = ("records", "extras")
+    payloads: ClassVar[tuple[str, ...]] = ("records", "extras", "binary")
+    optional: ClassVar[int] = 1
     term: int
     incarnation: int
     first: int
@@ -131,6 +141,7 @@ class Executed:
     links: int = 0
     params: int = 0
     entries: int = 0
+    binary: Buffer = EMPTY
 
 
 @dataclass(slots=True)
@@ -228,6 +239,51 @@ class ResultsGone:
 
 
 @dataclass(slots=True)
+class Prepare:
+    """Gateway → transactor: could this module be registered under this name? It is validated and
+    compiled before anything is sequenced.
+
+    The question is repeated until it is answered.
+    """
+
+    kind: ClassVar[str] = "prepare"
+    payloads: ClassVar[tuple[str, ...]] = ("binary",)
+    query: int
+    name: str
+    binary: Buffer = EMPTY
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Transactor → gateway: the module of this query can be registered, or why it cannot."""
+
+    kind: ClassVar[str] = "prepared"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    query: int
+    refused: bool = False
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class FunctionsQuery:
+    """Gateway → transactor: which functions are live, and what have they done?"""
+
+    kind: ClassVar[str] = "functions_query"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    query: int
+
+
+@dataclass(slots=True)
+class FunctionsAnswer:
+    """Transactor → gateway: a row per live function, with the keys of `docs/protocol.md`."""
+
+    kind: ClassVar[str] = "functions_answer"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    query: int
+    functions: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
 class Hello:
     """A starting stage → its successor: fence older incarnations off and tell where to go on.
 
@@ -274,7 +330,8 @@ class Refused:
 
 @dataclass(slots=True)
 class Query:
-    """Gateway → snapshotter: `what` is "balances" (u64 accounts) or "status" (u64 ids).
+    """Gateway → snapshotter: `what` is "balances" (u64 accounts), "status" (u64 ids)
+    or "transaction" (one u64 id).
 
     It is answered once the snapshot index has reached `least`: what a client was told once stays
     true.
@@ -290,7 +347,8 @@ class Query:
 
 @dataclass(slots=True)
 class Answer:
-    """Snapshotter → gateway: i64 balances or STATUS_DTYPE rows, as of `index`; or an error."""
+    """Snapshotter → gateway: i64 balances, STATUS_DTYPE rows or a transaction (as
+    `common.transaction` has it), as of `index`; or an error."""
 
     kind: ClassVar[str] = "answer"
     payloads: ClassVar[tuple[str, ...]] = ("values",)
@@ -311,6 +369,10 @@ Message = (
     | Results
     | ResultsQuery
     | ResultsGone
+    | Prepare
+    | Prepared
+    | FunctionsQuery
+    | FunctionsAnswer
     | Hello
     | Welcome
     | Refused
@@ -329,6 +391,10 @@ _TYPES: Final[dict[str, type[Any]]] = {
         Results,
         ResultsQuery,
         ResultsGone,
+        Prepare,
+        Prepared,
+        FunctionsQuery,
+        FunctionsAnswer,
         Hello,
         Welcome,
         Refused,
@@ -338,6 +404,8 @@ _TYPES: Final[dict[str, type[Any]]] = {
 }
 _REQUIRED: Final[dict[str, tuple[str, ...]]] = {}
 _OPTIONAL: Final[dict[str, tuple[str, ...]]] = {}
+_OMITTED: Final[dict[str, int]] = {}
+"""How many payload frames, counted from the last, are left out where they are empty."""
 _CHECKS: Final[dict[str, Any]] = {}
 _M = TypeVar("_M")
 
@@ -355,6 +423,8 @@ def encode(message: Message) -> list[Buffer]:
     frames: list[Buffer] = [msgpack.packb(header)]
     for name in message.payloads:
         frames.append(getattr(message, name))
+    if _OMITTED[kind] and not size(frames[-1]):
+        frames.pop()
     return frames
 
 
@@ -386,7 +456,7 @@ def decode(frames: Sequence[Buffer]) -> Message:
     cls = _TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(kind, str):
         raise FrameError(f"unknown message type {shown(kind)}")
-    if len(frames) != 1 + len(cls.payloads):
+    if not 0 <= 1 + len(cls.payloads) - len(frames) <= _OMITTED[kind]:
         raise FrameError(f"{len(frames)} frames, {1 + len(cls.payloads)} belong to it", kind)
     values: dict[str, Any] = {}
     checks = _CHECKS[kind]
@@ -399,7 +469,7 @@ def decode(frames: Sequence[Buffer]) -> Message:
         if not check(value):
             raise FrameError(f"field {name} has the value {shown(value)}", kind)
         values[name] = value
-    for name, payload in zip(cls.payloads, frames[1:], strict=True):
+    for name, payload in zip(cls.payloads, frames[1:], strict=False):
         values[name] = payload
     try:
         message: Message = cls(**values)
@@ -424,8 +494,11 @@ def _check_lengths(message: Message) -> None:
         message.count < 1 or size(message.records) != message.count * RECORD_SIZE
     ):
         raise FrameError(f"{size(message.records)} bytes for {message.count} records", kind)
-    if isinstance(message, Request | Sequenced) and size(message.params) % PARAMS_SIZE:
-        raise FrameError(f"{size(message.params)} bytes of parameters", kind)
+    if isinstance(message, Request | Sequenced):
+        if size(message.params) % PARAMS_SIZE:
+            raise FrameError(f"{size(message.params)} bytes of parameters", kind)
+        if message.registers and (message.count != 1 or len(message.names) != 1):
+            raise FrameError("a registration has one record and one name", kind)
     if isinstance(message, Executed):
         expected = (message.links + message.params) * 8 + message.entries * ENTRY_SIZE
         if size(message.extras) != expected:
@@ -482,6 +555,12 @@ def _is_details(value: object) -> bool:
     )
 
 
+def _is_maps(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict) and all(isinstance(key, str) for key in item) for item in value
+    )
+
+
 def _prepare() -> None:
     by_annotation: Mapping[str, Any] = {
         "int": _is_u64,
@@ -491,9 +570,11 @@ def _prepare() -> None:
         "list[list[int]]": _is_rows,
         "dict[int, int]": _is_u64_map,
         "dict[str, int | str]": _is_details,
+        "list[dict[str, Any]]": _is_maps,
     }
     for kind, cls in _TYPES.items():
         plain = [f for f in fields(cls) if f.name not in cls.payloads]
+        _OMITTED[kind] = getattr(cls, "optional", 0)
         _REQUIRED[kind] = tuple(
             f.name for f in plain if f.default is MISSING and f.default_factory is MISSING
         )

@@ -42,7 +42,16 @@ MAX_STALL_NS: Final = 8_000_000_000
 """Cap of the pause, doubled after each rewind that brought nothing: the receiver may just be
 slow."""
 
+BYTES_PER_WEIGHT: Final = 256
+"""A plain transaction takes 40 bytes, one of a function up to some thousand."""
+
 T = TypeVar("T")
+
+
+def weigh(count: int, size: int) -> int:
+    """Weight of a message of `count` transactions and `size` bytes: a count bounds what a sender
+    keeps only as long as none of them is large."""
+    return max(count, size // BYTES_PER_WEIGHT)
 
 
 class LinkError(ServiceError):
@@ -90,6 +99,7 @@ class LinkSender(Generic[T]):
         self.capacity = capacity
         self.weight = 0
         self.rewinds = 0
+        self.resent = 0
         self._from_disk = from_disk
         self._items: deque[Item[T]] = deque()
         self._sent = 0
@@ -213,6 +223,7 @@ class LinkSender(Generic[T]):
         self._moved_ns = now_ns
         if self.cursor < before:
             self.rewinds += 1
+            self.resent += before - self.cursor
 
     def _seek(self, expected: int) -> None:
         # The item that holds `expected`: the receiver slices off what it already has of it.
@@ -246,6 +257,7 @@ class LinkReceiver:
         self.term = term
         self.peer = peer
         self.gap = False
+        self.gaps = 0
         self.dropped = 0
 
     def fence(self, peer: int, term: int | None = None) -> None:
@@ -263,6 +275,7 @@ class LinkReceiver:
             self.dropped += count
             return Verdict.STALE, 0
         if first > self.next_id:
+            self.gaps += not self.gap
             self.gap = True
             self.dropped += count
             return Verdict.GAP, 0

@@ -39,8 +39,8 @@ FRESH_NAME: Final = "wal.new"
 LOCK_NAME: Final = "wal.lock"
 _CLOSED_NAME: Final = re.compile(r"wal_(\d{6,})\.bin")
 
-SMALL_BLOCKS_BEFORE_KERNEL: Final = 20_000
-"""Small blocks read one by one before the compiled kernel is worth loading (about 0.2 s)."""
+SMALL_BLOCKS_BEFORE_KERNEL: Final = 200
+"""Small blocks read one by one before the compiled kernel is worth loading (some 20 ms)."""
 MAX_SMALL_PAYLOAD: Final = 8192
 """Bytes. A larger block is left to the plain code, whose checksum has the CPU's own instruction."""
 MAX_RUN_RECORDS: Final = 65_536
@@ -115,7 +115,8 @@ class LogRun(NamedTuple):
 
     records RECORD_DTYPE[n]; links u64; params i64; entries ENTRY_DTYPE: as in one block. Views of
     the mapped file, or of fresh memory where small blocks were gathered; read only by convention.
-    `header` is that of the (last) block they came from, unclipped.
+    `header` is that of the (last) block they came from, unclipped. `batches`, where small blocks
+    were gathered: u64[b, 4], for each of them gateway, request, first id and count.
     """
 
     first_id: int
@@ -124,6 +125,7 @@ class LogRun(NamedTuple):
     params: npt.NDArray[np.int64]
     entries: npt.NDArray[Any]
     header: BlockHeader
+    batches: npt.NDArray[np.uint64] | None = None
 
     @property
     def last_id(self) -> int:
@@ -149,7 +151,7 @@ class KernelPolicy:
             pays = self._use or self._small_blocks >= SMALL_BLOCKS_BEFORE_KERNEL
             if not pays and name not in sys.modules:
                 return None
-            # Imported late: numba takes half a second to load, and a log of big blocks needs none.
+            # Imported late: a log of big blocks needs no kernel.
             from tallybus.common import blockscan
 
             self._module = blockscan
@@ -240,6 +242,7 @@ class BlockScanner:
         links = np.empty(capacity, np.uint64)
         params = np.empty(words, np.uint64)
         entries = np.empty(words, np.uint64)
+        batches = np.empty((capacity, 4), np.uint64)
         first_id = chain.next_id
         kernel.scan_blocks(
             self._words,
@@ -254,6 +257,7 @@ class BlockScanner:
             links,
             params,
             entries,
+            batches,
         )
         if not state[kernel.BLOCKS]:
             self._after_small_block = False
@@ -273,6 +277,7 @@ class BlockScanner:
             params[: int(state[kernel.PARAMS])].view(np.int64),
             entries[: int(state[kernel.ENTRIES]) * 2].view(ENTRY_DTYPE),
             parse_header(self.data, int(state[kernel.LAST_OFFSET])),
+            batches[: int(state[kernel.BATCHES])],
         )
 
     def verify_rest(self, progress: Callable[[int], None] | None = None) -> None:
@@ -295,7 +300,8 @@ class BlockScanner:
             self.step(check_payload=False)
 
 
-def _clip(run: LogRun, first_id: int, last_id: int) -> LogRun:
+def clip(run: LogRun, first_id: int, last_id: int) -> LogRun:
+    """The transactions of a run from `first_id` to `last_id`, with all that belongs to them."""
     if first_id <= run.first_id and run.last_id <= last_id:
         return run
     start = max(first_id - run.first_id, 0)
@@ -324,7 +330,7 @@ def _read_runs(
                 header = scanner.step()
                 run = LogRun(header.first_id, *payload_views(scanner.data, header), header)
             if len(run.records):
-                yield _clip(run, first_id, last_id)
+                yield clip(run, first_id, last_id)
             if progress is not None:
                 progress(chain.offset)
     except InvalidBlock as error:
@@ -333,8 +339,11 @@ def _read_runs(
         raise DamagedLog(path, chain.offset, error.reason) from error
 
 
-def _open_segment(storage: Storage, folder: Path, segment: int) -> tuple[Path, memoryview]:
-    """Map the file of a segment, closed or active, also while the log stage rotates it."""
+def open_segment(storage: Storage, folder: Path, segment: int) -> tuple[Path, memoryview]:
+    """Path and mapped content of a segment's file, also while the log stage closes it.
+
+    Raises DamagedLog when it is missing, LogEndsEarly when it is not begun yet, StorageError.
+    """
     closed = closed_path(folder, segment)
     active = folder / ACTIVE_NAME
     for _ in range(2):
@@ -418,7 +427,7 @@ def read_log(
     policy = KernelPolicy(kernel)
     chain = chain_at(first_segment, transactions_per_segment, cluster_id)
     for segment in range(first_segment, last_segment + 1):
-        path, data = _open_segment(reader, folder, segment)
+        path, data = open_segment(reader, folder, segment)
         scanner = BlockScanner(data, chain, policy=policy)
         base = done
         report = (

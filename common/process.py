@@ -1,8 +1,8 @@
 """A service as a process of its own: settings, logs, signals and exit codes.
 
-SIGTERM and SIGINT stop it after the current turn. The exit code is 0 after a stop, otherwise that
-of the
-error that ended it (`ServiceError.exit_code`); the message is the last line of its log.
+SIGTERM and SIGINT stop it once everything under way is done, a second one at once. The exit code is
+0 after a stop, otherwise that of the error that ended it (`ServiceError.exit_code`); the message is
+the last line of its log.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from tallybus.common.settings import Settings
 
 SUPERVISED: Final = "--supervised"
 """Argument of a service that must not outlive its parent; the parent's process id follows."""
+RESTARTS: Final = "--restarts"
+"""Argument of a service that its supervisor has started before; how often follows."""
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD: Final = -1
@@ -51,6 +53,8 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
 
         if SUPERVISED in sys.argv[1:-1]:
             service.stop_with(int(sys.argv[sys.argv.index(SUPERVISED) + 1]))
+        if RESTARTS in sys.argv[1:-1]:
+            service.restarts = int(sys.argv[sys.argv.index(RESTARTS) + 1])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         service.run()

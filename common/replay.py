@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
-from tallybus.common.compiled import INPUT_INTEGERS, INPUT_WORDS, kernel, prefetch
+from tallybus.common.compiled import INPUT_INTEGERS, INPUT_WORDS, kernel, prefetch, types
 from tallybus.common.errors import EXIT_DAMAGED, ServiceError
 from tallybus.common.record import (
     ENTRY_DTYPE,
@@ -41,6 +40,8 @@ _OTHER_KIND: Final = _U(Kind.TRANSFER - Kind.DEPOSIT)
 _LAST_AMOUNT: Final = _U(2**63 - 2)
 _MIN_BALANCE: Final = np.int64(MIN_BALANCE)
 _MAX_BALANCE: Final = np.int64(MAX_BALANCE)
+_HALF: Final = np.int64(32)
+_LOW_HALF: Final = np.int64(0xFFFF_FFFF)
 _AHEAD: Final = 32
 """Records between the prefetch of a balance and its use."""
 
@@ -147,7 +148,9 @@ def apply_entries(words: Any, entries: Any, balances: Any, touched: Any) -> Any:
             last = used + np.int64(moved)
             if last > entry_count:
                 return row
-            total = np.int64(0)
+            # Sums of the amounts' high and low halves: no amounts make them wrap around to zero.
+            high = np.int64(0)
+            low = np.int64(0)
             while used < last:
                 if used + _AHEAD < entry_count:
                     account = _U(entries[used + _AHEAD, 0])
@@ -163,9 +166,10 @@ def apply_entries(words: Any, entries: Any, balances: Any, touched: Any) -> Any:
                     return row
                 balances[account] = balance + value
                 touched[account >> _CHUNK_SHIFT] = 1
-                total += value
+                high += value >> _HALF
+                low += value & _LOW_HALF
                 used += 1
-            if total != 0:
+            if low & _LOW_HALF != 0 or high + (low >> _HALF) != 0:
                 return row
             continue
         amount = words[row, 4]

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from tallybus.common import logs
 from tallybus.common import settings as configuration
@@ -30,11 +30,17 @@ from tallybus.common.frames import (
     FrameError,
     Message,
     Presence,
+    StageStatus,
     decode,
     encode,
 )
+from tallybus.common.health import Vitals
+from tallybus.common.metrics import Meter
 from tallybus.common.settings import Settings
 from tallybus.common.stage import HELLO_EVERY_NS, PACE_NS, StageCore
+
+if TYPE_CHECKING:
+    from tallybus.common.metrics_server import MetricsServer
 
 REST_NS: Final = 1_000_000
 """How long a `low_cpu` service rests after a turn with work, so that more gathers for the next."""
@@ -59,6 +65,21 @@ class UnsafeRunFolder(ServiceError):
         self.folder = folder
         self.owner = owner
         self.mode = mode
+
+
+def lock_run_folder(settings: Settings, storage: Storage, name: str) -> FileLock | None:
+    """Hold `name` in the run folder, which is made where it is missing; None: there is no folder.
+
+    Raises UnsafeRunFolder, StorageError, and LockHeld when another process holds it.
+    """
+    if settings.bus.transport != "ipc":
+        return None
+    folder = configuration.run_folder(settings)
+    storage.make_folder(folder)
+    state = os.stat(folder)
+    if state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise UnsafeRunFolder(str(folder), state.st_uid, state.st_mode & 0o777)
+    return storage.lock_exclusive(folder / f"{name}.lock")
 
 
 @dataclass(slots=True)
@@ -88,14 +109,20 @@ class Shell(ABC):
             BusLimits(settings.bus.high_water_mark, settings.bus.max_message_bytes),
         )
         self.malformed = 0
+        self.restarts = 0
+        self.vitals = Vitals(time.monotonic_ns())
+        self.meter: Meter | None = None
+        self._metrics: MetricsServer | None = None
         self.heartbeat_ns = settings.bus.heartbeat_ms * 1_000_000
         self._inputs: list[Input] = []
         self._stopping = False
+        self._hurried = False
         self._parent = 0
         self._look_ns = 0
         self._rests = settings.service(self.stage).wait == "low_cpu"
         self._selector = Selector(settings.service(self.stage).wait)
         self._run_lock: FileLock | None = None
+        self.restarts = 0
         self._publisher: Port | None = None
         self._router: Port | None = None
         self._peer: Port | None = None
@@ -116,14 +143,7 @@ class Shell(ABC):
     def lock_run_folder(self) -> None:
         """Make sure that this is the only one of its stage: binding an ipc address steals it
         silently."""
-        if self.settings.bus.transport != "ipc":
-            return
-        folder = configuration.run_folder(self.settings)
-        self.storage.make_folder(folder)
-        state = os.stat(folder)
-        if state.st_uid != os.getuid() or state.st_mode & 0o077:
-            raise UnsafeRunFolder(str(folder), state.st_uid, state.st_mode & 0o777)
-        self._run_lock = self.storage.lock_exclusive(folder / f"{self.stage}.lock")
+        self._run_lock = lock_run_folder(self.settings, self.storage, self.stage)
 
     def pin(self) -> None:
         """Run on the configured CPUs only."""
@@ -169,14 +189,30 @@ class Shell(ABC):
         """Turn until `stop` is called. Raises what makes the service unable to go on."""
         try:
             self.pin()
+            self._serve_metrics()
             self.prepare()
             self._present()
+            self.vitals.prepared = True
             self.log.info("ready")
             while not self._stopping:
                 self.turn()
             self._drain_out()
         finally:
             self.close()
+
+    def new_meter(self) -> Meter:
+        """What this service counts; asked for only when its metrics are on."""
+        return Meter()
+
+    def _serve_metrics(self) -> None:
+        address = configuration.metrics_address(self.settings, self.stage)
+        if address is None:
+            return
+        # Not for those who do without: the exposition alone takes 9 MB.
+        from tallybus.common.metrics_export import serve
+
+        self.meter = self.new_meter()
+        self._metrics = serve(self, address)
 
     def _present(self) -> None:
         own = self.settings.service(self.stage)
@@ -197,7 +233,7 @@ class Shell(ABC):
     def _drain_out(self) -> None:
         limit = time.monotonic_ns() + DRAIN_NS
         while not self.finished():
-            if time.monotonic_ns() > limit:
+            if self._hurried or time.monotonic_ns() > limit:
                 self.log.warning("stopped before everything was answered")
                 return
             self.turn()
@@ -208,8 +244,9 @@ class Shell(ABC):
         return self._stopping
 
     def stop(self) -> None:
-        """Make `run` return after the current turn. May be called from any thread or signal
-        handler."""
+        """Make `run` return once everything under way is done; when called again, after the current
+        turn. May be called from any thread or signal handler."""
+        self._hurried = self._stopping
         self._stopping = True
         self.wake()
 
@@ -220,6 +257,7 @@ class Shell(ABC):
         def report(done: int, total: int) -> None:
             nonlocal told_ns
             now = time.monotonic_ns()
+            self.vitals.working(now, what, done, total)
             if now - told_ns >= PROGRESS_NS:
                 told_ns = now
                 share = round(100 * done / total, 1) if total else 100.0
@@ -242,10 +280,12 @@ class Shell(ABC):
     def turn(self) -> None:
         """One turn: wait for something, hand it to the core, send what comes out."""
         ready = self._await()
-        now = time.monotonic_ns()
+        now = self.vitals.turned_ns = time.monotonic_ns()
         if self._parent and now >= self._look_ns and self._orphaned(now):
             self.log.warning("stopping: the supervisor is gone")
             self._parent = 0
+            # Its neighbours stop at this moment, too: there is nothing to wait for.
+            self.stop()
             self.stop()
         for item in self._inputs:
             if item.port.socket in ready:
@@ -299,6 +339,9 @@ class Shell(ABC):
 
     def close(self) -> None:
         """Close everything. The state on disk is whole at any time, so there is nothing to save."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
         self.bus.close()
         for path in self.bus.socket_files:
             with suppress(FileMissing):
@@ -342,13 +385,21 @@ class Shell(ABC):
             return
         message = self.decoded(frames[1:])
         if message is not None:
+            if isinstance(message, StageStatus):
+                self.vitals.heard[message.stage] = now_ns
             self.on_broadcast(message, now_ns)
 
     def receive_data(self, frames: list[Buffer], now_ns: int) -> None:
         """Handler of the data socket."""
         message = self.decoded(frames)
-        if message is not None:
+        if message is None:
+            return
+        if self.meter is None:
             self.on_data(message, now_ns)
+        else:
+            started_ns = time.monotonic_ns()
+            self.on_data(message, now_ns)
+            self.meter.handled(getattr(message, "count", 0), started_ns)
 
     def _on_control(self, frames: list[Buffer], now_ns: int) -> None:
         message = self.decoded(frames[1:])

@@ -23,8 +23,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tallybus.common.errors import SettingsError
+from tallybus.common.function_names import MAX_BINARY_BYTES
 from tallybus.common.settings_table import (
     ENVIRONMENT_PREFIX,
+    MAX_FUEL,
     MAX_IPC_PATH_BYTES,
     Section,
     Setting,
@@ -32,10 +34,12 @@ from tallybus.common.settings_table import (
     check_endpoint,
     check_host,
     check_ipc_path,
+    check_listen_address,
     check_name,
     check_optional_endpoint,
     check_optional_host,
     parse_cpus,
+    parse_fuel_by_name,
     rows,
     setting,
 )
@@ -52,9 +56,11 @@ __all__ = [
     "STAGES",
     "BusSettings",
     "Effective",
+    "FunctionSettings",
     "GatewaySettings",
     "LedgerSettings",
     "LoggingSettings",
+    "MetricsSettings",
     "ServiceSettings",
     "Setting",
     "Settings",
@@ -64,6 +70,7 @@ __all__ = [
     "data_folder",
     "endpoint",
     "load",
+    "metrics_address",
     "parse_cpus",
     "run_folder",
 ]
@@ -183,7 +190,7 @@ class BusSettings(Section):
     max_message_bytes: int = setting(
         64 * 1024 * 1024,
         "Bytes of the longest frame that a socket takes.",
-        minimum=2 * HEADER_BYTES,
+        minimum=MAX_BINARY_BYTES + HEADER_BYTES,
         maximum=2**31,
     )
     sequencer_data: str = _override("sequencer", "data")
@@ -254,6 +261,39 @@ class GatewaySettings(ServiceSettings):
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionSettings(Section):
+    """What the transactor lets functions use."""
+
+    fuel: int = setting(
+        1_000_000,
+        "Fuel of one call: about one unit for each instruction, a million in about a millisecond. "
+        "A call that needs more fails with QUOTA_EXCEEDED.",
+        minimum=1,
+        maximum=MAX_FUEL,
+    )
+    fuel_by_name: str = setting(
+        "",
+        "Functions that have another quota of fuel, such as `rates=5000000, audit=200000`.",
+        check=parse_fuel_by_name,
+    )
+    memory_mib: int = setting(
+        16, "MiB of memory that a function may have.", minimum=1, maximum=1_024
+    )
+    table_elements: int = setting(
+        10_000, "Elements that a table of a function may have.", minimum=1, maximum=1_000_000
+    )
+    stack_kib: int = setting(256, "KiB of stack that a call may use.", minimum=32, maximum=1_024)
+    max_functions: int = setting(
+        1_024, "Functions that may be registered at a time.", minimum=1, maximum=100_000
+    )
+
+    @property
+    def fuel_overrides(self) -> dict[str, int]:
+        """`fuel_by_name` as numbers."""
+        return parse_fuel_by_name(self.fuel_by_name)
+
+
+@dataclass(frozen=True, slots=True)
 class LoggingSettings(Section):
     """What the services tell their operator, on standard error."""
 
@@ -267,6 +307,25 @@ class LoggingSettings(Section):
         "`text` for people, `json` for machines (one object per line); `auto` is text on a "
         "terminal and json elsewhere.",
         choices=("auto", "text", "json"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings(Section):
+    """Where the services tell how they are."""
+
+    address: str = setting(
+        "",
+        "The address on which every service serves `/metrics`, `/healthz` and `/readyz` over HTTP, "
+        "such as `127.0.0.1`. Empty: nothing is served.",
+        check=check_listen_address,
+    )
+    base_port: int = setting(
+        9464,
+        "The first of five ports, one for each of sequencer, transactor, wal, snapshotter, "
+        "gateway.",
+        minimum=1,
+        maximum=65_531,
     )
 
 
@@ -294,7 +353,9 @@ class Settings:
     transactor: ServiceSettings = field(default_factory=ServiceSettings)
     wal: ServiceSettings = field(default_factory=ServiceSettings)
     snapshotter: ServiceSettings = field(default_factory=ServiceSettings)
+    functions: FunctionSettings = field(default_factory=FunctionSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     origins: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )
@@ -341,7 +402,9 @@ _SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
         "transactor": ServiceSettings,
         "wal": ServiceSettings,
         "snapshotter": ServiceSettings,
+        "functions": FunctionSettings,
         "logging": LoggingSettings,
+        "metrics": MetricsSettings,
     }
 )
 
@@ -514,3 +577,17 @@ def endpoint(settings: Settings, stage: str, socket: str, *, bind: bool = False)
         port = bus.base_port + len(SOCKETS) * STAGES.index(stage) + SOCKETS.index(socket)
         return f"tcp://{host}:{port}"
     return f"ipc://{run_folder(settings) / f'{stage}.{socket}'}"
+
+
+def metrics_address(settings: Settings, stage: str) -> tuple[str, int] | None:
+    """Host and port on which a service (one of SERVICES, else KeyError) serves its metrics.
+
+    None when they are off: by default, and in an embedded ledger, whose services are threads of
+    somebody else's process.
+    """
+    if stage not in SERVICES:
+        raise KeyError(stage)
+    port = settings.metrics.base_port + (*STAGES, "gateway").index(stage)
+    if not settings.metrics.address or settings.bus.transport == "inproc":
+        return None
+    return settings.metrics.address, port

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from tallybus.common.errors import SettingsError
+from tallybus.common.function_names import is_function_name
 
 Value = int | str | Path | None
 """A setting's value. `None` stands for a path that is derived from other settings."""
@@ -26,6 +27,8 @@ ENVIRONMENT_PREFIX: Final = "TALLYBUS_"
 MAX_IPC_PATH_BYTES: Final = 100
 """A little under what every kernel takes (104 on some, 108 on Linux, with the closing zero)."""
 MAX_CPU: Final = 4095
+MAX_FUEL: Final = 10**12
+"""Of one call: some minutes, in which nothing else is executed."""
 
 _ROW: Final = "setting"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -142,6 +145,24 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+def parse_fuel_by_name(text: str) -> dict[str, int]:
+    """Fuel by function of a list like `rates=5000000, audit=200000`; empty text gives none.
+
+    Raises ValueError with what is wrong.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(",") if text.strip() else []:
+        name, separator, number = (piece.strip() for piece in part.partition("="))
+        if not separator or not is_function_name(name):
+            raise ValueError(f"{part.strip()!r} is not a function's name, '=' and its fuel")
+        if not re.fullmatch(r"[0-9]{1,13}", number) or not 1 <= int(number) <= MAX_FUEL:
+            raise ValueError(f"the fuel of {name} is {number!r}; give 1 to {MAX_FUEL}")
+        if name in found:
+            raise ValueError(f"{name} is there twice")
+        found[name] = int(number)
+    return found
+
+
 def check_endpoint(text: str) -> None:
     """Raise ValueError unless `text` is a ZeroMQ endpoint that services and clients can use."""
     scheme, separator, address = text.partition("://")
@@ -181,6 +202,14 @@ def check_optional_host(text: str) -> None:
     """As `check_host`, and empty text is right too."""
     if text:
         check_host(text)
+
+
+def check_listen_address(text: str) -> None:
+    """Raise ValueError unless `text` is empty, or a name or an IPv4 or IPv6 address to listen on,
+    without a port and without brackets."""
+    ipv6 = r"(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?"
+    if not re.fullmatch(rf"[A-Za-z0-9._-]*|{ipv6}", text):
+        raise ValueError(f"{text!r} is not an address; give one without a port: 127.0.0.1")
 
 
 def check_name(text: str) -> None:

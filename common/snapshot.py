@@ -1,9 +1,10 @@
 """Snapshots of all balances: writing, verifying, loading and pruning their files.
 
 `snapshot_000002.bin` is the state after the last transaction of segment 2, `snapshot_000002.crc`
-the proof that it is complete. The snapshotter writes them; the transactor and the snapshotter start
-from them. A snapshot only saves time: the log alone gives the same balances, so a damaged snapshot
-is passed over and never repaired.
+the proof that it is complete. The functions of that moment lie beside them
+(`common/functionsnapshot.py`), and are written first: the balances alone count for nothing. The
+snapshotter writes them; the transactor and the snapshotter start from them. A snapshot only saves
+time: the log alone gives the same state, so a damaged snapshot is passed over and never repaired.
 
 Balances are kept in chunks of `CHUNK_ACCOUNTS`, and only chunks that were ever used are stored and
 loaded: `balances` is int64[max_accounts], allocated lazily, `touched` is uint8 with one item per
@@ -14,9 +15,7 @@ May read the snapshots in the data folder. Writes and removes only through the g
 
 from __future__ import annotations
 
-import errno
-import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +25,10 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from tallybus.common.files import Storage, flat
+from tallybus.common.functions import FunctionRegistry, FunctionVersion
+from tallybus.common.functionsnapshot import read_function_snapshot, write_function_snapshot
 from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.snapshotfile import ReadableFile, read_sidecar, segments_of
 from tallybus.common.snapshotformat import (
     CHUNK_ACCOUNTS,
     CHUNK_BYTES,
@@ -40,6 +42,7 @@ from tallybus.common.snapshotformat import (
     SnapshotUnreadable,
     UnbalancedSnapshot,
     decode_header,
+    function_snapshot_path,
     sidecar_line,
     sidecar_path,
     snapshot_path,
@@ -61,6 +64,7 @@ __all__ = [
     "copy_chunks",
     "exact_sum",
     "freeze_balances",
+    "function_snapshot_path",
     "list_snapshots",
     "load_latest_snapshot",
     "prune_snapshots",
@@ -71,7 +75,8 @@ __all__ = [
     "write_snapshot",
 ]
 
-_SIDECAR_LIMIT: Final = 256
+_PREFIX: Final = "snapshot"
+_FUNCTIONS_PREFIX: Final = "function_snapshot"
 _MAX_I64: Final = 2**63 - 1
 _BLOCK_CHUNKS: Final = 32
 """How many chunks (1 MiB) are read, summed and checked at a time, to stay in the cache."""
@@ -81,25 +86,28 @@ _BLOCK_CHUNKS: Final = 32
 class FrozenBalances:
     """A copy of the used chunks: `chunks` uint64[k] ascending, `balances` int64[k, CHUNK_ACCOUNTS].
 
-    Items beyond max_accounts in the last chunk are 0.
+    Items beyond max_accounts in the last chunk are 0. `functions`: all versions of that moment, in
+    order.
     """
 
     chunks: NDArray[np.uint64]
     balances: NDArray[np.int64]
+    functions: tuple[FunctionVersion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
     """A loaded snapshot.
 
-    `balances` int64[max_accounts] and `touched` uint8[chunk_count(max_accounts)] belong to the
-    caller, who may go on writing them.
+    `balances` int64[max_accounts], `touched` uint8[chunk_count(max_accounts)] and `functions`
+    belong to the caller, who may go on writing them.
     """
 
     path: Path
     fields: SnapshotFields
     balances: NDArray[np.int64]
     touched: NDArray[np.uint8]
+    functions: FunctionRegistry
 
 
 def chunk_count(max_accounts: int) -> int:
@@ -107,7 +115,11 @@ def chunk_count(max_accounts: int) -> int:
     return -(-max_accounts // CHUNK_ACCOUNTS)
 
 
-def freeze_balances(balances: NDArray[np.int64], touched: NDArray[np.uint8]) -> FrozenBalances:
+def freeze_balances(
+    balances: NDArray[np.int64],
+    touched: NDArray[np.uint8],
+    functions: Sequence[FunctionVersion] = (),
+) -> FrozenBalances:
     """Copies the used chunks. `balances` int64[n], `touched` uint8[chunk_count(n)].
 
     Pages of unused chunks are not read.
@@ -115,7 +127,7 @@ def freeze_balances(balances: NDArray[np.int64], touched: NDArray[np.uint8]) -> 
     chunks = np.flatnonzero(touched)
     frozen = np.empty((len(chunks), CHUNK_ACCOUNTS), np.int64)
     copy_chunks(balances, chunks, frozen)
-    return FrozenBalances(chunks.astype(np.uint64), frozen)
+    return FrozenBalances(chunks.astype(np.uint64), frozen, tuple(functions))
 
 
 def copy_chunks(
@@ -140,20 +152,22 @@ def write_snapshot(
     fields: SnapshotFields,
     balances: NDArray[np.int64],
     touched: NDArray[np.uint8],
+    functions: Sequence[FunctionVersion] = (),
 ) -> Path:
     """Writes the snapshot of `balances` int64[n] with `touched` uint8[chunk_count(n)].
 
-    Returns its path. Raises UnbalancedSnapshot before anything is written, and StorageError.
+    `functions` are all their versions, in order. Returns its path. Raises UnbalancedSnapshot before
+    anything is written, and StorageError.
     """
-    return write_frozen(storage, folder, fields, freeze_balances(balances, touched))
+    return write_frozen(storage, folder, fields, freeze_balances(balances, touched, functions))
 
 
 def write_frozen(
     storage: Storage, folder: Path, fields: SnapshotFields, frozen: FrozenBalances
 ) -> Path:
-    """Writes a snapshot, then its sidecar, each durably; returns the snapshot's path.
+    """Writes the functions, the balances, and the sidecar of each behind it, all durably.
 
-    Until the sidecar is there the file counts as incomplete and is passed over by a start.
+    Returns the path of the balances. Until their sidecar is there, nothing of it counts.
     Raises UnbalancedSnapshot before anything is written, and StorageError.
     """
     total = sum(
@@ -166,11 +180,13 @@ def write_frozen(
         flat(frozen.chunks.astype("<u8", copy=False)),
         flat(frozen.balances.astype("<i8", copy=False)),
     )
-    payload_crc = _crc(0, *payload)
+    payload_crc = crc32c(payload[1], crc32c(payload[0]))
     header = SnapshotHeader(fields, len(frozen.chunks), _account_bound(frozen), payload_crc)
     head = header.encode()
     path = snapshot_path(folder, fields.segment)
-    line = sidecar_line(path.name, _crc(crc32c(head), *payload), header.file_size)
+    file_crc = crc32c(payload[1], crc32c(payload[0], crc32c(head)))
+    line = sidecar_line(path.name, file_crc, header.file_size)
+    write_function_snapshot(storage, folder, fields, frozen.functions)
     storage.atomic_write(path, [head, *payload])
     storage.atomic_write(sidecar_path(path), [line])
     return path
@@ -181,16 +197,20 @@ def list_snapshots(folder: Path) -> list[Path]:
 
     Raises SnapshotUnreadable.
     """
-    return [snapshot_path(folder, segment) for segment in reversed(_segments(folder, "bin"))]
+    return [
+        snapshot_path(folder, segment) for segment in reversed(segments_of(folder, _PREFIX, "bin"))
+    ]
 
 
 def verify_snapshot(path: Path) -> SnapshotHeader:
-    """Reads a whole snapshot and its sidecar and checks everything but its fit to the log.
+    """Reads a whole snapshot with all that belongs to it; checks everything but its fit to the log.
 
     Raises DamagedSnapshot, SnapshotUnreadable.
     """
-    with _ReadableFile(path) as file:
-        return _verify(file)
+    with ReadableFile(path) as file:
+        header = _verify(file)
+        _read_functions(path, header)
+        return header
 
 
 def load_latest_snapshot(
@@ -213,23 +233,24 @@ def load_latest_snapshot(
     rejected: list[DamagedSnapshot] = []
     for path in list_snapshots(folder):
         try:
-            with _ReadableFile(path) as file:
+            with ReadableFile(path) as file:
                 header = _verify(file)
+                functions = _read_functions(path, header)
                 _check_fit(path, header.fields, cluster_id, transactions_per_segment, durable_index)
                 if header.account_bound > max_accounts:
                     raise AccountLimitTooLow(path, max_accounts, header.account_bound)
-                return _load(file, header, max_accounts), rejected
+                return _load(file, header, max_accounts, functions), rejected
         except DamagedSnapshot as error:
             rejected.append(error)
     return None, rejected
 
 
 def prune_snapshots(storage: Storage, folder: Path, keep: int) -> list[Path]:
-    """Removes the snapshots older than the newest `keep` (at least 1) valid ones.
+    """Removes the snapshots older than the newest `keep` (at least 1) valid ones, with all parts.
 
-    Returns the paths of what was removed. The newest `keep` are verified in full: a good one
-    never gives way to a bad one. Damaged ones that are newer stay, for whoever wants to look into
-    them. Raises StorageError, SnapshotUnreadable.
+    Returns the paths of the balances that were removed. The newest `keep` are verified in full: a
+    good one never gives way to a bad one. Damaged ones that are newer stay, for whoever wants to
+    look into them. Raises StorageError, SnapshotUnreadable.
     """
     if keep < 1:
         raise ValueError(f"at least one snapshot must be kept, not {keep}")
@@ -245,20 +266,21 @@ def prune_snapshots(storage: Storage, folder: Path, keep: int) -> list[Path]:
             break
     if valid < keep:
         return []
-    # In any order: a file without its sidecar, or a sidecar without its file, counts for nothing.
-    removed = [
-        snapshot_path(folder, segment)
-        for segment in _segments(folder, "bin")
-        if segment < oldest_kept
-    ]
-    sidecars = [
-        sidecar_path(snapshot_path(folder, segment))
-        for segment in _segments(folder, "crc")
-        if segment < oldest_kept
-    ]
-    for path in sidecars + removed:
+    # In any order: a part of a snapshot counts for nothing.
+    removed: list[Path] = []
+    parts: list[Path] = []
+    for prefix, path_of in ((_PREFIX, snapshot_path), (_FUNCTIONS_PREFIX, function_snapshot_path)):
+        for suffix in ("bin", "crc"):
+            for segment in segments_of(folder, prefix, suffix):
+                if segment >= oldest_kept:
+                    continue
+                path = path_of(folder, segment)
+                parts.append(path if suffix == "bin" else sidecar_path(path))
+                if path_of is snapshot_path and suffix == "bin":
+                    removed.append(path)
+    for path in parts:
         storage.remove(path)
-    if sidecars or removed:
+    if parts:
         storage.fsync_folder(folder)
     return removed
 
@@ -274,24 +296,6 @@ def exact_sum(values: NDArray[np.int64]) -> int:
     return (high << 32) + int((values & 0xFFFFFFFF).sum())
 
 
-def _segments(folder: Path, suffix: str) -> list[int]:
-    """The segments of the files `snapshot_N.suffix`, ascending, by their exact names only."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SnapshotUnreadable(folder, error) from error
-    pattern = re.compile(rf"snapshot_([0-9]{{6}}|[1-9][0-9]{{6,19}})\.{suffix}")
-    return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
-
-
-def _crc(start: int, *buffers: memoryview) -> int:
-    for buffer in buffers:
-        start = crc32c(buffer, start)
-    return start
-
-
 def _account_bound(frozen: FrozenBalances) -> int:
     for i in range(len(frozen.chunks) - 1, -1, -1):
         used = np.flatnonzero(frozen.balances[i])
@@ -300,74 +304,9 @@ def _account_bound(frozen: FrozenBalances) -> int:
     return 0
 
 
-class _ReadableFile:
-    """A file opened for reading; every failure is either damage or SnapshotUnreadable.
-
-    Plain reads and no mapping: a sector that cannot be read is then an error and not a fatal
-    signal, and the bytes go straight to where the balances live.
-    """
-
-    __slots__ = ("fd", "path")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._typed(error) from error
-
-    def __enter__(self) -> _ReadableFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-    def size(self) -> int:
-        """The length of the file in bytes."""
-        try:
-            return os.fstat(self.fd).st_size
-        except OSError as error:
-            raise self._typed(error) from error
-
-    def read(self, count: int, offset: int) -> bytes:
-        """Reads `count` bytes from `offset` on."""
-        content = bytearray(count)
-        self.read_into(memoryview(content), offset)
-        return bytes(content)
-
-    def read_into(self, target: memoryview, offset: int) -> None:
-        """Fills `target` from `offset` on; the end of the file before that is damage."""
-        done = 0
-        while done < len(target):
-            try:
-                count = os.preadv(self.fd, [target[done:]], offset + done)
-            except OSError as error:
-                raise self._typed(error, offset + done) from error
-            if count == 0:
-                raise DamagedSnapshot(self.path, offset + done, "the file ends too early")
-            done += count
-
-    def _typed(self, error: OSError, offset: int = 0) -> SnapshotError:
-        if error.errno in (errno.EIO, errno.ENOENT, errno.EISDIR):
-            return DamagedSnapshot(self.path, offset, str(error.strerror))
-        return SnapshotUnreadable(self.path, error)
-
-
-def _read_sidecar(path: Path) -> bytes:
-    try:
-        with _ReadableFile(sidecar_path(path)) as file:
-            size = file.size()
-            # A longer one is wrong anyway; it is not worth the memory.
-            return file.read(min(size, _SIDECAR_LIMIT), 0)
-    except DamagedSnapshot as error:
-        raise DamagedSnapshot(
-            path, 0, f"its sidecar {sidecar_path(path).name} cannot be read ({error.reason})"
-        ) from error
-
-
-def _verify(file: _ReadableFile) -> SnapshotHeader:
+def _verify(file: ReadableFile) -> SnapshotHeader:
     path = file.path
-    sidecar = _read_sidecar(path)
+    sidecar = read_sidecar(path)
     size = file.size()
     head = file.read(min(size, HEADER_SIZE), 0)
     header = decode_header(path, head, size)
@@ -395,7 +334,19 @@ def _verify(file: _ReadableFile) -> SnapshotHeader:
     return header
 
 
-def _read_chunk_numbers(file: _ReadableFile, header: SnapshotHeader) -> NDArray[np.uint64]:
+def _read_functions(path: Path, header: SnapshotHeader) -> FunctionRegistry:
+    """The functions that belong to the balances `path`; without them these do not count."""
+    if not header.has_functions:
+        return FunctionRegistry()
+    beside = function_snapshot_path(path.parent, header.fields.segment)
+    fields, functions = read_function_snapshot(beside)
+    for name in ("cluster_id", "transactions_per_segment"):
+        if getattr(fields, name) != getattr(header.fields, name):
+            raise DamagedSnapshot(beside, 0, f"its {name} is not that of {path.name}")
+    return functions
+
+
+def _read_chunk_numbers(file: ReadableFile, header: SnapshotHeader) -> NDArray[np.uint64]:
     numbers = np.empty(header.chunk_count, np.dtype("<u8"))
     file.read_into(flat(numbers), HEADER_SIZE)
     return numbers
@@ -435,7 +386,9 @@ def _check_fit(
         )
 
 
-def _load(file: _ReadableFile, header: SnapshotHeader, max_accounts: int) -> Snapshot:
+def _load(
+    file: ReadableFile, header: SnapshotHeader, max_accounts: int, functions: FunctionRegistry
+) -> Snapshot:
     """Reads a verified snapshot into fresh arrays, each chunk straight to its place.
 
     What ends in memory is checked once more: the balances are what was verified, or it is damage.
@@ -468,7 +421,7 @@ def _load(file: _ReadableFile, header: SnapshotHeader, max_accounts: int) -> Sna
             touched[int(numbers[i])] = 1
     if crc != header.payload_crc:
         raise DamagedSnapshot(file.path, HEADER_SIZE, "it reads differently a second time")
-    return Snapshot(file.path, header.fields, balances, touched)
+    return Snapshot(file.path, header.fields, balances, touched, functions)
 
 
 def _run_ends(numbers: NDArray[np.uint64]) -> list[int]:

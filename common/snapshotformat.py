@@ -1,12 +1,14 @@
 """The bytes of a snapshot: header, sidecar, names, and the errors about them.
 
-`docs/snapshot-format.md` describes every byte. `common/snapshot.py` reads and writes the files;
-this module touches none.
+Snapshots of balances and of functions have one header, of which some fields mean what their kind
+needs. `docs/snapshot-format.md` describes every byte. `common/snapshot.py` and
+`common/functionsnapshot.py` read and write the files; this module touches none.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -20,7 +22,15 @@ CHUNK_ACCOUNTS: Final = 4096
 CHUNK_BYTES: Final = CHUNK_ACCOUNTS * 8
 
 MAGIC: Final = b"TSNP"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+VERSION_WITHOUT_FUNCTIONS: Final = 1
+"""Of a release that knew no functions: the same bytes, and no function snapshot belongs to it."""
+
+FUNCTIONS_MAGIC: Final = b"TFSN"
+FUNCTIONS_VERSION: Final = 1
+FUNCTION_SIZE: Final = 48
+"""Bytes of one version of a function."""
+
 HEADER_SIZE: Final = 128
 _HEADER: Final = struct.Struct("<4sHHQQQQQQIIQQQ28sI")
 _HEADER_END: Final = struct.Struct("<II")
@@ -149,12 +159,17 @@ class SnapshotFields:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHeader:
-    """The header: `account_bound` is 1 + the highest account with a balance (0: none has)."""
+    """The header of a snapshot of balances.
+
+    `account_bound` is 1 + the highest account with a balance (0: none has). `version` is that of
+    the format.
+    """
 
     fields: SnapshotFields
     chunk_count: int
     account_bound: int
     payload_crc: int
+    version: int = FORMAT_VERSION
 
     @property
     def balances_offset(self) -> int:
@@ -166,38 +181,130 @@ class SnapshotHeader:
         """The length of the whole file in bytes."""
         return self.balances_offset + CHUNK_BYTES * self.chunk_count
 
+    @property
+    def has_functions(self) -> bool:
+        """Whether a function snapshot belongs to it; without one it is incomplete then."""
+        return self.version != VERSION_WITHOUT_FUNCTIONS
+
     def encode(self) -> bytes:
         """The header's 128 bytes."""
-        fields = self.fields
-        head = _HEADER.pack(
+        return _encode(
             MAGIC,
-            FORMAT_VERSION,
-            HEADER_SIZE,
-            fields.cluster_id,
-            fields.segment,
-            fields.last_tx_id,
-            fields.transactions_per_segment,
-            fields.term,
-            fields.timestamp_ns,
+            self.version,
+            self.fields,
             CHUNK_ACCOUNTS,
-            0,
             self.chunk_count,
             self.account_bound,
-            self.file_size - HEADER_SIZE,
-            _RESERVED,
+            self.file_size,
             self.payload_crc,
-        ) + bytes(4)
-        return head + crc32c(head).to_bytes(4, "little")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionsHeader:
+    """The header of a snapshot of functions; `count` of all their versions."""
+
+    fields: SnapshotFields
+    count: int
+    payload_crc: int
+
+    @property
+    def file_size(self) -> int:
+        """The length of the whole file in bytes."""
+        return HEADER_SIZE + FUNCTION_SIZE * self.count
+
+    def encode(self) -> bytes:
+        """The header's 128 bytes."""
+        return _encode(
+            FUNCTIONS_MAGIC,
+            FUNCTIONS_VERSION,
+            self.fields,
+            FUNCTION_SIZE,
+            self.count,
+            0,
+            self.file_size,
+            self.payload_crc,
+        )
+
+
+def _encode(
+    magic: bytes,
+    version: int,
+    fields: SnapshotFields,
+    item: int,
+    count: int,
+    bound: int,
+    file_size: int,
+    payload_crc: int,
+) -> bytes:
+    head = _HEADER.pack(
+        magic,
+        version,
+        HEADER_SIZE,
+        fields.cluster_id,
+        fields.segment,
+        fields.last_tx_id,
+        fields.transactions_per_segment,
+        fields.term,
+        fields.timestamp_ns,
+        item,
+        0,
+        count,
+        bound,
+        file_size - HEADER_SIZE,
+        _RESERVED,
+        payload_crc,
+    ) + bytes(4)
+    return head + crc32c(head).to_bytes(4, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    version: int
+    fields: SnapshotFields
+    count: int
+    bound: int
+    payload_length: int
+    payload_crc: int
 
 
 def decode_header(path: Path, data: bytes, size: int) -> SnapshotHeader:
-    """Checks and decodes the first `HEADER_SIZE` bytes of the file `path` of `size` bytes.
+    """Checks and decodes the first `HEADER_SIZE` bytes of the snapshot `path` of `size` bytes.
 
     Raises DamagedSnapshot.
     """
+    known = (VERSION_WITHOUT_FUNCTIONS, FORMAT_VERSION)
+    found = _decode(path, data, size, MAGIC, known, CHUNK_ACCOUNTS, snapshot_path)
+    header = SnapshotHeader(
+        found.fields, found.count, found.bound, found.payload_crc, found.version
+    )
+    _check_size(path, found, "chunks", header.file_size, size)
+    return header
+
+
+def decode_functions_header(path: Path, data: bytes, size: int) -> FunctionsHeader:
+    """As `decode_header`, of a snapshot of functions."""
+    known = (FUNCTIONS_VERSION,)
+    found = _decode(path, data, size, FUNCTIONS_MAGIC, known, FUNCTION_SIZE, function_snapshot_path)
+    if found.bound:
+        raise DamagedSnapshot(path, 72, "reserved bytes are not zero")
+    header = FunctionsHeader(found.fields, found.count, found.payload_crc)
+    _check_size(path, found, "functions", header.file_size, size)
+    return header
+
+
+def _decode(
+    path: Path,
+    data: bytes,
+    size: int,
+    magic: bytes,
+    versions: tuple[int, ...],
+    item_size: int,
+    path_of: Callable[[Path, int], Path],
+) -> _Decoded:
     if size < HEADER_SIZE:
         raise DamagedSnapshot(path, size, "the file ends within the header")
-    if data[:4] != MAGIC:
+    if data[:4] != magic:
         raise DamagedSnapshot(path, 0, "it does not begin as a snapshot does")
     reserved_3, header_crc = _HEADER_END.unpack_from(data, _HEADER.size)
     if crc32c(data[: HEADER_SIZE - 4]) != header_crc:
@@ -212,17 +319,17 @@ def decode_header(path: Path, data: bytes, size: int) -> SnapshotHeader:
         transactions_per_segment,
         term,
         timestamp_ns,
-        chunk_accounts,
+        item,
         reserved_1,
-        chunks,
-        account_bound,
+        count,
+        bound,
         payload_length,
         reserved_2,
         payload_crc,
     ) = _HEADER.unpack_from(data)
-    if version != FORMAT_VERSION:
+    if version not in versions:
         raise DamagedSnapshot(path, 4, f"format version {version} is not known to this release")
-    if (header_size, chunk_accounts) != (HEADER_SIZE, CHUNK_ACCOUNTS):
+    if (header_size, item) != (HEADER_SIZE, item_size):
         raise DamagedSnapshot(path, 6, "the sizes in the header are not those of its version")
     if reserved_1 or reserved_2 != _RESERVED or reserved_3:
         raise DamagedSnapshot(path, 60, "reserved bytes are not zero")
@@ -230,20 +337,25 @@ def decode_header(path: Path, data: bytes, size: int) -> SnapshotHeader:
         fields = SnapshotFields(cluster_id, segment, transactions_per_segment, term, timestamp_ns)
     except ValueError as error:
         raise DamagedSnapshot(path, 8, str(error)) from error
-    if path.name != snapshot_path(path.parent, segment).name:
+    if path.name != path_of(path.parent, segment).name:
         raise DamagedSnapshot(path, 16, f"it is the snapshot of segment {segment}")
     if last_tx_id != fields.last_tx_id:
         raise DamagedSnapshot(path, 24, "its last transaction is not the last one of its segment")
-    header = SnapshotHeader(fields, chunks, account_bound, payload_crc)
-    if payload_length != header.file_size - HEADER_SIZE:
-        raise DamagedSnapshot(path, 80, "the payload's length does not match the number of chunks")
-    if size != header.file_size:
+    return _Decoded(version, fields, count, bound, payload_length, payload_crc)
+
+
+def _check_size(path: Path, found: _Decoded, what: str, expected: int, size: int) -> None:
+    if found.payload_length != expected - HEADER_SIZE:
+        raise DamagedSnapshot(path, 80, f"the payload's length does not match the number of {what}")
+    if size != expected:
         raise DamagedSnapshot(
-            path,
-            min(size, header.file_size),
-            f"the file has {size} bytes, its header says {header.file_size}",
+            path, min(size, expected), f"the file has {size} bytes, its header says {expected}"
         )
-    return header
+
+
+def function_snapshot_path(folder: Path, segment: int) -> Path:
+    """The file of the functions after `segment`, beside the snapshot of the balances."""
+    return folder / f"function_snapshot_{segment:06d}.bin"
 
 
 def snapshot_path(folder: Path, segment: int) -> Path:

@@ -12,9 +12,9 @@ socket. Time comes in as nanoseconds; a core reads no clock.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from tallybus.common.errors import ServiceError
+from tallybus.common.errors import EXIT_REPLACED, ServiceError
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
     TOPIC_EVENT,
@@ -39,6 +39,8 @@ class Fenced(ServiceError):
 
     Fields: `stage`, `incarnation`, `by` (what replaced it).
     """
+
+    exit_code: ClassVar[int] = EXIT_REPLACED
 
     def __init__(self, stage: str, incarnation: int, by: str) -> None:
         super().__init__(
@@ -78,6 +80,11 @@ class StageCore(ABC):
     def greeting(self) -> bool:
         """Whether a hello waits for its answer."""
         return False
+
+    @property
+    def awaits(self) -> str:
+        """What this stage lacks to have its place in the pipeline, in words; empty: nothing."""
+        return "its hello was not answered yet" if self.greeting else ""
 
     @abstractmethod
     def tick(self, now_ns: int) -> None:

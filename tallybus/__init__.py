@@ -14,16 +14,26 @@ if TYPE_CHECKING:
     from tallybus.client import AsyncClient, Client, Pending
     from tallybus.embedded import Ledger
     from tallybus.errors import (
+        AlreadyExists,
         ClientClosed,
+        InvalidFunction,
         InvalidRequest,
         LostTransaction,
+        NotRegistered,
         OutcomeUnknown,
         Overloaded,
         ProtocolError,
         ServerError,
         TallybusError,
         Timeout,
+        TransactionNotFound,
         Unavailable,
+    )
+    from tallybus.functions import (
+        FunctionInfo,
+        FunctionVersion,
+        OperationBatch,
+        function_calls,
     )
     from tallybus.operations import (
         OPERATION_DTYPE,
@@ -46,11 +56,13 @@ if TYPE_CHECKING:
         withdrawals,
     )
     from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+    from tallybus.transactions import Direction, Entry, Kind, Transaction
 
 __version__: Final = "0.1.0"
 
 __all__ = [
     "OPERATION_DTYPE",
+    "AlreadyExists",
     "AsyncClient",
     "Balance",
     "Balances",
@@ -58,12 +70,20 @@ __all__ = [
     "Client",
     "ClientClosed",
     "Deposit",
+    "Direction",
+    "Entry",
     "Function",
+    "FunctionInfo",
+    "FunctionVersion",
     "GatewayInfo",
+    "InvalidFunction",
     "InvalidRequest",
+    "Kind",
     "Ledger",
     "LostTransaction",
+    "NotRegistered",
     "Operation",
+    "OperationBatch",
     "OutcomeUnknown",
     "Overloaded",
     "Pending",
@@ -76,6 +96,8 @@ __all__ = [
     "Status",
     "TallybusError",
     "Timeout",
+    "Transaction",
+    "TransactionNotFound",
     "TransactionStatus",
     "TransactionStatuses",
     "Transfer",
@@ -84,6 +106,7 @@ __all__ = [
     "Withdrawal",
     "__version__",
     "deposits",
+    "function_calls",
     "transfers",
     "withdrawals",
 ]
@@ -97,16 +120,26 @@ _MODULES: Final = {
         "Pending",
     ),
     "tallybus.errors": (
+        "AlreadyExists",
         "ClientClosed",
+        "InvalidFunction",
         "InvalidRequest",
         "LostTransaction",
+        "NotRegistered",
         "OutcomeUnknown",
         "Overloaded",
         "ProtocolError",
         "ServerError",
         "TallybusError",
         "Timeout",
+        "TransactionNotFound",
         "Unavailable",
+    ),
+    "tallybus.functions": (
+        "FunctionInfo",
+        "FunctionVersion",
+        "OperationBatch",
+        "function_calls",
     ),
     "tallybus.operations": (
         "OPERATION_DTYPE",
@@ -132,6 +165,12 @@ _MODULES: Final = {
         "GatewayInfo",
         "PipelineIndex",
         "ServiceInfo",
+    ),
+    "tallybus.transactions": (
+        "Direction",
+        "Entry",
+        "Kind",
+        "Transaction",
     ),
 }
 _WHERE: Final = {name: module for module, names in _MODULES.items() for name in names}

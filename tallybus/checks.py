@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from tallybus.errors import InvalidRequest
 
 MAX_U64: Final = 2**64 - 1
+MIN_I64: Final = -(2**63)
+MAX_I64: Final = 2**63 - 1
 
 
 def check_int(
@@ -81,6 +83,56 @@ def _u64_from_python(values: Any, field: str) -> NDArray[np.uint64]:
         ) from error
     # One by one: numpy would take True for 1 and 1.5 for 1, and turn large integers into floats.
     return np.array([check_int(v, field, index=i) for i, v in enumerate(numbers)], "<u8")
+
+
+def i64_rows(values: ArrayLike, field: str) -> NDArray[np.int64]:
+    """`values` as i64 of shape (n, k); raises InvalidRequest for other than n rows of k integers.
+
+    An array that is i64 already is returned as it is. `index` of the error is the row.
+    """
+    array = values if isinstance(values, np.ndarray) else _rows_from_python(values, field)
+    if array.ndim != 2 or not len(array):
+        raise InvalidRequest(
+            f"{field} must have the shape (n, k) with n of at least 1, not {array.shape}",
+            field=field,
+            value=values,
+        )
+    if array.dtype.kind not in "ui":
+        raise InvalidRequest(
+            f"{field} must be an array of integers, not of {array.dtype}",
+            field=field,
+            value=values,
+        )
+    if array.dtype.kind == "u" and array.size and int(array.max()) > MAX_I64:
+        index = int(array.argmax()) // array.shape[1]
+        raise InvalidRequest(
+            f"{place(index)}{field} must be in {MIN_I64}..{MAX_I64}, not {array.max()}",
+            field=field,
+            value=int(array.max()),
+            index=index,
+        )
+    return array.astype("<i8", copy=False)
+
+
+def _rows_from_python(values: Any, field: str) -> NDArray[np.int64]:
+    try:
+        rows = [list(row) for row in values]
+    except TypeError as error:
+        raise InvalidRequest(
+            f"{field} must be a sequence of rows of ints", field=field, value=values
+        ) from error
+    width = len(rows[0]) if rows else 0
+    for index, row in enumerate(rows):
+        if len(row) != width:
+            raise InvalidRequest(
+                f"{place(index)}{field} has {len(row)} values, the row before it {width}",
+                field=field,
+                value=row,
+                index=index,
+            )
+        # One by one, as for u64.
+        rows[index] = [check_int(value, field, MIN_I64, MAX_I64, index) for value in row]
+    return np.array(rows, "<i8").reshape(len(rows), width)
 
 
 def place(index: int | None) -> str:

@@ -153,3 +153,48 @@ class ServerError(TallybusError):
 
 class ClientClosed(TallybusError):
     """The client was closed before or while this was called; a request that reads was given up."""
+
+
+class TransactionNotFound(TallybusError, LookupError):
+    """The read side has no transaction `tx_id`; `last_snapshot_tx_id` is how far it has come."""
+
+    def __init__(self, message: str, *, tx_id: int, last_snapshot_tx_id: int) -> None:
+        super().__init__(message)
+        self.tx_id = tx_id
+        self.last_snapshot_tx_id = last_snapshot_tx_id
+
+
+class AlreadyExists(TallybusError):
+    """A function of this name is registered, and `override` was off; it is still what it was.
+
+    `name` is the function's; `tx_id` is the registration that was rejected.
+    """
+
+    def __init__(self, message: str, *, name: str, tx_id: int) -> None:
+        super().__init__(message)
+        self.name = name
+        self.tx_id = tx_id
+
+
+class NotRegistered(TallybusError):
+    """There is no function of this name to unregister.
+
+    `name` is what was asked for; `tx_id` is the transaction that was rejected.
+    """
+
+    def __init__(self, message: str, *, name: str, tx_id: int) -> None:
+        super().__init__(message)
+        self.name = name
+        self.tx_id = tx_id
+
+
+class InvalidFunction(TallybusError, ValueError):
+    """The ledger does not take this binary as a function; nothing was registered.
+
+    `name` is the function's; `reason` says what is wrong with the binary.
+    """
+
+    def __init__(self, message: str, *, name: str, reason: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.reason = reason

@@ -8,7 +8,6 @@ Amounts are integer minor units. The ledger, not this module, rejects amounts be
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,16 +28,13 @@ from tallybus.common.record import (
 from tallybus.common.record import Stage as Stage
 from tallybus.common.record import Status as Status
 from tallybus.errors import InvalidRequest
+from tallybus.functions import MAX_PARAMS, OperationBatch, checked_name, checked_params
 
 OPERATION_DTYPE: Final = RECORD_DTYPE
 """dtype of one operation in a numpy batch: 40 bytes, see `tallybus.common.record`."""
 WaitLevel = Level
 """What a call waits for: NONE (sequenced), COMPUTED, COMMITTED (durable), SNAPSHOT (readable)."""
 
-MAX_PARAMS: Final = 8
-PARAMS_SIZE: Final = 64
-MAX_NAME_LENGTH: Final = 32
-_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}", re.ASCII)
 _RECORD: Final = struct.Struct("<BBHIQQQQ")
 _PARAMS: Final = struct.Struct("<8q")
 _STATUSES: Final[tuple[Status | int, ...]] = tuple(
@@ -90,7 +86,7 @@ class Function:
 
 
 Operation: TypeAlias = Deposit | Withdrawal | Transfer | Function
-Operations: TypeAlias = Sequence[Operation] | Records
+Operations: TypeAlias = Sequence[Operation] | Records | OperationBatch
 
 
 def status_of(code: int) -> Status | int:
@@ -286,28 +282,32 @@ class EncodedOperations:
 
     `records` (n,) of `OPERATION_DTYPE`; `names` of the functions called, in the order of the
     records' `function` index; `params` 64 bytes (8 little-endian int64) per FUNCTION record, in
-    order.
+    order: bytes, or int64 (c, 8) that may still be the caller's own array.
     """
 
     records: Records
     names: tuple[str, ...] = ()
-    params: bytes = b""
+    params: bytes | NDArray[np.int64] = b""
 
 
 def encode_operations(operations: Operations) -> EncodedOperations:
     """Checks and encodes a batch.
 
     A numpy array must have shape (n,) and dtype `OPERATION_DTYPE`; it is taken as it is when
-    contiguous and copied when not. A sequence of operations is encoded into one preallocated array.
-    Raises InvalidRequest for an empty batch, another shape or dtype, or an operation whose fields
-    do not fit the record.
+    contiguous and copied when not. An OperationBatch has function calls beside such an array. A
+    sequence of operations is encoded into one preallocated array. Raises InvalidRequest for an
+    empty batch, another shape or dtype, names or parameters that do not fit the records, or an
+    operation whose fields do not fit the record.
     """
     if isinstance(operations, np.ndarray):
         return EncodedOperations(_checked_records(operations))
+    if isinstance(operations, OperationBatch):
+        records = _checked_records(operations.records)
+        return EncodedOperations(records, tuple(operations.names), checked_params(operations))
     if isinstance(operations, (str, bytes)) or not isinstance(operations, Sequence):
         raise InvalidRequest(
-            "operations must be a sequence of operations or an array of OPERATION_DTYPE, "
-            f"not {type(operations).__name__}",
+            "operations must be a sequence of operations, an array of OPERATION_DTYPE or an "
+            f"OperationBatch, not {type(operations).__name__}",
             field="operations",
             value=operations,
         )
@@ -409,7 +409,7 @@ def _encode_into(
         case Function(name, values, user_ref):
             kind, account_field, account, amount = Kind.FUNCTION, "account", 0, 0
             params.append(_encode_params(values, index))
-            function = names.setdefault(_checked_name(name, index), len(names))
+            function = names.setdefault(checked_name(name, index), len(names))
         case _:
             raise InvalidRequest(
                 f"{place(index)}an operation must be a Deposit, Withdrawal, Transfer or Function, "
@@ -457,19 +457,13 @@ def _encode_params(values: object, index: int | None) -> bytes:
     return _PARAMS.pack(*numbers, *[0] * (MAX_PARAMS - len(numbers)))
 
 
-def _checked_name(name: object, index: int | None) -> str:
-    if isinstance(name, str) and _NAME.fullmatch(name):
-        return name
-    raise InvalidRequest(
-        f"{place(index)}name must be 1 to {MAX_NAME_LENGTH} ASCII letters, digits or underscores "
-        "and start with a letter",
-        field="name",
-        value=name,
-        index=index,
-    )
-
-
 def _checked_records(array: NDArray[Any]) -> Records:
+    if not isinstance(array, np.ndarray):
+        raise InvalidRequest(
+            f"records must be an array of OPERATION_DTYPE, not {type(array).__name__}",
+            field="operations",
+            value=array,
+        )
     if array.ndim != 1:
         raise InvalidRequest(
             f"operations must have the shape (n,), not {array.shape}",
@@ -479,7 +473,8 @@ def _checked_records(array: NDArray[Any]) -> Records:
     if array.dtype != RECORD_DTYPE:
         raise InvalidRequest(
             f"operations must have the dtype OPERATION_DTYPE, not {array.dtype}; "
-            "deposits(), withdrawals() and transfers() make such arrays",
+            "deposits(), withdrawals() and transfers() make such arrays, function_calls() a batch "
+            "of calls",
             field="operations",
             value=array,
         )

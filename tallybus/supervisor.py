@@ -1,9 +1,10 @@
 """The whole pipeline as processes under one supervisor: what `tallybus up` runs.
 
-Starts one process per service, restarts what dies with growing pauses, and stops all in pipeline
-order.
-A service that cannot recover (damage, a full disk, a wrong setting) is not restarted in a loop: the
-supervisor says why, stops the others and exits with that service's code.
+Starts one process per service, restarts what dies, the first time at once and then with growing
+pauses, and stops all in pipeline order. A service that cannot recover (damage, a full disk, a wrong
+setting), or that another pipeline's keeps replacing, is not restarted in a loop: the supervisor
+says why, stops the others and exits with that service's code. While it works it holds a lock in the
+run folder, so that there is one of it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -27,9 +29,15 @@ from typing import Any, Final
 from tallybus.client.sync import Client
 from tallybus.common import logs
 from tallybus.common import settings as configuration
-from tallybus.common.errors import EXIT_BUSY, FINAL_EXIT_CODES, ServiceError
-from tallybus.common.files import FileMissing, Storage, StorageError
-from tallybus.common.process import SUPERVISED, run_service
+from tallybus.common.errors import (
+    EXIT_BUSY,
+    EXIT_REPLACED,
+    FINAL_EXIT_CODES,
+    ServiceError,
+)
+from tallybus.common.files import FileLock, FileMissing, Storage, StorageError
+from tallybus.common.process import RESTARTS, SUPERVISED, run_service
+from tallybus.common.service import lock_run_folder
 from tallybus.common.settings import Settings
 from tallybus.errors import TallybusError
 
@@ -38,11 +46,19 @@ STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
 BUSY_SECONDS: Final = 5.0
 """How long after the start services of an earlier run may still hold locks and endpoints."""
 STOP_SECONDS: Final = 10.0
+LAST_ANSWERS_SECONDS: Final = 0.2
+"""After a failure, how long those that depend on the failed service have for what still can be
+answered: most of it no longer can."""
 WATCH_SECONDS: Final = 0.05
+ENDING_SECONDS: Final = 0.005
 FIRST_PAUSE: Final = 0.05
+"""Before the second start in a row; before the first there is none."""
 LONGEST_PAUSE: Final = 5.0
 HEALTHY_SECONDS: Final = 10.0
-"""A service that ran this long starts again without a pause."""
+"""A service that ran this long counts as well again."""
+MOST_REPLACED: Final = 3
+"""How often in a row a service may have been replaced by one that was not started here."""
+LOCK_NAME: Final = "supervisor"
 
 
 class StartFailed(ServiceError):
@@ -68,8 +84,11 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restarts: int = 0
-    pause: float = FIRST_PAUSE
+    pause: float = 0.0
     due: float | None = None
+    replaced: int = 0
+    handle: int | None = None
+    """Descriptor of the process, readable once it has ended, where the system has such."""
 
 
 class Supervisor:
@@ -83,6 +102,8 @@ class Supervisor:
         self._log = logs.get("supervisor")
         self._stderr = stderr
         self._stopping = False
+        self._hurried = False
+        self._lock: FileLock | None = None
         self._started = 0.0
         self._environment = _environment(settings)
 
@@ -92,7 +113,11 @@ class Supervisor:
         return process.pid if process is not None and process.poll() is None else 0
 
     def start(self) -> None:
-        """Start all five; they find one another in any order."""
+        """Start all five; they find one another in any order.
+
+        Raises LockHeld when another supervisor works on this run folder.
+        """
+        self._lock = lock_run_folder(self.settings, Storage(), LOCK_NAME)
         self._started = time.monotonic()
         for name in START_ORDER:
             self._spawn(self.children[name])
@@ -125,44 +150,78 @@ class Supervisor:
             code = child.process.poll()
             if code is None:
                 continue
-            child.process = None
+            self._forget(child)
+            if now - child.started >= HEALTHY_SECONDS:
+                child.pause = 0.0
+                child.replaced = 0
+            child.replaced += code == EXIT_REPLACED
             busy = code == EXIT_BUSY and now - self._started > BUSY_SECONDS
-            if code in FINAL_EXIT_CODES or busy:
+            if code in FINAL_EXIT_CODES or busy or child.replaced >= MOST_REPLACED:
                 self._fail(child.name, code)
                 return
-            if now - child.started >= HEALTHY_SECONDS:
-                child.pause = FIRST_PAUSE
             child.due = now + child.pause
             self._log.warning(
                 "a service died and is started again",
                 extra=logs.fields(service=child.name, code=code, pause=child.pause),
             )
-            child.pause = min(child.pause * 2, LONGEST_PAUSE)
+            child.pause = min(max(child.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            if child.due <= now:
+                child.restarts += 1
+                self._spawn(child)
+
+    def wait(self, seconds: float) -> None:
+        """Until `watch` has something to do, at most so long."""
+        poll = select.poll()
+        now = time.monotonic()
+        for child in self.children.values():
+            if child.handle is not None:
+                poll.register(child.handle, select.POLLIN)
+            elif child.due is not None:
+                seconds = min(seconds, child.due - now)
+        poll.poll(max(0.0, seconds * 1_000))
 
     def stop(self) -> None:
         """Stop all in pipeline order; what does not stop in time is killed."""
         for name in STOP_ORDER:
             child = self.children[name]
-            process, child.process, child.due = child.process, None, None
+            process, child.due = child.process, None
             if process is None:
                 continue
             if process.poll() is None:
                 self._end(name, process)
+            self._forget(child)
             if process.returncode in FINAL_EXIT_CODES and self.failed is None:
                 # Whoever runs this must not take it for a clean stop.
                 self._fail(name, process.returncode)
-        self._remove_sockets()
+        if self._lock is not None:
+            self._remove_sockets()
+            self._lock.release()
+            self._lock = None
 
     def _end(self, name: str, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGTERM)
         # A stopped process takes no other signal than this one.
         process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._log.warning("killed, it did not stop", extra=logs.fields(service=name))
-            process.kill()
-            process.wait()
+        hurried = False
+        limit = time.monotonic() + STOP_SECONDS
+        hurry = time.monotonic() + (LAST_ANSWERS_SECONDS if self._cut_off(name) else STOP_SECONDS)
+        while process.poll() is None:
+            now = time.monotonic()
+            if now > limit:
+                self._log.warning("killed, it did not stop", extra=logs.fields(service=name))
+                process.kill()
+                process.wait()
+            elif (self._hurried and not hurried) or now > hurry:
+                # Another one ends its draining. Repeated, for two at a time may arrive as one.
+                process.send_signal(signal.SIGTERM)
+                hurried, hurry = True, now + WATCH_SECONDS
+            time.sleep(ENDING_SECONDS)
+
+    def _cut_off(self, name: str) -> bool:
+        """Whether a service waits for one that has failed and does not come back."""
+        return self.failed is not None and (
+            STOP_ORDER.index(name) < STOP_ORDER.index(self.failed[0])
+        )
 
     def _fail(self, name: str, code: int) -> None:
         self.failed = (name, code)
@@ -190,6 +249,7 @@ class Supervisor:
         """Start, watch until SIGTERM or SIGINT or a failure, stop; returns the exit code."""
 
         def on_signal(_number: int, _frame: FrameType | None) -> None:
+            self._hurried = self._stopping
             self._stopping = True
 
         before = {
@@ -205,10 +265,13 @@ class Supervisor:
                 on_ready()
             while not self._stopping and self.failed is None:
                 self.watch()
-                time.sleep(WATCH_SECONDS)
+                self.wait(WATCH_SECONDS)
         except StartFailed as error:
             self._log.error(str(error))
             return error.code or 1
+        except ServiceError as error:
+            self._log.error(str(error), extra=logs.fields(error=type(error).__name__))
+            return error.exit_code
         finally:
             self.stop()
             for number, handler in before.items():
@@ -218,7 +281,8 @@ class Supervisor:
     def command(self, service: str) -> list[str]:
         """The process that runs a service."""
         module = f"tallybus.services.{service}"
-        return [sys.executable, "-m", module, SUPERVISED, str(os.getpid())]
+        restarts = str(self.children[service].restarts)
+        return [sys.executable, "-m", module, SUPERVISED, str(os.getpid()), RESTARTS, restarts]
 
     def _spawn(self, child: Child) -> None:
         child.due = None
@@ -231,6 +295,15 @@ class Supervisor:
             # A terminal's Ctrl-C is for the supervisor, which stops the services in their order.
             start_new_session=True,
         )
+        if hasattr(os, "pidfd_open"):
+            child.handle = os.pidfd_open(child.process.pid)
+
+    @staticmethod
+    def _forget(child: Child) -> None:
+        child.process = None
+        if child.handle is not None:
+            os.close(child.handle)
+            child.handle = None
 
 
 def serve(stage: str, settings: Settings) -> int:

@@ -19,9 +19,12 @@ from typing import Any
 
 import msgpack
 import zmq
+from crc32c import crc32c
 
 RECORD = struct.Struct("<BBHIQQQQ")
 FAILURE = struct.Struct("<IBBHQ")
+ENTRY = struct.Struct("<Qq")
+TIMESTAMP = 1_700_000_000_123_456_789
 Script = Callable[["Message"], str]
 
 
@@ -40,42 +43,144 @@ class Message:
 
 
 @dataclass
+class Kept:
+    """A transaction as it is read back: a record as in the log, and what belongs to it."""
+
+    record: bytes
+    entries: bytes = b""
+    params: list[int] = field(default_factory=list)
+    function: dict[str, Any] | None = None
+    duplicate_of: int = 0
+    name: str | None = None
+
+
+@dataclass
+class Registered:
+    """A live function. A call of it moves its second parameter from account 0 to its first one, or
+    fails with the status that is its third parameter. But `load_fee_transfer` does what it says.
+    """
+
+    version: int
+    crc: int
+    tx_id: int
+    calls: int = 0
+    failures: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass
 class FakeLedger:
     """Outlives its gateways. `effects` counts the executions per (kind, user_ref, account,
-    amount).
+    amount), of registrations per (5, override, crc, version).
     """
 
     next_id: int = 1
     refs: dict[int, tuple[int, int]] = field(default_factory=dict)
     balances: Counter[int] = field(default_factory=Counter)
     effects: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+    kept: dict[int, Kept] = field(default_factory=dict)
+    functions: dict[str, Registered] = field(default_factory=dict)
+    versions: Counter[str] = field(default_factory=Counter)
 
-    def submit(self, records: bytes) -> tuple[int, list[bytes]]:
+    def submit(
+        self, records: bytes, names: list[str] | None = None, params: bytes = b""
+    ) -> tuple[int, list[bytes]]:
         """First id and failures. An amount of 0 is an INVALID_OPERATION, and consumes its
         reference.
         """
         first, failures = self.next_id, []
+        calls = struct.iter_unpack("<8q", params)
         for offset, row in enumerate(RECORD.iter_unpack(records)):
-            kind, _, _, _, user_ref, account, counterparty, amount = row
+            kind, _, _, function, user_ref, account, counterparty, amount = row
             tx_id = first + offset
-            if user_ref in self.refs:
-                original, status = self.refs[user_ref]
-                failures.append(FAILURE.pack(offset, 7, status, 0, original))
+            kept = Kept(RECORD.pack(*row))
+            self.kept[tx_id] = kept
+            values = next(calls) if kind == 4 else ()
+            original, was = self.refs.get(user_ref, (0, 0)) if user_ref else (0, 0)
+            if original:
+                failures.append(FAILURE.pack(offset, 7, was, 0, original))
+                kept.duplicate_of = original
+                kept.record = RECORD.pack(kind, 7, 0, 0, *row[4:])
                 continue
-            status = 0 if amount else 5
+            if kind == 4:
+                status = self._call(kept, row, (names or [])[function], values)
+            else:
+                status = 0 if amount else 5
+                kept.record = RECORD.pack(kind, status, 2 if not status else 0, *row[3:])
             if user_ref:
                 self.refs[user_ref] = (tx_id, status)
             if status:
                 failures.append(FAILURE.pack(offset, status, 0, 0, 0))
                 continue
             self.effects[kind, user_ref, account, amount] += 1
-            self.balances[counterparty if kind == 3 else account] += (
-                -amount if kind == 2 else amount
-            )
-            if kind == 3:
-                self.balances[account] -= amount
+            if kind == 4:
+                continue
+            source, target = {1: (0, account), 2: (account, 0), 3: (account, counterparty)}[kind]
+            kept.entries = ENTRY.pack(source, -amount) + ENTRY.pack(target, amount)
+            self.balances[target] += amount
+            self.balances[source] -= amount
         self.next_id = first + len(records) // RECORD.size
         return first, failures
+
+    def _call(self, kept: Kept, row: tuple[int, ...], name: str, values: tuple[int, ...]) -> int:
+        function = self.functions.get(name)
+        words = len(values)
+        while words and not values[words - 1]:
+            words -= 1
+        kept.params = list(values[:words])
+        status, entries = self._effect(name, values)
+        crc = 0
+        if function is not None:
+            crc = function.crc
+            kept.function = {"name": name, "version": function.version}
+            function.calls += 1
+            if status:
+                function.failures[status] += 1
+        for account, amount in entries:
+            self.balances[account] += amount
+        kept.entries = b"".join(ENTRY.pack(*entry) for entry in entries)
+        kept.record = RECORD.pack(4, status, len(entries), crc, row[4], 0, 0, words)
+        return status
+
+    def _effect(self, name: str, values: tuple[int, ...]) -> tuple[int, list[tuple[int, int]]]:
+        """Status and entries of a call."""
+        if name not in self.functions:
+            return 5, []
+        if name == "load_fee_transfer":
+            sender, receiver, fee_account, amount, fee_bps = values[:5]
+            fee = -(-amount * fee_bps // 10_000)
+            if self.balances[sender] < amount + fee:
+                return 1, []
+            return 0, [(sender, -amount - fee), (receiver, amount), (fee_account, fee)]
+        account, amount, status = values[:3]
+        return status, [] if status or not amount else [(0, -amount), (account, amount)]
+
+    def register(
+        self, name: str, binary: bytes, override: bool, user_ref: int
+    ) -> tuple[int, list[bytes]]:
+        """Id and failures of a registration; without a binary, of an unregistration."""
+        tx_id = self.next_id
+        self.next_id += 1
+        words = -(-len(name) // 8)
+        if user_ref in self.refs:
+            original, was = self.refs[user_ref]
+            record = RECORD.pack(5, 7, 0, 0, user_ref, 0, 0, words)
+            self.kept[tx_id] = Kept(record, duplicate_of=original, name=name)
+            return tx_id, [FAILURE.pack(0, 7, was, 0, original)]
+        there = name in self.functions
+        status = 5 if (there and not override if binary else not there) else 0
+        self.refs[user_ref] = (tx_id, status)
+        crc, version = (0, 0) if status else (crc32c(binary), self.versions[name] + 1)
+        record = RECORD.pack(5, status, 0, crc, user_ref, version, 0, words)
+        self.kept[tx_id] = Kept(record, name=name)
+        if status:
+            return tx_id, [FAILURE.pack(0, status, 0, 0, 0)]
+        self.effects[5, int(override), crc, version] += 1
+        self.versions[name] = version
+        if binary:
+            self.functions[name] = Registered(version, crc, tx_id)
+        else:
+            del self.functions[name]
+        return tx_id, []
 
 
 def always(verdict: str) -> Script:
@@ -96,7 +201,7 @@ class FakeGateway:
 
     `script` says what becomes of each message that is no ping: "answer"; "ignore" (lost on its way
     here); "mute" (executed, the reply lost); "hold" (executed and kept until `release`); "garbage";
-    or an error code. Pings are answered truthfully, unless `silent`.
+    or an error code, with `details`. Pings are answered truthfully, unless `silent`.
     """
 
     def __init__(
@@ -113,6 +218,7 @@ class FakeGateway:
         self.script = script
         self.incarnation = incarnation
         self.silent = silent
+        self.details: dict[str, Any] = {}
         self.seen: list[Message] = []
         self.pings: list[Message] = []
         self.held: list[tuple[Message, list[bytes]]] = []
@@ -196,7 +302,8 @@ class FakeGateway:
             self._send(message.client, [b"\xc1", b"?"])
             return
         if verdict not in ("answer", "mute", "hold"):
-            header = {"error": verdict, "message": f"scripted {verdict}", "details": {}}
+            text = f"scripted {verdict}"
+            header = {"error": verdict, "message": text, "details": self.details}
             self._send(message.client, [self._header(message, header)])
             return
         reply = self.reply(message)
@@ -223,16 +330,50 @@ class FakeGateway:
         last = ledger.next_id - 1
         match message.op:
             case "submit":
-                first, failures = ledger.submit(payload[0])
+                first, failures = ledger.submit(
+                    payload[0], header.get("names"), b"".join(payload[1:])
+                )
                 if header["wait"] == 0:
                     failures = []
+                return self._submitted(message, first, header["count"], failures)
+            case "register" | "unregister":
+                binary = payload[0] if message.op == "register" else b""
+                first, failures = ledger.register(
+                    header["name"], binary, header.get("override", False), header["user_ref"]
+                )
+                return self._submitted(message, first, 1, failures)
+            case "functions":
+                functions = [
+                    {
+                        "name": name,
+                        "version": each.version,
+                        "crc32c": each.crc,
+                        "registered": each.tx_id,
+                        "calls": each.calls,
+                        "failures": dict(each.failures),
+                        "fuel": 10 * each.calls,
+                        "fuel_limit": 1_000_000,
+                        "mean_ns": 81.5 if each.calls else None,
+                    }
+                    for name, each in sorted(ledger.functions.items())
+                ]
+                return [self._header(message, {"functions": functions})]
+            case "transaction":
+                tx_id = header["tx_id"]
+                kept = ledger.kept.get(tx_id)
+                found = kept or Kept(b"")
                 fields = {
-                    "first": first,
-                    "count": header["count"],
-                    "level": header["wait"],
-                    "failures": len(failures),
+                    "tx_id": tx_id,
+                    "timestamp": TIMESTAMP if kept else 0,
+                    "term": 1 if kept else 0,
+                    "found": kept is not None,
+                    "snapshot": last,
+                    "function": found.function,
+                    "duplicate_of": found.duplicate_of,
+                    "params": found.params,
+                    "name": found.name,
                 }
-                return [self._header(message, fields), b"".join(failures)]
+                return [self._header(message, fields), found.record, found.entries]
             case "balances":
                 accounts = struct.unpack(f"<{len(payload[0]) // 8}Q", payload[0])
                 balances = [ledger.balances[account] for account in accounts]
@@ -250,6 +391,17 @@ class FakeGateway:
                 return [self._header(message, dict.fromkeys(names, last) | {"term": 1})]
             case _:
                 return [self._header(message, {"level": header["wait"]})]
+
+    def _submitted(
+        self, message: Message, first: int, count: int, failures: list[bytes]
+    ) -> list[bytes]:
+        fields = {
+            "first": first,
+            "count": count,
+            "level": message.header["wait"],
+            "failures": len(failures),
+        }
+        return [self._header(message, fields), b"".join(failures)]
 
     def _header(self, message: Message, fields: dict[str, Any]) -> bytes:
         return bytes(msgpack.packb({"v": 1, "id": message.header["id"], **fields}))

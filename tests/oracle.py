@@ -7,7 +7,8 @@ layouts of `tallybus.common.record`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +18,24 @@ from tallybus.common.record import RECORD_DTYPE, Kind, Status
 
 SYSTEM = 0
 LARGEST_AMOUNT = 2**63 - 1
+MOST_ENTRIES = 255
+MOST_PARAMS = 8
+WORD = 2**64
 LARGEST_BALANCE = 2**63 - 1
 SMALLEST_BALANCE = -(2**63)
 
 
 class Operation(NamedTuple):
-    """What a client asks for. `kind` may be anything from 0 to 255, the others any u64."""
+    """What a client asks for. `kind` may be anything from 0 to 255, the others any u64; of a
+    function call `name` and up to eight `params` (int64)."""
 
     kind: int
     account: int
     counterparty: int = 0
     amount: int = 0
     user_ref: int = 0
+    name: str = ""
+    params: tuple[int, ...] = ()
 
 
 def deposit(account: int, amount: int, user_ref: int = 0) -> Operation:
@@ -41,6 +48,19 @@ def withdrawal(account: int, amount: int, user_ref: int = 0) -> Operation:
 
 def transfer(source: int, target: int, amount: int, user_ref: int = 0) -> Operation:
     return Operation(Kind.TRANSFER, source, target, amount, user_ref)
+
+
+def call(name: str, *params: int, user_ref: int = 0) -> Operation:
+    """A call of a function."""
+    return Operation(Kind.FUNCTION, 0, 0, 0, user_ref, name, params)
+
+
+class Trap(Exception):
+    """Raised by a function of the oracle where its module traps."""
+
+
+class OutOfFuel(Exception):
+    """Raised by a function of the oracle where its module runs out of fuel."""
 
 
 class Outcome(NamedTuple):
@@ -69,6 +89,27 @@ def to_records(operations: Iterable[Operation | tuple[int, ...]]) -> NDArray[np.
     return records
 
 
+class Batch(NamedTuple):
+    """Operations as clients send them: records, names that calls count in, rows of parameters."""
+
+    records: NDArray[np.void]
+    names: list[str]
+    params: NDArray[np.int64]
+
+
+def to_batch(operations: Iterable[Operation]) -> Batch:
+    """Operations with function calls as RECORD_DTYPE[n], k names and int64[calls, 8]."""
+    rows = list(operations)
+    records = to_records(rows)
+    calls = [i for i, row in enumerate(rows) if row.kind == Kind.FUNCTION]
+    names = sorted({rows[i].name for i in calls})
+    params = np.zeros((len(calls), MOST_PARAMS), np.int64)
+    for line, i in zip(params, calls, strict=True):
+        records["function"][i] = names.index(rows[i].name)
+        line[: len(rows[i].params)] = rows[i].params
+    return Batch(records, names, params)
+
+
 def to_operations(records: NDArray[np.void]) -> list[Operation]:
     """RECORD_DTYPE[n] as operations."""
     return [
@@ -83,14 +124,97 @@ def to_operations(records: NDArray[np.void]) -> list[Operation]:
     ]
 
 
+class Host:
+    """What a function may ask of the ledger, during one call."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self._oracle = oracle
+        self.entries: list[tuple[int, int]] = []
+        self.failure = Status.NONE
+        """The first one: it decides how the call ends, and nothing moves after it."""
+
+    def credit(self, account: int, amount: int) -> None:
+        """Subtract. Both numbers are taken as u64."""
+        self._move(account % WORD, amount % WORD, -1)
+
+    def debit(self, account: int, amount: int) -> None:
+        """Add."""
+        self._move(account % WORD, amount % WORD, 1)
+
+    def get_balance(self, account: int) -> int:
+        if self.failure:
+            return 0
+        if account % WORD >= self._oracle.max_accounts:
+            self.failure = Status.ACCOUNT_LIMIT_EXCEEDED
+            return 0
+        return self._oracle.balance(account % WORD)
+
+    def _move(self, account: int, amount: int, sign: int) -> None:
+        if self.failure:
+            return
+        if account >= self._oracle.max_accounts:
+            self.failure = Status.ACCOUNT_LIMIT_EXCEEDED
+            return
+        if amount > LARGEST_AMOUNT:
+            self.failure = Status.BALANCE_OVERFLOW
+            return
+        if amount == 0:
+            return
+        if len(self.entries) == MOST_ENTRIES:
+            self.failure = Status.ENTRY_LIMIT_EXCEEDED
+            return
+        after = self._oracle.balance(account) + sign * amount
+        if not SMALLEST_BALANCE <= after <= LARGEST_BALANCE:
+            self.failure = Status.BALANCE_OVERFLOW
+            return
+        self._oracle.balances[account] = after
+        self.entries.append((account, sign * amount))
+
+    def undo(self) -> None:
+        for account, amount in reversed(self.entries):
+            self._oracle.balances[account] -= amount
+
+
+Function = Callable[[Host, tuple[int, ...]], int]
+"""`execute`: takes the host and eight int64, returns an i32 as a signed integer; raises Trap or
+OutOfFuel."""
+
+
+class Registered(NamedTuple):
+    """A live function."""
+
+    function: Function
+    crc32c: int
+    version: int
+    tx_id: int
+    """The transaction that registered it."""
+
+
+@dataclass
+class Kept:
+    """What the log keeps of a batch beside outcomes, in order: of each record the entry count, the
+    checksum of the function that ran and the transaction that registered it; parameters;
+    entries."""
+
+    entry_counts: list[int] = field(default_factory=list)
+    functions: list[int] = field(default_factory=list)
+    registrations: list[int] = field(default_factory=list)
+    params: list[int] = field(default_factory=list)
+    entries: list[tuple[int, int]] = field(default_factory=list)
+
+
 class Oracle:
-    """Balances (`dict`, accounts never moved are absent), the duplicate window and the next id."""
+    """Balances (`dict`, accounts never moved are absent), the duplicate window, the functions and
+    the next id. `kept` is of the last batch."""
 
     def __init__(self, max_accounts: int, transactions_per_segment: int) -> None:
         self.max_accounts = max_accounts
         self.transactions_per_segment = transactions_per_segment
         self.balances: dict[int, int] = {}
         self.next_id = 1
+        self.functions: dict[str, Registered] = {}
+        self.kept = Kept()
+        self._versions: dict[str, int] = {}
         self._firsts: dict[int, First] = {}
 
     def balance(self, account: int) -> int:
@@ -106,7 +230,30 @@ class Oracle:
         """Execute records or operations as the next transactions."""
         if isinstance(operations, np.ndarray):
             operations = to_operations(operations)
+        self.kept = Kept()
         return [self._execute_one(Operation(*operation)) for operation in operations]
+
+    def register(
+        self, name: str, function: Function | None, crc32c: int, override: bool, user_ref: int = 0
+    ) -> Outcome:
+        """Register, or unregister where there is no function, as the next transaction."""
+        self.kept = Kept()
+        tx_id = self._take_id()
+        first = self._firsts.get(user_ref)
+        if user_ref and first is not None:
+            return Outcome(tx_id, Status.DUPLICATE, first.tx_id, first.status)
+        status = Status.NONE
+        if (name in self.functions and not override) if function else name not in self.functions:
+            status = Status.INVALID_OPERATION
+        if user_ref:
+            self._firsts[user_ref] = First(tx_id, status)
+        if status == Status.NONE:
+            version = self._versions[name] = self._versions.get(name, 0) + 1
+            if function is None:
+                del self.functions[name]
+            else:
+                self.functions[name] = Registered(function, crc32c, version, tx_id)
+        return Outcome(tx_id, status)
 
     def apply_log(
         self, records: NDArray[np.void], entries: Sequence[tuple[int, int]] | NDArray[np.void] = ()
@@ -138,17 +285,55 @@ class Oracle:
     def _execute_one(self, operation: Operation) -> Outcome:
         tx_id = self._take_id()
         first = self._firsts.get(operation.user_ref)
+        self.kept.entry_counts.append(0)
+        self.kept.functions.append(0)
+        self.kept.registrations.append(0)
         if operation.user_ref and first is not None:
             return Outcome(tx_id, Status.DUPLICATE, first.tx_id, first.status)
-        status = self._judge(operation)
+        if operation.kind == Kind.FUNCTION:
+            status = self._call(operation)
+        else:
+            status = self._judge(operation)
         if operation.user_ref:
             self._firsts[operation.user_ref] = First(tx_id, status)
-        if status == Status.NONE:
+        if status == Status.NONE and operation.kind != Kind.FUNCTION:
             source, target = sides(operation)
             if source != target:
                 self._move(source, -operation.amount)
                 self._move(target, operation.amount)
+                self.kept.entry_counts[-1] = 2
         return Outcome(tx_id, status)
+
+    def _call(self, operation: Operation) -> int:
+        params = (*operation.params, *[0] * (MOST_PARAMS - len(operation.params)))
+        used = max((i + 1 for i, param in enumerate(params) if param), default=0)
+        self.kept.params += params[:used]
+        live = self.functions.get(operation.name)
+        if live is None:
+            return Status.INVALID_OPERATION
+        self.kept.functions[-1] = live.crc32c
+        self.kept.registrations[-1] = live.tx_id
+        host = Host(self)
+        status: int
+        try:
+            status = live.function(host, params)
+        except Trap:
+            status = Status.INVALID_OPERATION
+        except OutOfFuel:
+            status = Status.QUOTA_EXCEEDED
+        else:
+            if not 0 <= status <= 255 or status == Status.DUPLICATE:
+                status = Status.INVALID_OPERATION
+        if host.failure:
+            status = host.failure
+        if status == Status.NONE and sum(amount for _, amount in host.entries) != 0:
+            status = Status.ZERO_SUM_VIOLATION
+        if status == Status.NONE:
+            self.kept.entry_counts[-1] = len(host.entries)
+            self.kept.entries += host.entries
+        else:
+            host.undo()
+        return status
 
     def _judge(self, operation: Operation) -> Status:
         if operation.kind not in (Kind.DEPOSIT, Kind.WITHDRAWAL, Kind.TRANSFER):

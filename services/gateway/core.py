@@ -12,7 +12,7 @@ Nothing that a client sends raises out of this module.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +24,9 @@ from tallybus.common.frames import (
     Answer,
     Assigned,
     Buffer,
+    FunctionsAnswer,
     Message,
+    Prepared,
     Presence,
     Request,
     Results,
@@ -32,20 +34,25 @@ from tallybus.common.frames import (
     ResultsQuery,
     StageStatus,
     as_buffer,
+    size,
 )
-from tallybus.common.link import LinkSender
+from tallybus.common.link import LinkSender, weigh
 from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, Level, Stage
 from tallybus.common.stage import StageCore
+from tallybus.common.transaction import reply_fields, reply_payloads, transaction_in
 from tallybus.services.gateway import protocol
 from tallybus.services.gateway.desk import Desk
+from tallybus.services.gateway.functions import Registrations
 from tallybus.services.gateway.outcomes import RecentOutcomes
 from tallybus.services.gateway.protocol import (
     BadRequest,
     ClientRequest,
+    FunctionsRead,
     IndexRead,
     Limits,
     Ping,
     Read,
+    Register,
     ServicesRead,
     Submit,
     Wait,
@@ -80,6 +87,7 @@ class GatewayCore(StageCore):
         self.limits = limits
         self.desk = Desk(max_wait_ms * 1_000_000)
         self.reads = Reads()
+        self.registrations = Registrations()
         self.link: LinkSender[Request] = LinkSender(1, max_in_flight, "the sequencer")
         self.sequenced = 0
         self.computed = 0
@@ -89,6 +97,8 @@ class GatewayCore(StageCore):
         self._services = Services()
         self._gatherer = Gatherer(incarnation, limits.max_batch)
         self._gathered = 0
+        self.gathered: Callable[[int], None] | None = None
+        """Called with the size of each batch that was gathered, where somebody counts them."""
         self._batches: dict[int, Batch] = {}
         self._settled: deque[Batch] = deque()
         """Computed batches of which some members wait for more, in order."""
@@ -128,14 +138,18 @@ class GatewayCore(StageCore):
         if self.desk.full:
             self.desk.overloaded(request, f"{len(self.desk)} requests are waiting")
             return
-        if isinstance(request, Submit):
-            if self._gathered + request.count > self.link.room and (
-                self._gathered or len(self.link)
-            ):
+        if isinstance(request, Register) and request.binary:
+            if not self.registrations.takes(request):
+                self.desk.overloaded(
+                    request, f"{self.registrations.held_bytes} bytes of modules are waiting"
+                )
+                return
+            self.registrations.prepare(request)
+        elif isinstance(request, Submit):
+            if not self._room_for(request):
                 self.desk.overloaded(request, f"{self.link.weight} operations are on their way")
                 return
-            self._gathered += request.count
-            self._gatherer.add(request)
+            self._gather(request)
         elif isinstance(request, Read):
             if not self.reads.takes(request):
                 self.desk.overloaded(request, f"{self.reads.held_bytes} bytes of reads are waiting")
@@ -154,22 +168,33 @@ class GatewayCore(StageCore):
                 self._unready = [each for each in self._unready if not each.done]
                 self._unready_most = max(UNREADY_KEPT, 2 * len(self._unready))
 
+    def _room_for(self, submit: Submit) -> bool:
+        return self._gathered + submit.count <= self.link.room or not (
+            self._gathered or len(self.link)
+        )
+
+    def _gather(self, submit: Submit) -> None:
+        self._gathered += submit.count
+        self._gatherer.add(submit)
+
     @property
     def ready(self) -> bool:
         """Whether every stage of the pipeline was heard since this gateway started."""
         return len(self._heard) == 4
 
     @property
+    def awaits(self) -> str:
+        return "" if self.ready and self.term else "it has not heard of every stage yet"
+
+    @property
     def under_way(self) -> bool:
         """Whether any submission was taken and is not computed and answered."""
         return bool(self._gathered) or bool(self._batches) or self.desk.submits
 
-    def _finish(
-        self, request: ClientRequest, fields: dict[str, Any], payload: Buffer | None = None
-    ) -> None:
+    def _finish(self, request: ClientRequest, fields: dict[str, Any], *payloads: Buffer) -> None:
         if isinstance(request, Read):
             self.reads.let_go(request)
-        self.desk.finish(request, fields, payload)
+        self.desk.finish(request, fields, *payloads)
 
     def _fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
         if isinstance(request, Read):
@@ -204,13 +229,21 @@ class GatewayCore(StageCore):
                 self._finish(request, {"level": int(request.level)})
             else:
                 self._waits[request.level].add(request.tx_id, request)
+        elif isinstance(request, FunctionsRead):
+            self.registrations.read(request)
         elif isinstance(request, Read):
             if request.min_tx_id > self.snapshot:
                 self._waits[Level.SNAPSHOT].add(request.min_tx_id, request)
-            elif request.what == "balances":
-                self.reads.add_balances(request)
             else:
-                self._read_statuses(request)
+                self._read(request)
+
+    def _read(self, read: Read) -> None:
+        if read.what == "balances":
+            self.reads.add_balances(read)
+        elif read.what == "transaction":
+            self.reads.ask_transaction(read, self.snapshot)
+        else:
+            self._read_statuses(read)
 
     # -- the way through the pipeline ------------------------------------------------------------
 
@@ -391,6 +424,32 @@ class GatewayCore(StageCore):
                 "ask for the status of the transactions",
             )
 
+    # -- functions -------------------------------------------------------------------------------
+
+    def on_prepared(self, message: Prepared) -> None:
+        """The transactor has looked at a module."""
+        register = self.registrations.prepared(message)
+        if register is None:
+            return
+        if message.refused:
+            self._fail(
+                register,
+                protocol.INVALID_FUNCTION,
+                f"{register.names[0]} cannot be registered: {message.reason}",
+                name=register.names[0],
+                reason=message.reason,
+            )
+        elif self._room_for(register):
+            self._gather(register)
+        else:
+            why = f"{self.link.weight} operations are on their way; try again later"
+            self._fail(register, protocol.OVERLOADED, why)
+
+    def on_functions(self, message: FunctionsAnswer) -> None:
+        """The transactor's live functions."""
+        for read in self.registrations.answered(message.query):
+            self._finish(read, {"functions": message.functions})
+
     # -- broadcasts ------------------------------------------------------------------------------
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
@@ -406,6 +465,7 @@ class GatewayCore(StageCore):
         elif message.stage == "transactor":
             if message.incarnation != self._transactor:
                 self._transactor = message.incarnation
+                self.registrations.ask_again()
                 self._asked_ns = now_ns - ASK_AGAIN_NS
             index = message.index
             if message.term < self.term:
@@ -573,10 +633,18 @@ class GatewayCore(StageCore):
         """The snapshotter's answer to a query."""
         for offset, read in self.reads.answered(message):
             if message.error:
-                self._fail(read, protocol.INVALID_REQUEST, message.error, **message.details)
+                # Of a log that cannot be read, the answer tells where; no client can help that.
+                damaged = "path" in message.details
+                code = protocol.INTERNAL if damaged else protocol.INVALID_REQUEST
+                self._fail(read, code, message.error, **message.details)
             elif read.what == "balances":
                 values = message.values[offset * 8 : (offset + len(read.keys)) * 8]
                 self._finish(read, {"count": len(read.keys), "snapshot": message.index}, values)
+            elif read.what == "transaction":
+                tx_id = int(read.keys[0])
+                found = transaction_in(message, tx_id)
+                fields = reply_fields(tx_id, message.index, found)
+                self._finish(read, fields, *reply_payloads(found))
             else:
                 read.rows[read.asked] = np.frombuffer(message.values, STATUS_DTYPE)
                 self._finish(read, {"count": len(read.keys)}, as_buffer(read.rows))
@@ -588,9 +656,13 @@ class GatewayCore(StageCore):
         if self._gathered:
             for batch, message in self._gatherer.cut(self.link.end):
                 self._batches[batch.request] = batch
-                self.link.offer(batch.request, 1, message, weight=batch.count)
+                if self.gathered is not None:
+                    self.gathered(batch.count)
+                weight = weigh(batch.count, size(message.binary))
+                self.link.offer(batch.request, 1, message, weight=weight)
             self._gathered = 0
         self.reads.flush(self.snapshot)
+        self.registrations.tick(now_ns)
         for request in self.desk.late(now_ns):
             self._time_out(request)
         self.link.check_stall(now_ns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tallybus.common.frames import Buffer
@@ -21,6 +21,9 @@ class Desk:
         self.answers: list[tuple[bytes, list[Buffer]]] = []
         self.bad_requests = 0
         self.overloads = 0
+        self.answered: Callable[[ClientRequest | None, str], None] | None = None
+        """Called with each request (None: it could not be read) and its outcome, "ok" or an error's
+        code, where somebody counts them."""
         self._max_wait_ns = max_wait_ns
         self._held: dict[tuple[bytes, int], ClientRequest] = {}
         self._deadlines: Marks[ClientRequest] = Marks()
@@ -44,6 +47,7 @@ class Desk:
     def hold(self, request: ClientRequest, now_ns: int) -> None:
         """Keep a request until `finish`, `fail`, or its deadline."""
         self._held[request.client, request.id] = request
+        request.held_ns = now_ns
         wait_ns = self._max_wait_ns
         if request.timeout_ms is not None:
             wait_ns = min(wait_ns, request.timeout_ms * 1_000_000)
@@ -57,34 +61,38 @@ class Desk:
         """When the next held request times out, on the monotonic clock."""
         return self._deadlines.next_mark()
 
-    def finish(
-        self, request: ClientRequest, fields: dict[str, Any], payload: Buffer | None = None
-    ) -> None:
+    def finish(self, request: ClientRequest, fields: dict[str, Any], *payloads: Buffer) -> None:
         """Answer a held request."""
         self._let_go(request)
-        self.reply(request, fields, payload)
+        self.reply(request, fields, *payloads)
 
     def fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
         """Answer a held request with an error."""
         self._let_go(request)
+        if self.answered is not None:
+            self.answered(request, code)
         frames = protocol.error_reply(request.id, code, message, details)
         self.answers.append((request.client, frames))
 
-    def reply(
-        self, request: ClientRequest, fields: dict[str, Any], payload: Buffer | None = None
-    ) -> None:
+    def reply(self, request: ClientRequest, fields: dict[str, Any], *payloads: Buffer) -> None:
         """Answer a request that was never held."""
-        self.answers.append((request.client, protocol.reply(request.id, fields, payload)))
+        if self.answered is not None:
+            self.answered(request, "ok")
+        self.answers.append((request.client, protocol.reply(request.id, fields, *payloads)))
 
     def refuse(self, client: bytes, error: BadRequest) -> None:
         """Answer what cannot be served."""
         self.bad_requests += 1
+        if self.answered is not None:
+            self.answered(None, error.code)
         frames = protocol.error_reply(error.request_id, error.code, str(error), error.details)
         self.answers.append((client, frames))
 
     def overloaded(self, request: ClientRequest, why: str) -> None:
         """Answer a request for which there is no room; nothing was done about it."""
         self.overloads += 1
+        if self.answered is not None:
+            self.answered(request, protocol.OVERLOADED)
         text = f"{why}; nothing was done, try again later"
         frames = protocol.error_reply(request.id, protocol.OVERLOADED, text)
         self.answers.append((request.client, frames))

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgpack
 import numpy as np
+from crc32c import crc32c
 
 from tallybus.common.frames import (
     EMPTY,
@@ -25,6 +26,8 @@ from tallybus.common.frames import (
     size,
     unpack_header,
 )
+from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
+from tallybus.common.functions import UNREGISTERED
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
 
 _FUNCTION: Final = np.uint8(Kind.FUNCTION)
@@ -41,6 +44,7 @@ OVERLOADED: Final = "overloaded"
 TIMEOUT: Final = "timeout"
 LOST: Final = "lost"
 OUTCOME_UNKNOWN: Final = "outcome_unknown"
+INVALID_FUNCTION: Final = "invalid_function"
 UNAVAILABLE: Final = "unavailable"
 INTERNAL: Final = "internal"
 
@@ -72,6 +76,7 @@ class ClientRequest:
     id: int
     timeout_ms: int | None
     done: bool = field(default=False, init=False)
+    held_ns: int = field(default=0, init=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -95,8 +100,21 @@ class Submit(ClientRequest):
 
 
 @dataclass(slots=True, eq=False)
+class Register(Submit):
+    """A function to register; an empty `binary` unregisters it."""
+
+    binary: Buffer = EMPTY
+
+
+@dataclass(slots=True, eq=False)
+class FunctionsRead(ClientRequest):
+    """The live functions and what they have done."""
+
+
+@dataclass(slots=True, eq=False)
 class Read(ClientRequest):
-    """Balances of accounts or statuses of transactions: `what` is "balances" or "status".
+    """Balances of accounts, statuses of transactions, or one transaction: `what` is "balances",
+    "status" or "transaction".
 
     Of a status read, `rows` is the answer so far and `asked` marks what the snapshotter fills in.
     """
@@ -177,6 +195,16 @@ def decode_request(client: bytes, frames: Sequence[Buffer], limits: Limits) -> C
         return _read(client, request_id, timeout, header, payloads, limits, "balances")
     if operation == "status":
         return _read(client, request_id, timeout, header, payloads, limits, "status")
+    if operation == "transaction":
+        return _transaction(client, request_id, timeout, header, payloads)
+    if operation == "register":
+        return _register(client, request_id, timeout, header, payloads)
+    if operation == "unregister":
+        _payloads(payloads, 0, 0, request_id)
+        return _registration(client, request_id, timeout, header, EMPTY)
+    if operation == "functions":
+        _payloads(payloads, 0, 0, request_id)
+        return FunctionsRead(client, request_id, timeout)
     if operation == "index":
         _payloads(payloads, 0, 0, request_id)
         return IndexRead(client, request_id, timeout)
@@ -289,6 +317,71 @@ def _read(
     return Read(client, request_id, timeout, what, keys, minimum)
 
 
+def _transaction(
+    client: bytes,
+    request_id: int,
+    timeout: int | None,
+    header: dict[str, Any],
+    payloads: Sequence[Buffer],
+) -> Read:
+    _payloads(payloads, 0, 0, request_id)
+    keys = np.array([_number(header, "tx_id", request_id)], "<u8")
+    minimum = _number(header, "min_tx_id", request_id) if "min_tx_id" in header else 0
+    return Read(client, request_id, timeout, "transaction", keys, minimum)
+
+
+def _register(
+    client: bytes,
+    request_id: int,
+    timeout: int | None,
+    header: dict[str, Any],
+    payloads: Sequence[Buffer],
+) -> Register:
+    _payloads(payloads, 1, 1, request_id)
+    if not 1 <= size(payloads[0]) <= MAX_BINARY_BYTES:
+        raise BadRequest(
+            f"a module of {size(payloads[0])} bytes; 1 to {MAX_BINARY_BYTES} are allowed",
+            request_id,
+            field="binary",
+            max_bytes=MAX_BINARY_BYTES,
+        )
+    if crc32c(payloads[0]) == UNREGISTERED:
+        raise BadRequest(
+            "the module's CRC-32C is 0, which says `unregistered` in the log; add a byte to one of "
+            "its custom sections",
+            request_id,
+            field="binary",
+        )
+    return _registration(client, request_id, timeout, header, payloads[0])
+
+
+def _registration(
+    client: bytes, request_id: int, timeout: int | None, header: dict[str, Any], binary: Buffer
+) -> Register:
+    name = header.get("name")
+    if not is_function_name(name):
+        raise BadRequest(
+            f"field name must be {NAME_RULE}, not {shown(name)}", request_id, field="name"
+        )
+    override = header.get("override", False)
+    if not isinstance(override, bool):
+        raise BadRequest(
+            f"field override must be true or false, not {shown(override)}",
+            request_id,
+            field="override",
+        )
+    record = np.zeros(1, RECORD_DTYPE)
+    record["kind"] = Kind.FUNCTION_REGISTERED
+    record["function"] = crc32c(binary)
+    record["user_ref"] = _number(header, "user_ref", request_id) if "user_ref" in header else 0
+    record["account"] = override
+    level = _level(header, request_id)
+    records = record.tobytes()
+    return Register(
+        client, request_id, timeout, level, 1, records, EMPTY, [str(name)], binary=binary
+    )
+
+
 def _payloads(payloads: Sequence[Buffer], least: int, most: int, request_id: int) -> None:
     if not least <= len(payloads) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
@@ -328,14 +421,11 @@ def _length(name: str) -> int:
     return len(name.encode(errors="surrogatepass"))
 
 
-def reply(request_id: int, fields: dict[str, Any], payload: Buffer | None = None) -> list[Buffer]:
+def reply(request_id: int, fields: dict[str, Any], *payloads: Buffer) -> list[Buffer]:
     """Frames of a successful reply."""
     header: dict[str, Any] = {"v": PROTOCOL_VERSION, "id": request_id}
     header.update(fields)
-    frames: list[Buffer] = [msgpack.packb(header)]
-    if payload is not None:
-        frames.append(payload)
-    return frames
+    return [msgpack.packb(header), *payloads]
 
 
 def error_reply(

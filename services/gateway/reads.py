@@ -63,6 +63,10 @@ class Reads:
         """Ask for the statuses that `read.asked` marks."""
         self._ask("status", snapshot, read.keys[read.asked], [(0, read)])
 
+    def ask_transaction(self, read: Read, snapshot: int) -> None:
+        """Ask for the one transaction that `read` names."""
+        self._ask("transaction", snapshot, read.keys, [(0, read)])
+
     def flush(self, snapshot: int) -> None:
         """Make one query of the balance reads of this turn."""
         if not self._balances:

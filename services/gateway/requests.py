@@ -17,7 +17,7 @@ import numpy as np
 
 from tallybus.common.frames import EMPTY, Buffer, Request, size
 from tallybus.common.record import RECORD_DTYPE, Kind, Level
-from tallybus.services.gateway.protocol import MAX_NAMES, Submit
+from tallybus.services.gateway.protocol import MAX_NAMES, Register, Submit
 
 JOIN_BYTES: Final = 65_536
 """Submissions below this size are copied into a shared batch; above it a batch of their own is
@@ -70,7 +70,7 @@ class Gatherer:
         count = 0
         names = 0
         for submit in self._waiting:
-            alone = size(submit.records) >= JOIN_BYTES
+            alone = size(submit.records) >= JOIN_BYTES or isinstance(submit, Register)
             names += len(submit.names)
             if group and (alone or count + submit.count > self._max_batch or names > MAX_NAMES):
                 yield self._join(next_request, group, count)
@@ -97,9 +97,13 @@ class Gatherer:
             records, params, names = only.records, only.params, only.names
         else:
             records, params, names = _joined(group)
+        registers = isinstance(group[0], Register)
+        binary = group[0].binary if isinstance(group[0], Register) else EMPTY
         for submit in group:
             # The batch has them now; a request that waits for long must not hold them as well.
             submit.records = submit.params = EMPTY
+            if isinstance(submit, Register):
+                submit.binary = EMPTY
         message = Request(
             gateway=self._gateway,
             request=request,
@@ -108,6 +112,8 @@ class Gatherer:
             params=params,
             names=names,
             tell=any(submit.level is Level.NONE for submit in group),
+            registers=registers,
+            binary=binary,
         )
         return Batch(request, count, members), message
 

@@ -12,17 +12,21 @@ from tallybus.common.frames import (
     Answer,
     Assigned,
     Buffer,
+    FunctionsAnswer,
     Message,
+    Prepared,
     Presence,
     Results,
     ResultsGone,
     StageStatus,
     encode,
 )
+from tallybus.common.function_names import MAX_BINARY_BYTES
 from tallybus.common.service import Shell
 from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES
 from tallybus.services.gateway.answers import AnswerQueue
 from tallybus.services.gateway.core import GatewayCore
+from tallybus.services.gateway.metrics import GatewayMeter
 from tallybus.services.gateway.protocol import Limits
 
 CLIENT_MESSAGES_PER_TURN: Final = 512
@@ -53,7 +57,11 @@ class GatewayService(Shell):
         self.open_client_of("sequencer")
         self._clients: Port = self.bus.clients(
             settings.gateway.endpoint,
-            max(settings.gateway.max_batch * OPERATION_BYTES, settings.gateway.max_reads * 8)
+            max(
+                settings.gateway.max_batch * OPERATION_BYTES,
+                settings.gateway.max_reads * 8,
+                MAX_BINARY_BYTES,
+            )
             + HEADER_BYTES,
         )
         self._answers = AnswerQueue(self._clients.send_to)
@@ -75,7 +83,18 @@ class GatewayService(Shell):
             lambda: not self.stopping,
             most=CLIENT_MESSAGES_PER_TURN,
         )
+        if isinstance(self.meter, GatewayMeter):
+            self.core.desk.answered = self.meter.answered
+            self.core.gathered = self.meter.batch_transactions.observe
         self.log.info("listening", extra=logs.fields(endpoint=self.endpoint))
+
+    def new_meter(self) -> GatewayMeter:
+        return GatewayMeter(self)
+
+    @property
+    def answers(self) -> AnswerQueue:
+        """Answers on their way to clients."""
+        return self._answers
 
     def timeout_ns(self, now_ns: int) -> int:
         deadline = self.core.desk.next_deadline_ns()
@@ -88,9 +107,10 @@ class GatewayService(Shell):
     def flush(self, now_ns: int) -> None:
         super().flush(now_ns)
         core = self.core
-        for question in core.requests:
+        for question in (*core.requests, *core.registrations.questions):
             self._transactor.send(encode(question))
         core.requests.clear()
+        core.registrations.questions.clear()
         queries = core.reads.queries
         sent = 0
         # What the socket does not take now goes out in a later turn, in order.
@@ -120,6 +140,10 @@ class GatewayService(Shell):
             self.core.on_results(message)
         elif isinstance(message, ResultsGone):
             self.core.on_results_gone(message)
+        elif isinstance(message, Prepared):
+            self.core.on_prepared(message)
+        elif isinstance(message, FunctionsAnswer):
+            self.core.on_functions(message)
 
     def _on_client(self, frames: list[Buffer], now_ns: int) -> None:
         self.core.on_client(bytes(frames[0]), frames[1:], now_ns)

@@ -17,8 +17,9 @@ from tallybus.common.frames import (
     Sequenced,
     StageStatus,
     Welcome,
+    size,
 )
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict
+from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
 from tallybus.common.stage import Fenced, StageCore
 
 
@@ -112,7 +113,10 @@ class SequencerCore(StageCore):
                 names=message.names,
                 records=message.records,
                 params=message.params,
+                registers=message.registers,
+                binary=message.binary,
             ),
+            weigh(message.count, size(message.binary)),
         )
         if message.tell:
             self._assigned.append([message.gateway, message.request, first, message.count])

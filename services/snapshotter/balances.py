@@ -1,4 +1,5 @@
-"""The read side's state: balances, and the outcome of every transaction of the active window.
+"""The read side's state: balances, functions, and the outcome of every transaction of the active
+window.
 
 One thread owns a `ReadState`: it applies durable transactions in order of their ids and answers
 reads in between, so a read always sees the state after some whole batch. No I/O: statuses that have
@@ -13,6 +14,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.errors import ServiceError
+from tallybus.common.functions import (
+    FunctionRegistry,
+    FunctionVersion,
+    RegistrationError,
+    registrations_in,
+)
 from tallybus.common.lazyarray import lazy_zeros
 from tallybus.common.record import STATUS_DTYPE, Stage, Status
 from tallybus.common.replay import ReplayError, replay_balances
@@ -62,12 +70,17 @@ class Freezing:
     From `ReadState.begin_freeze` until the last step `ReadState.apply` refuses to apply anything.
     """
 
-    __slots__ = ("_balances", "_chunks", "_copy", "_done", "last_tx_id")
+    __slots__ = ("_balances", "_chunks", "_copy", "_done", "_functions", "last_tx_id")
 
     def __init__(
-        self, balances: NDArray[np.int64], touched: NDArray[np.uint8], last_tx_id: int
+        self,
+        balances: NDArray[np.int64],
+        touched: NDArray[np.uint8],
+        functions: tuple[FunctionVersion, ...],
+        last_tx_id: int,
     ) -> None:
         self.last_tx_id = last_tx_id
+        self._functions = functions
         self._balances = balances
         self._chunks = np.flatnonzero(touched)
         self._copy = np.empty((len(self._chunks), CHUNK_ACCOUNTS), np.int64)
@@ -89,14 +102,14 @@ class Freezing:
         """The copy, once finished."""
         if not self.finished:
             raise ValueError("the balances are not copied yet: go on with step()")
-        return FrozenBalances(self._chunks.astype(np.uint64), self._copy)
+        return FrozenBalances(self._chunks.astype(np.uint64), self._copy, self._functions)
 
 
 class ReadState:
     """Balances and statuses after transaction `index`. Memory is taken only by what is used.
 
     Public: `index` (id of the last applied transaction), and to be read only: `balances`
-    int64[max_accounts], `touched` uint8[chunks].
+    int64[max_accounts], `touched` uint8[chunks], `functions`: all of them up to `index`.
     """
 
     def __init__(
@@ -111,8 +124,9 @@ class ReadState:
         self.index = 0
         self.balances = lazy_zeros(max_accounts, np.int64)
         self.touched = np.zeros(chunk_count(max_accounts), np.uint8)
+        self.functions = FunctionRegistry()
         self._cold = cold
-        self._failed: ReplayError | None = None
+        self._failed: ServiceError | None = None
         self._freezing: Freezing | None = None
         self._first_status = 1
         self._window = 2 * transactions_per_segment
@@ -135,6 +149,7 @@ class ReadState:
         )
         state.balances = snapshot.balances
         state.touched = snapshot.touched
+        state.functions = snapshot.functions
         state.index = snapshot.fields.last_tx_id
         state._first_status = state.index + 1
         return state
@@ -149,13 +164,15 @@ class ReadState:
         first_id: int,
         records: NDArray[Any],
         links: NDArray[np.uint64],
+        params: NDArray[np.int64],
         entries: NDArray[Any],
     ) -> None:
         """Applies the transactions `first_id`, `first_id` + 1, …, which must be the next ones.
 
         `records` RECORD_DTYPE[n] as in the log, `links` uint64, one item per DUPLICATE in order,
-        `entries` ENTRY_DTYPE of the successful functions in order.
-        Raises ReplayError; the service must then end, because a part may have been applied.
+        `params` int64 of functions and registrations and `entries` ENTRY_DTYPE of the successful
+        functions, in order. Raises ReplayError and RegistrationError; the service must then end,
+        because a part may have been applied.
         """
         if self._failed is not None:
             raise self._failed
@@ -169,8 +186,10 @@ class ReadState:
         duplicates = np.flatnonzero(records["status"] == Status.DUPLICATE)
         self._check_links(first_id, duplicates, links)
         try:
+            for version in registrations_in(first_id, records, params):
+                self.functions.apply(version)
             replay_balances(records, entries, self.balances, self.touched, first_id)
-        except ReplayError as error:
+        except (ReplayError, RegistrationError) as error:
             self._failed = error
             raise
         self._remember(first_id, records, duplicates, links)
@@ -214,7 +233,9 @@ class ReadState:
         """
         if self._failed is not None:
             raise self._failed
-        self._freezing = Freezing(self.balances, self.touched, self.index)
+        self._freezing = Freezing(
+            self.balances, self.touched, self.functions.versions(), self.index
+        )
         return self._freezing
 
     def freeze(self) -> FrozenBalances:
@@ -262,5 +283,5 @@ class ReadState:
             self._distances[slots] = ids - links
 
     def _fail(self, tx_id: int, reason: str) -> ReplayError:
-        self._failed = ReplayError(tx_id, reason)
-        return self._failed
+        error = self._failed = ReplayError(tx_id, reason)
+        return error

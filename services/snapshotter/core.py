@@ -9,7 +9,9 @@ range of the log that its shell has to read to it, then goes on with the stream.
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,11 +24,13 @@ from tallybus.common.frames import (
     Welcome,
     as_buffer,
 )
+from tallybus.common.functions import FunctionRegistry
 from tallybus.common.link import LinkReceiver, Verdict
 from tallybus.common.payload import count_extras
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE
 from tallybus.common.snapshot import FrozenBalances
 from tallybus.common.stage import StageCore
+from tallybus.common.transaction import LoggedTransaction, fill_answer, transaction_of
 
 BEHIND_NS: Final = 300_000_000
 """After this long without progress, below the durable index, the files are read instead."""
@@ -50,16 +54,27 @@ class ReadModel(Protocol):
 
     @property
     def index(self) -> int: ...
+    @property
+    def functions(self) -> FunctionRegistry: ...
     def apply(
         self,
         first_id: int,
         records: np.ndarray[Any, Any],
         links: np.ndarray[Any, Any],
+        params: np.ndarray[Any, Any],
         entries: np.ndarray[Any, Any],
     ) -> None: ...
     def freeze(self) -> FrozenBalances: ...
     def get_balances(self, accounts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]: ...
     def get_statuses(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]: ...
+
+
+class Lookup(NamedTuple):
+    """A transaction that the shell has to read from the log, and who asked for it."""
+
+    peer: bytes
+    query: int
+    tx_id: int
 
 
 class SnapshotterCore(StageCore):
@@ -84,6 +99,7 @@ class SnapshotterCore(StageCore):
         self.receiver = LinkReceiver(0)
         self.durable = 0
         self.frozen: list[tuple[int, FrozenBalances]] = []
+        self.lookups: deque[Lookup] = deque()
         self._state: ReadModel | None = None
         self._segment_size = transactions_per_segment
         self._frequency = snapshot_frequency
@@ -94,6 +110,13 @@ class SnapshotterCore(StageCore):
     @property
     def greeting(self) -> bool:
         return self.welcome is None
+
+    @property
+    def awaits(self) -> str:
+        if self._state is not None and self._behind:
+            behind = self.durable + 1 - self.receiver.next_id
+            return f"{behind} transactions of the log are still to be read"
+        return super().awaits
 
     @property
     def recovering(self) -> bool:
@@ -139,14 +162,19 @@ class SnapshotterCore(StageCore):
             return
         records = np.frombuffer(message.records, RECORD_DTYPE, message.count)
         links = np.frombuffer(message.extras, "<u8", message.links)
+        params = np.frombuffer(message.extras, "<i8", message.params, message.links * 8)
         entries = np.frombuffer(
             message.extras, ENTRY_DTYPE, message.entries, (message.links + message.params) * 8
         )
         if skip:
-            known_links, _, known_entries = count_extras(records[:skip])
-            records, links, entries = records[skip:], links[known_links:], entries[known_entries:]
+            known = count_extras(records[:skip])
+            records, links = records[skip:], links[known.links :]
+            params, entries = params[known.params :], entries[known.entries :]
         self._progress_ns = now_ns
-        self._apply(message.first + skip, records, links, entries)
+        # The log's broadcast of a new term may come later, and an index is told with its term: a
+        # gateway that knows only the older one would take these ids for its own.
+        self.term = max(self.term, message.term)
+        self._apply(message.first + skip, records, links, params, entries)
 
     def range_to_read(self, now_ns: int) -> tuple[int, int] | None:
         """First and last id that the shell has to read from the log, or None."""
@@ -161,6 +189,7 @@ class SnapshotterCore(StageCore):
         first: int,
         records: np.ndarray[Any, Any],
         links: np.ndarray[Any, Any],
+        params: np.ndarray[Any, Any],
         entries: np.ndarray[Any, Any],
         now_ns: int,
     ) -> None:
@@ -168,12 +197,17 @@ class SnapshotterCore(StageCore):
         self.receiver.next_id = first + len(records)
         self.receiver.gap = False
         self._progress_ns = now_ns
-        self._apply(first, records, links, entries)
+        self._apply(first, records, links, params, entries)
         if self.receiver.next_id > self.durable:
             self._behind = False
 
+    @property
+    def parked(self) -> int:
+        """How many queries wait for a higher index."""
+        return len(self._parked)
+
     def on_query(self, peer: bytes, message: Query) -> None:
-        """A gateway asks for balances or statuses."""
+        """A gateway asks for balances, statuses or a transaction."""
         if self._state is None:
             # The gateway asks again when this stage's first status tells that it is up.
             return
@@ -192,12 +226,43 @@ class SnapshotterCore(StageCore):
                 answer.values = as_buffer(self._state.get_balances(keys))
             elif message.what == "status":
                 answer.values = as_buffer(self._state.get_statuses(keys))
+            elif message.what == "transaction":
+                if self._look_up(peer, message.query, keys):
+                    return
             else:
                 answer.error = f"unknown query {message.what!r}"
         except QueryRefused as error:
             answer.error = str(error)
             answer.details = error.details
         self.replies.append((peer, answer))
+
+    def _look_up(self, peer: bytes, query: int, keys: np.ndarray[Any, Any]) -> bool:
+        """Asks the shell for a transaction; false if there is no such transaction yet."""
+        assert self._state is not None
+        if len(keys) != 1:
+            raise QueryRefused(
+                f"a query is for one transaction, not {len(keys)}", {"asked": len(keys)}
+            )
+        tx_id = int(keys[0])
+        if not 1 <= tx_id <= self._state.index:
+            return False
+        if len(self.lookups) < MAX_PARKED:
+            self.lookups.append(Lookup(peer, query, tx_id))
+        return True
+
+    def looked_up(self, lookup: Lookup, found: LoggedTransaction) -> None:
+        """The shell has read the transaction that `lookup`, taken from `lookups`, asks for."""
+        assert self._state is not None
+        answer = Answer(query=lookup.query, index=self._state.index)
+        fill_answer(answer, transaction_of(found, self._state.functions))
+        self.replies.append((lookup.peer, answer))
+
+    def lookup_failed(self, lookup: Lookup, reason: str, details: Mapping[str, int | str]) -> None:
+        """The shell could not read it."""
+        assert self._state is not None
+        answer = Answer(query=lookup.query, index=self._state.index, error=reason)
+        answer.details = dict(details)
+        self.replies.append((lookup.peer, answer))
 
     def tick(self, now_ns: int) -> None:
         """Once a turn: hello, broadcast."""
@@ -231,6 +296,7 @@ class SnapshotterCore(StageCore):
         first: int,
         records: np.ndarray[Any, Any],
         links: np.ndarray[Any, Any],
+        params: np.ndarray[Any, Any],
         entries: np.ndarray[Any, Any],
     ) -> None:
         assert self._state is not None
@@ -238,13 +304,19 @@ class SnapshotterCore(StageCore):
         while len(records):
             room = self._segment_size - (first - 1) % self._segment_size
             if len(records) < room:
-                self._state.apply(first, records, links, entries)
+                self._state.apply(first, records, links, params, entries)
                 return
-            head = records[:room]
-            own_links, _, own_entries = count_extras(head)
-            self._state.apply(first, head, links[:own_links], entries[:own_entries])
+            own = count_extras(records[:room])
+            self._state.apply(
+                first,
+                records[:room],
+                links[: own.links],
+                params[: own.params],
+                entries[: own.entries],
+            )
             first += room
-            records, links, entries = records[room:], links[own_links:], entries[own_entries:]
+            records, links = records[room:], links[own.links :]
+            params, entries = params[own.params :], entries[own.entries :]
             segment = (first - 1) // self._segment_size
             if segment % self._frequency == 0:
                 self.frozen.append((segment, self._state.freeze()))

@@ -1,4 +1,4 @@
-"""The snapshotter's shell: snapshot files, reading the log to its core, and sockets around it."""
+"""The snapshotter's shell: snapshot files, reading the log for its core, and sockets around it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tallybus.common import logs
+from tallybus.common.files import FileLock, StorageError
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
     Executed,
@@ -15,17 +16,23 @@ from tallybus.common.frames import (
     StageStatus,
     Welcome,
 )
-from tallybus.common.logreader import LogRun, read_log
+from tallybus.common.logreader import LogRefused, LogRun, read_log
 from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
 from tallybus.common.snapshot import FrozenBalances, SnapshotFields, load_latest_snapshot
 from tallybus.services.snapshotter.balances import ReadState
 from tallybus.services.snapshotter.core import SnapshotterCore
+from tallybus.services.snapshotter.metrics import SnapshotterMeter
 from tallybus.services.snapshotter.queries import LogStatuses
 from tallybus.services.snapshotter.snapshots import SnapshotWriter
+from tallybus.services.snapshotter.transactions import LogTransactions
 
+LOCK_NAME: Final = "snapshotter.lock"
 READING_NS: Final = 10_000_000
 """How long the log is read in one turn, before queries get theirs."""
+LOOKUPS_NS: Final = 1_000_000
+"""How long single transactions are looked up in one turn, before other queries get theirs, and at
+least one. A lookup takes about half a millisecond, or some when the disk has to be read."""
 
 
 class SnapshotterService(Shell):
@@ -40,6 +47,9 @@ class SnapshotterService(Shell):
         self._folder = data_folder(self.settings)
         self._reading: Iterator[LogRun] | None = None
         self._writer: SnapshotWriter | None = None
+        self.recovered_segment = 0
+        self._transactions: LogTransactions | None = None
+        self._folder_lock: FileLock | None = None
         self.core = SnapshotterCore(
             self.new_incarnation(),
             self.heartbeat_ns,
@@ -53,8 +63,18 @@ class SnapshotterService(Shell):
         )
         self.read(self.bus.pull(self.stage), self.receive_data)
 
+    def new_meter(self) -> SnapshotterMeter:
+        return SnapshotterMeter(self)
+
+    @property
+    def writer(self) -> SnapshotWriter | None:
+        """What writes snapshots, once the state is recovered."""
+        return self._writer
+
     def timeout_ns(self, now_ns: int) -> int:
-        return 0 if self._reading is not None else super().timeout_ns(now_ns)
+        if self._reading is not None or self.core.lookups:
+            return 0
+        return super().timeout_ns(now_ns)
 
     def on_data(self, message: Message, now_ns: int) -> None:
         if isinstance(message, Executed):
@@ -76,6 +96,7 @@ class SnapshotterService(Shell):
         if self.core.recovering:
             self._recover()
         self._read_log(now_ns)
+        self._look_up()
         for segment, frozen in self.core.frozen:
             self._offer(segment, frozen)
         self.core.frozen.clear()
@@ -87,11 +108,16 @@ class SnapshotterService(Shell):
         writer = getattr(self, "_writer", None)
         if writer is not None:
             writer.close()
+        lock = getattr(self, "_folder_lock", None)
+        if lock is not None:
+            lock.release()
 
     def _recover(self) -> None:
         welcome = self.core.welcome
         assert welcome is not None
         ledger = self.settings.ledger
+        # The log stage has answered, so the folder is there. One at a time writes snapshots to it.
+        self._folder_lock = self.storage.lock_exclusive(self._folder / LOCK_NAME)
         snapshot, rejected = load_latest_snapshot(
             self._folder,
             cluster_id=welcome.cluster,
@@ -108,6 +134,10 @@ class SnapshotterService(Shell):
             state = ReadState(ledger.max_accounts, ledger.transactions_per_segment, cold=cold)
         else:
             state = ReadState.from_snapshot(snapshot, cold=cold)
+            self.recovered_segment = snapshot.fields.segment
+        self._transactions = LogTransactions(
+            self._folder, ledger.transactions_per_segment, cluster_id=welcome.cluster
+        )
         self._writer = SnapshotWriter(self.storage, self._folder, ledger.snapshots_kept)
         self.core.recovered(state)
         self.log.info(
@@ -137,7 +167,25 @@ class SnapshotterService(Shell):
                 # The end of the range, or the stream has overtaken it: look again in the next turn.
                 self._reading = None
                 return
-            self.core.on_log(run.first_id, run.records, run.links, run.entries, now)
+            self.core.on_log(run.first_id, run.records, run.links, run.params, run.entries, now)
+
+    def _look_up(self) -> None:
+        if self._transactions is None:
+            return
+        until = time.monotonic_ns() + LOOKUPS_NS
+        while self.core.lookups and time.monotonic_ns() < until:
+            lookup = self.core.lookups.popleft()
+            try:
+                found = self._transactions.find(lookup.tx_id, self.core.receiver.next_id - 1)
+            except (LogRefused, StorageError) as error:
+                # Who asked is told. Balances do not depend on it, so they go on being served.
+                self.log.error(
+                    "cannot read a transaction",
+                    extra=logs.fields(transaction=lookup.tx_id, reason=str(error)),
+                )
+                self.core.lookup_failed(lookup, str(error), {"tx_id": lookup.tx_id})
+            else:
+                self.core.looked_up(lookup, found)
 
     def _offer(self, segment: int, frozen: FrozenBalances) -> None:
         welcome = self.core.welcome

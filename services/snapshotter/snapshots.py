@@ -9,14 +9,24 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from time import monotonic
-from typing import Final
+from time import monotonic, time
+from typing import Final, NamedTuple
 
 from tallybus.common.errors import ServiceError
 from tallybus.common.files import Storage
 from tallybus.common.snapshot import FrozenBalances, SnapshotFields, prune_snapshots, write_frozen
 
 _log: Final = logging.getLogger("tallybus.snapshotter")
+
+
+class LastSnapshot(NamedTuple):
+    """What was written last: its segment, when it was on disk (Unix time), how long it took, and
+    the size of its file in bytes."""
+
+    segment: int
+    time: float
+    seconds: float
+    size: int
 
 
 class SnapshotWriter:
@@ -30,6 +40,9 @@ class SnapshotWriter:
     def __init__(self, storage: Storage, folder: Path, keep: int) -> None:
         if keep < 1:
             raise ValueError(f"at least one snapshot must be kept, not {keep}")
+        self.last: LastSnapshot | None = None
+        self.written = 0
+        self.skipped = 0
         self._storage = storage
         self._folder = folder
         self._keep = keep
@@ -72,6 +85,7 @@ class SnapshotWriter:
             if self._closing:
                 raise ValueError("the snapshot writer is closed")
             if self._waiting is not None:
+                self.skipped += 1
                 return False
             self._waiting = (fields, frozen)
             self._changed.notify_all()
@@ -113,6 +127,8 @@ class SnapshotWriter:
         path = write_frozen(self._storage, self._folder, fields, frozen)
         with self._changed:
             self._last_segment = fields.segment
+        self.written += 1
+        self.last = LastSnapshot(fields.segment, time(), monotonic() - started, path.stat().st_size)
         removed = prune_snapshots(self._storage, self._folder, self._keep)
         _log.info(
             "wrote %s (%d accounts in chunks) in %.3f s, removed %d older",

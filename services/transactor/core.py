@@ -12,16 +12,22 @@ while, so that a gateway that missed a broadcast can ask again instead of assumi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
 from tallybus.common.frames import (
+    EMPTY,
+    Buffer,
     Executed,
+    FunctionsAnswer,
+    FunctionsQuery,
     Hello,
     Message,
+    Prepare,
+    Prepared,
     Refused,
     Results,
     ResultsGone,
@@ -30,14 +36,21 @@ from tallybus.common.frames import (
     StageStatus,
     Welcome,
     as_buffer,
+    size,
 )
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict
-from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE
+from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
+from tallybus.common.payload import Payload
+from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind
 from tallybus.common.stage import Fenced, StageCore
 
 RESULTS_KEPT: Final = 4_194_304
 """Transactions whose outcomes can be asked for again."""
 RESULTS_PER_ANSWER: Final = 64
+_NO_PARAMS: Final = np.empty((0, 8), "<i8")
+
+
+MAX_EXECUTED_BYTES: Final = 4 << 20
+"""Of one message to the log. Functions may make a hundred times more of a batch than came in."""
 
 
 class Outcome(Protocol):
@@ -49,12 +62,40 @@ class Outcome(Protocol):
     def failures(self) -> np.ndarray[Any, Any]: ...
     @property
     def links(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def params(self) -> np.ndarray[Any, Any]: ...
+    @property
+    def entries(self) -> np.ndarray[Any, Any]: ...
 
 
 class Executor(Protocol):
     """What the core needs of `Engine`."""
 
-    def execute(self, records: np.ndarray[Any, Any], first_id: int) -> Outcome: ...
+    def execute(
+        self,
+        records: np.ndarray[Any, Any],
+        first_id: int,
+        names: Sequence[str],
+        params: np.ndarray[Any, Any],
+    ) -> Outcome: ...
+
+
+class Registers(Protocol):
+    """What the core needs of `Registrar`."""
+
+    def register(
+        self, record: np.ndarray[Any, Any], first_id: int, name: str, binary: bytes
+    ) -> Outcome: ...
+    def rows(self) -> list[dict[str, Any]]: ...
+
+
+class Module(NamedTuple):
+    """A module that a gateway wants to be looked at before it is registered."""
+
+    peer: bytes
+    query: int
+    name: str
+    binary: bytes
 
 
 class TransactorCore(StageCore):
@@ -69,6 +110,7 @@ class TransactorCore(StageCore):
         self.receiver = LinkReceiver(0)
         self.stale = 0
         self._engine: Executor | None = None
+        self._registrar: Registers | None = None
         self._max_in_flight = max_in_flight
         self._gateways: dict[int, int] = {}
         self._results: deque[Results] = deque()
@@ -78,6 +120,11 @@ class TransactorCore(StageCore):
         self._followed_by: int | None = None
         self._retired: set[int] = set()
         self._granting: tuple[bytes, Hello] | None = None
+        self.count: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], None] | None = None
+        """Called with the records and failures of each batch, where somebody counts them."""
+        self.modules: deque[Module] = deque()
+        """To be validated and compiled, in order; the shell takes them and calls `prepared`."""
+        self._preparing: set[tuple[bytes, int]] = set()
 
     @property
     def recovering(self) -> bool:
@@ -91,6 +138,12 @@ class TransactorCore(StageCore):
     @property
     def greeting(self) -> bool:
         return not self._accepted_by_log or self._granting is not None
+
+    @property
+    def awaits(self) -> str:
+        if self._engine is not None and not self.receiver.peer:
+            return "no sequencer has said hello yet"
+        return super().awaits
 
     def wants_input(self) -> bool:
         """Whether the sequencer's batches may be read; otherwise back-pressure holds them."""
@@ -112,13 +165,21 @@ class TransactorCore(StageCore):
         self._durable = message.durable
         self._gateways = {gateway: expected - 1 for gateway, expected in message.gateways.items()}
 
+    def ask_again(self) -> None:
+        """The files are not as the welcome says: the log may follow another transactor by now."""
+        self.welcome = None
+        self._accepted_by_log = False
+
     def on_refused(self, message: Refused) -> None:
         """The log stage follows a newer transactor."""
         if message.peer == self.incarnation:
             raise Fenced(self.stage, self.incarnation, "a newer transactor")
 
-    def recovered(self, engine: Executor, results: Sequence[Results] = ()) -> None:
-        """The shell has replayed the log: `engine` holds the state after `welcome.next - 1`.
+    def recovered(
+        self, engine: Executor, registrar: Registers, results: Sequence[Results] = ()
+    ) -> None:
+        """The shell has replayed the log: `engine` and `registrar` hold the state after
+        `welcome.next - 1`.
 
         `results`: outcomes of the last transactions in the log, for gateways that missed them.
         """
@@ -126,6 +187,7 @@ class TransactorCore(StageCore):
         for outcome in results:
             self._keep(outcome)
         self._engine = engine
+        self._registrar = registrar
         self.receiver = LinkReceiver(self.welcome.next, self.term)
         self.link = LinkSender(self.welcome.next, self._max_in_flight, "the log")
 
@@ -187,6 +249,7 @@ class TransactorCore(StageCore):
         """Execute the part of a batch that is new."""
         if self._engine is None or self.link is None or not self.receiver.peer:
             return
+        assert self._registrar is not None
         verdict, skip = self.receiver.accept(
             message.term, message.incarnation, message.first, message.count
         )
@@ -197,24 +260,14 @@ class TransactorCore(StageCore):
         first = message.first + skip
         count = message.count - skip
         records = np.frombuffer(message.records, RECORD_DTYPE, count, skip * RECORD_SIZE)
-        outcome = self._engine.execute(records, first)
+        if message.registers:
+            outcome = self._registrar.register(records, first, message.names[0], bytes(message.binary))
+        else:
+            outcome = self._engine.execute(records, first, message.names, _params(message, skip))
         failures = len(outcome.failures)
-        self.link.offer(
-            first,
-            count,
-            Executed(
-                term=message.term,
-                incarnation=self.incarnation,
-                first=first,
-                count=count,
-                timestamp=message.timestamp,
-                gateway=message.gateway,
-                request=message.request,
-                records=as_buffer(outcome.records),
-                extras=as_buffer(outcome.links),
-                links=len(outcome.links),
-            ),
-        )
+        if self.count is not None:
+            self.count(outcome.records, outcome.failures)
+        self._offer(message, first, outcome)
         self._gateways[message.gateway] = message.request
         results = Results(
             term=message.term,
@@ -226,6 +279,59 @@ class TransactorCore(StageCore):
         )
         self._keep(results)
         self.announce(results)
+
+    def _offer(self, message: Sequenced, first: int, outcome: Outcome) -> None:
+        """Queue what was executed for the log, in pieces that every socket takes."""
+        assert self.link is not None
+        registered = message.registers and not len(outcome.failures)
+        whole = Payload(outcome.records, outcome.links, outcome.params, outcome.entries)
+        for piece in _pieces(whole):
+            binary = message.binary if registered else EMPTY
+            extras = _joined(piece.links, piece.params, piece.entries)
+            self.link.offer(
+                first,
+                len(piece.records),
+                Executed(
+                    term=message.term,
+                    incarnation=self.incarnation,
+                    first=first,
+                    count=len(piece.records),
+                    timestamp=message.timestamp,
+                    gateway=message.gateway,
+                    request=message.request,
+                    records=as_buffer(piece.records),
+                    extras=extras,
+                    links=len(piece.links),
+                    params=len(piece.params),
+                    entries=len(piece.entries),
+                    binary=binary,
+                ),
+                weigh(len(piece.records), size(extras) + size(binary)),
+            )
+            first += len(piece.records)
+
+    def on_prepare(self, peer: bytes, message: Prepare) -> None:
+        """A gateway asks whether a module could be registered. It asks again, so once is enough."""
+        asked = (peer, message.query)
+        if self._engine is not None and asked not in self._preparing:
+            self._preparing.add(asked)
+            self.modules.append(Module(peer, message.query, message.name, bytes(message.binary)))
+
+    def prepared(self, module: Module, refusal: str | None) -> None:
+        """The shell has looked at a module: it can be registered, or not for this reason."""
+        self._preparing.discard((module.peer, module.query))
+        answer = Prepared(module.query, refusal is not None, refusal or "")
+        self.replies.append((module.peer, answer))
+
+    def live_functions(self) -> list[dict[str, Any]]:
+        """The live functions with their statistics, a row for each."""
+        return [] if self._registrar is None else self._registrar.rows()
+
+    def on_functions_query(self, peer: bytes, message: FunctionsQuery) -> None:
+        """A gateway asks which functions are live."""
+        if self._registrar is not None:
+            answer = FunctionsAnswer(message.query, self._registrar.rows())
+            self.replies.append((peer, answer))
 
     def on_results_query(self, peer: bytes, message: ResultsQuery) -> None:
         """A gateway missed outcomes: send those of the batches that cover its range, a bounded
@@ -308,3 +414,33 @@ class TransactorCore(StageCore):
         self._results_count += results.count
         while self._results_count > RESULTS_KEPT and len(self._results) > 1:
             self._results_count -= self._results.popleft().count
+
+
+def _params(message: Sequenced, skip: int) -> np.ndarray[Any, Any]:
+    """int64[k, 8]: the parameters of the function calls behind the first `skip` records."""
+    if not size(message.params):
+        return _NO_PARAMS
+    params = np.frombuffer(message.params, "<i8").reshape(-1, 8)
+    if not skip:
+        return params
+    known = np.frombuffer(message.records, RECORD_DTYPE, skip)
+    return params[int(np.count_nonzero(known["kind"] == Kind.FUNCTION)) :]
+
+
+def _joined(*parts: np.ndarray[Any, Any]) -> Buffer:
+    """One frame of the parts that are not empty; a single one is not copied."""
+    buffers = [as_buffer(part) for part in parts if part.size]
+    if len(buffers) > 1:
+        return b"".join(buffers)
+    return buffers[0] if buffers else EMPTY
+
+
+def _pieces(payload: Payload) -> Iterator[Payload]:
+    """The payload, cut where it would become longer than `MAX_EXECUTED_BYTES`."""
+    count = len(payload.records)
+    if payload.byte_length <= MAX_EXECUTED_BYTES or count == 1:
+        yield payload
+        return
+    head, rest = payload.split(count // 2)
+    yield from _pieces(head)
+    yield from _pieces(rest)

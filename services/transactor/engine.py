@@ -1,30 +1,46 @@
 """The transactor's engine: all state that execution needs, and the batches through the kernels.
 
-State is the balances and the window of user references, nothing else; both follow from the log. An
-engine is used by one thread at a time and touches no socket, file or clock. A new one is brought to
-the log's end with `restore_balances` (from a snapshot) and `apply` (from the log), then goes on
-with `execute`.
+State is the balances, the window of user references and the live functions, nothing else; all
+follow from the log. An engine is used by one thread at a time and touches no socket, file or clock
+(but for the times that a function's statistics show). A new one is brought to the log's end with
+`restore_balances` (from a snapshot), `functions.install` and `apply` (from the log), then goes on
+with `execute` and `register`. Replay applies the entries of functions and never runs one.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.errors import ServiceError
-from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE
+from tallybus.common.functions import name_words
+from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.common.replay import ReplayError, record_words, replay_balances, sum_of_balances
 from tallybus.common.snapshotformat import CHUNK_ACCOUNTS
 from tallybus.services.transactor import kernel
+from tallybus.services.transactor.functions import layout
+from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.window import DuplicateWindow, window_start
+
+if TYPE_CHECKING:
+    from tallybus.services.transactor.functions.handler import CompiledFunction
+    from tallybus.services.transactor.functions.runtime import FunctionRuntime
+    from tallybus.services.transactor.functions.state import CallState
 
 __all__ = ["Engine", "EngineOrderError", "Executed", "window_start"]
 
 MAX_BATCH: Final = 2**32 - 1
 """Records of one batch; failures name them with 32 bits."""
 _FIRST_CAPACITY: Final = 16_384
+_NO_CALLS: Final = np.zeros(layout.STATE_WORDS, np.uint64)
+"""What the kernel gets for a batch without parameters: functions there are not registered. It only
+counts in it."""
+_NO_WORDS: Final = np.empty(0, np.int64)
+_NO_ENTRIES: Final = np.empty(0, ENTRY_DTYPE)
+_FUNCTION: Final = np.uint8(Kind.FUNCTION)
 
 
 class EngineOrderError(ServiceError):
@@ -52,18 +68,29 @@ class Executed(NamedTuple):
     """FAILURE_DTYPE[k], ascending, offsets from the batch's first record."""
     links: NDArray[np.uint64]
     """uint64[d]: for each DUPLICATE in order the id of the first transaction."""
+    params: NDArray[np.int64] = _NO_WORDS
+    """int64[m]: for each FUNCTION record in order its parameters without their last zeros, `amount`
+    words; of a registration the words of the name."""
+    entries: NDArray[np.void] = _NO_ENTRIES
+    """ENTRY_DTYPE[e]: for each successful FUNCTION record in order its `entry_count` entries."""
 
 
 class Engine:
-    """Balances and window of one ledger.
+    """Balances, window and functions of one ledger.
 
     `balances` is int64[max_accounts] and `touched` uint8[one per CHUNK_ACCOUNTS accounts], which
     only recovery writes. Memory is taken when it is first used.
     """
 
-    def __init__(self, max_accounts: int, transactions_per_segment: int, seed: int) -> None:
-        """`seed`: 64 bits that clients do not know; no result depends on it. ValueError if out of
-        range."""
+    def __init__(
+        self,
+        max_accounts: int,
+        transactions_per_segment: int,
+        seed: int,
+        limits: FunctionLimits | None = None,
+    ) -> None:
+        """`seed`: 64 bits that clients do not know; no result depends on it. `limits`: of
+        functions. ValueError if out of range."""
         if not 1 <= max_accounts <= 2**48:
             raise ValueError(f"max_accounts is {max_accounts}, not 1..2**48")
         self.balances: NDArray[np.int64] = np.zeros(max_accounts, np.int64)
@@ -73,6 +100,32 @@ class Engine:
         """Id of the first transaction that the balances do not have yet."""
         self._failures = np.empty((_FIRST_CAPACITY, 2), np.uint64)
         self._links = np.empty(_FIRST_CAPACITY, np.uint64)
+        self._limits = FunctionLimits() if limits is None else limits
+        self._calls: CallState | None = None
+        self._functions: FunctionRuntime | None = None
+        self.window.control[kernel.REGISTRATION] = Status.INVALID_OPERATION
+
+    @property
+    def functions(self) -> FunctionRuntime:
+        """The live functions. Only an engine that is asked for them loads the WebAssembly runtime.
+
+        Raises FunctionsUnavailable when that cannot be used.
+        """
+        if self._functions is None:
+            from tallybus.services.transactor.functions.runtime import FunctionRuntime
+
+            self._functions = FunctionRuntime(self._limits, self._call_state())
+        return self._functions
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether any function is live; never loads the runtime."""
+        return self._functions is not None and len(self._functions) > 0
+
+    def close(self) -> None:
+        """Free the functions' code; the engine executes no more."""
+        if self._functions is not None:
+            self._functions.close()
 
     @property
     def max_accounts(self) -> int:
@@ -82,13 +135,22 @@ class Engine:
     def transactions_per_segment(self) -> int:
         return self.window.transactions_per_segment
 
-    def execute(self, records: NDArray[np.void], first_id: int) -> Executed:
+    def execute(
+        self,
+        records: NDArray[np.void],
+        first_id: int,
+        names: Sequence[str] = (),
+        params: NDArray[np.int64] | None = None,
+    ) -> Executed:
         """Execute RECORD_DTYPE[n] as transactions `first_id` up.
 
-        The input is only read; it may be read-only and unaligned. Raises EngineOrderError unless
-        `first_id` is next for balances and window (and the window was replayed from early enough),
-        TypeError for another dtype or a batch that is not contiguous; in both cases nothing
-        happened.
+        names: what the `function` of FUNCTION records counts in, each live or not; params:
+        int64[k, 8], a row for each of the k FUNCTION records in order. Without `params` such
+        records fail and keep none. The input is only read; it may be read-only and unaligned.
+
+        Raises EngineOrderError unless `first_id` is next for balances and window (and the window
+        was replayed from early enough), TypeError for another dtype or a batch that is not
+        contiguous, ValueError for params of another shape; in all cases nothing happened.
         """
         words = record_words(records)
         count = len(words)
@@ -101,6 +163,9 @@ class Engine:
         needed = window_start(first_id, self.transactions_per_segment)
         if self.window.first_id > needed:
             raise EngineOrderError("the window of user references", self.window.first_id, needed)
+        calls = None
+        if params is not None and len(params):
+            calls = self._begin_calls(records, names, params)
 
         out = np.empty(count, RECORD_DTYPE)
         out_words = record_words(out)
@@ -111,21 +176,104 @@ class Engine:
         control = window.control
         control[kernel.FAILURES] = 0
         control[kernel.LINKS] = 0
+        functions = _NO_CALLS if calls is None else calls.words
         start = 0
         while start < count:
             stop = min(start + window.room(), count)
             current, previous = window.current, window.previous
-            kernel.execute(
+            reached = kernel.execute(
                 words, start, stop, out_words, self._failures, self._links, control, self.balances,
                 current.table, current.refs, current.statuses,
-                previous.table, previous.refs, previous.statuses,
+                previous.table, previous.refs, previous.statuses, functions,
             )  # fmt: skip
-            window.advance(stop - start)
-            start = stop
+            window.advance(reached - start)
+            if reached < stop:
+                assert calls is not None, "only calls of functions need room for entries"
+                calls.grow()
+            start = reached
         self.next_id += count
         failed, linked = int(control[kernel.FAILURES]), int(control[kernel.LINKS])
         failures = self._failures[:failed].copy().reshape(-1).view(FAILURE_DTYPE)
-        return Executed(out, failures, self._links[:linked].copy())
+        links = self._links[:linked].copy()
+        if calls is None:
+            return Executed(out, failures, links)
+        return Executed(out, failures, links, *calls.end())
+
+    def register(
+        self,
+        record: NDArray[np.void],
+        first_id: int,
+        name: str,
+        version: int,
+        outcome: int = Status.NONE,
+        compiled: CompiledFunction | None = None,
+    ) -> Executed:
+        """Execute a registration (RECORD_DTYPE[1] of kind FUNCTION_REGISTERED) as `first_id`.
+
+        `outcome` is what the registry says to it: NONE, and it makes `version`, or a failure. A
+        duplicate is neither and changes nothing. When it succeeds, `compiled` is live for all later
+        transactions, or the function is gone where the record's `function` is 0. The record comes
+        back with the version as its account (0 if it failed) and the name in `params`.
+
+        Raises what `execute` does, TooManyFunctions (ask `functions.takes` first), and ValueError
+        for a record of another kind or when a function to be live is missing; then nothing
+        happened.
+        """
+        if len(record) != 1 or record["kind"][0] != Kind.FUNCTION_REGISTERED:
+            raise ValueError("a registration is a batch of one record of its kind")
+        crc = int(record["function"][0])
+        if outcome == Status.NONE:
+            if (compiled is None) != (crc == 0):
+                raise ValueError("a registration needs the compiled function, its end has none")
+            if compiled is not None and not self.functions.takes(name):
+                self.functions.install(name, version, crc, compiled)  # says why not
+        control = self.window.control
+        control[kernel.REGISTRATION] = outcome
+        try:
+            executed = self.execute(record, first_id)
+        finally:
+            control[kernel.REGISTRATION] = Status.INVALID_OPERATION
+        row = executed.records
+        row["account"] = 0
+        if row["status"][0] == Status.DUPLICATE:
+            return executed
+        kept = name_words(name)
+        row["amount"] = len(kept)
+        if outcome == Status.NONE:
+            row["account"] = version
+            row["function"] = crc
+            if compiled is None:
+                self.functions.remove(name)
+            else:
+                self.functions.install(name, version, crc, compiled, first_id)
+        return executed._replace(params=kept)
+
+    def _begin_calls(
+        self, records: NDArray[np.void], names: Sequence[str], params: NDArray[np.int64]
+    ) -> CallState:
+        expected = int(np.count_nonzero(records["kind"] == _FUNCTION))
+        if params.dtype != np.int64 or params.shape != (expected, layout.PARAMS_PER_CALL):
+            raise ValueError(
+                f"params are {params.dtype}{list(params.shape)}, the batch's {expected} function "
+                f"calls need int64[{expected}, {layout.PARAMS_PER_CALL}]"
+            )
+        # Compiled code reads them by their address.
+        if not (params.flags.c_contiguous and params.flags.aligned):
+            params = np.array(params, np.int64, order="C")
+        if self._functions is None:
+            places = np.full(len(names), layout.NO_SLOT, np.uint64)
+        else:
+            places = self._functions.places(names)
+        calls = self._call_state()
+        calls.begin(self.balances, places, params)
+        return calls
+
+    def _call_state(self) -> CallState:
+        if self._calls is None:
+            from tallybus.services.transactor.functions.state import CallState
+
+            self._calls = CallState(self._limits.max_functions)
+        return self._calls
 
     def restore_balances(
         self, balances: NDArray[np.int64], touched: NDArray[np.uint8], last_id: int

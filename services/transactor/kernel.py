@@ -1,11 +1,12 @@
 """The transactor's kernels: duplicate check and execution of a batch in one pass.
 
 Free functions over arrays, compiled by numba with fixed signatures (another dtype is a TypeError)
-and kept in numba's file cache. They hold no state, allocate nothing, release the GIL, and are safe
-for any bytes in the input records. `window.py` owns the layout of the arrays, `engine.py` calls the
-kernels.
+and kept as files of machine code. They hold no state, allocate nothing, release the GIL, and are
+safe for any bytes in the input records. `window.py` owns the layout of the arrays, `engine.py`
+calls the kernels.
 
-All compiled helpers of a kernel stay in this file: numba's cache follows changes of this file only.
+Functions are called through one address in the array `functions` (`functions/layout.py`), so that a
+kernel neither knows what runs there nor pays for it in a batch without them.
 
 Slot of a table (u64): tag (24 high bits of the reference's hash) | stamp (8 bits) | offset of the
 transaction in its generation (32 bits). A slot is in use when its stamp is the table's; every other
@@ -19,10 +20,30 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numba import types
 
-from tallybus.common.compiled import INPUT_WORDS, inlined, kernel, matches, prefetch, trailing_zeros
-from tallybus.common.record import MAX_BALANCE, MIN_BALANCE, Kind, Status
+from tallybus.common.compiled import (
+    INPUT_WORDS,
+    Intrinsic,
+    inlined,
+    kernel,
+    matches,
+    prefetch,
+    trailing_zeros,
+    types,
+)
+from tallybus.common.record import MAX_BALANCE, MAX_ENTRIES, MIN_BALANCE, Kind, Status
+from tallybus.services.transactor.functions.layout import (
+    CALL_FUNCTION,
+    CAPACITY,
+    LAST_KEPT,
+    LAST_REGISTERED,
+    NEXT,
+    STATE,
+    USED,
+)
+
+# By name: numba is not loaded for it when the kernel is compiled already.
+call_2: Final[Any] = Intrinsic("call_2", "tallybus.services.transactor.functions.native")
 
 # Words of the control array: what the engine tells the kernels and they tell it.
 SEED: Final = 0
@@ -41,7 +62,9 @@ PREVIOUS_COUNT: Final = 9
 FAILURES: Final = 10
 LINKS: Final = 11
 """Rows used in the failures and links arrays. The kernel counts them up."""
-HASHES: Final = 12
+REGISTRATION: Final = 12
+"""Status that a record of kind FUNCTION_REGISTERED gets, unless it is a duplicate."""
+HASHES: Final = 13
 """First word of the ring of hashes computed ahead."""
 AHEAD: Final = 32
 """Operations between the announcement of a cache line and its use. Four lines an operation must
@@ -74,6 +97,7 @@ _MAX_BALANCE: Final = np.int64(MAX_BALANCE)
 _DEPOSIT: Final = _U(Kind.DEPOSIT)
 _TRANSFER: Final = _U(Kind.TRANSFER)
 _FUNCTION: Final = _U(Kind.FUNCTION)
+_FUNCTION_REGISTERED: Final = _U(Kind.FUNCTION_REGISTERED)
 _OTHER_KIND: Final = _U(Kind.TRANSFER - Kind.DEPOSIT)
 _INSUFFICIENT_FUNDS: Final = _U(Status.INSUFFICIENT_FUNDS)
 _INVALID_OPERATION: Final = _U(Status.INVALID_OPERATION)
@@ -81,6 +105,8 @@ _ACCOUNT_LIMIT_EXCEEDED: Final = _U(Status.ACCOUNT_LIMIT_EXCEEDED)
 _DUPLICATE: Final = _U(Status.DUPLICATE)
 _BALANCE_OVERFLOW: Final = _U(Status.BALANCE_OVERFLOW)
 _TWO_ENTRIES: Final = _U(2 << 16)
+_ENTRIES_AND_FUNCTION: Final = _U(2**64 - 2**16)
+_MOST_ENTRIES: Final = _U(MAX_ENTRIES)
 
 _WORDS: Final = types.uint64[:, ::1]
 _TABLE: Final = types.uint64[::1]
@@ -145,22 +171,25 @@ def _announce(
 
 
 @kernel(
-    types.void(
+    types.int64(
         INPUT_WORDS, types.int64, types.int64, _WORDS, _WORDS, _TABLE, _TABLE, _BALANCES,
-        _TABLE, _TABLE, _BYTES, _TABLE, _TABLE, _BYTES,
+        _TABLE, _TABLE, _BYTES, _TABLE, _TABLE, _BYTES, _TABLE,
     )
 )  # fmt: skip
 def execute(
     words: Any, start: Any, stop: Any, out: Any, failures: Any, links: Any, control: Any,
     balances: Any, current_table: Any, current_refs: Any, current_statuses: Any,
-    previous_table: Any, previous_refs: Any, previous_statuses: Any,
-) -> None:  # fmt: skip
+    previous_table: Any, previous_refs: Any, previous_statuses: Any, functions: Any,
+) -> Any:  # fmt: skip
     """Execute rows start..stop of a batch; all of them belong to the current generation.
+
+    Returns `stop`, or the row of a function call for whose entries the buffer may not suffice; this
+    row and those behind it are not executed.
 
     words: u64[n, 5], records as they came, never written. out: u64[n, 5], receives the rows with
     status, entry_count and function set. failures: u64[n, 2] in the layout of FAILURE_DTYPE, links:
     u64[n]. control: u64[CONTROL_WORDS]. balances: i64[max_accounts]. Tables: u64[multiple of 8],
-    both of one size; refs u64[N], statuses u8[N].
+    both of one size; refs u64[N], statuses u8[N]. functions: the state of calls (layout.py).
     """
     seed, first, second = control[SEED], control[SEED + 1], control[SEED + 2]
     current_stamp = control[CURRENT_STAMP] << _SHIFT_32
@@ -174,6 +203,7 @@ def execute(
     shift = control[FIRST_OFFSET] - _U(start)
     buckets = _U(current_table.size) >> _THREE
     limit = _U(balances.size)
+    reached = stop
 
     for row in range(start, min(start + AHEAD, stop)):
         _announce(words, row, control, balances, limit, current_table, previous_table,
@@ -214,7 +244,10 @@ def execute(
             if original != _ZERO:
                 out[row, 0] = kind | (_DUPLICATE << _SHIFT_8)
                 if kind - _FUNCTION <= _ONE:
+                    # There the amount counts the parameters kept behind the record: none.
                     out[row, 4] = _ZERO
+                    if kind == _FUNCTION:
+                        functions[NEXT] += _ONE
                 failures[failed, 0] = (
                     _U(row) | (_DUPLICATE << _SHIFT_32) | (original_status << _SHIFT_40)
                 )
@@ -231,8 +264,24 @@ def execute(
         # Both ranges are checked by wrap-around: 0 - 1 is the largest u64.
         if kind - _DEPOSIT > _OTHER_KIND or amount - _ONE > _LAST_AMOUNT:
             status = _INVALID_OPERATION
-            if kind - _FUNCTION <= _ONE:
-                # There the amount counts the parameters kept behind the record: none.
+            if kind == _FUNCTION:
+                out[row, 2] = _ZERO
+                out[row, 3] = _ZERO
+                if functions[CALL_FUNCTION] == _ZERO:
+                    out[row, 4] = _ZERO
+                else:
+                    if functions[USED] + _MOST_ENTRIES > functions[CAPACITY]:
+                        reached = row
+                        break
+                    done = call_2(
+                        functions[CALL_FUNCTION], functions[STATE], words[row, 0] >> _SHIFT_32
+                    )
+                    status = (done >> _SHIFT_8) & _BYTE
+                    entries = done & _ENTRIES_AND_FUNCTION
+                    out[row, 2] = functions[LAST_REGISTERED]
+                    out[row, 4] = functions[LAST_KEPT]
+            elif kind == _FUNCTION_REGISTERED:
+                status = control[REGISTRATION]
                 out[row, 4] = _ZERO
         elif source >= limit or target >= limit:
             status = _ACCOUNT_LIMIT_EXCEEDED
@@ -263,6 +312,7 @@ def execute(
     control[CURRENT_COUNT] = count
     control[FAILURES] = failed
     control[LINKS] = linked
+    return reached
 
 
 @kernel(types.int64(INPUT_WORDS, types.int64, types.int64, _TABLE, _TABLE, _TABLE, _BYTES))

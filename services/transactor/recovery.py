@@ -15,24 +15,33 @@ from typing import Final
 import numpy as np
 
 from tallybus.common.frames import Results, as_buffer
+from tallybus.common.function_files import read_binary
+from tallybus.common.functions import FunctionRegistry, registrations
 from tallybus.common.logreader import LogRun, Progress, read_log
 from tallybus.common.record import FAILURE_DTYPE, Status
 from tallybus.common.snapshot import DamagedSnapshot, load_latest_snapshot
 from tallybus.services.transactor.engine import Engine, window_start
+from tallybus.services.transactor.functions.limits import FunctionLimits
+from tallybus.services.transactor.registrar import Registrar
+from tallybus.services.transactor.warm import warm_for_replay
 
 TOLD_AGAIN: Final = 1_048_576
 """Transactions at the end of the log whose outcomes are made again: a killed transactor may have
 handed them to the log without telling the gateways."""
 EACH_BLOCK: Final = 65_536
-"""Of those, so many are read block by block, however small the blocks are. Before that, small ones
-come gathered, without saying whose they were: what was under way of them is never as much."""
+"""Of those, so many at least are told, however small the blocks are. Before that, small ones are
+passed over: what was under way of them is never as much."""
+BATCHES_TOLD: Final = 1_024
+"""Most batches of one message of outcomes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveredEngine:
-    """What recovery made: the engine, recent outcomes in order, snapshots that were passed over."""
+    """What recovery made: the engine, its functions, recent outcomes in order, snapshots that were
+    passed over."""
 
     engine: Engine
+    registrar: Registrar
     results: list[Results]
     rejected: list[DamagedSnapshot]
     replayed: int
@@ -52,12 +61,13 @@ def recover_engine(
     max_accounts: int,
     transactions_per_segment: int,
     seed: int,
+    limits: FunctionLimits,
     progress: Progress | None,
     stopping: Callable[[], bool],
 ) -> RecoveredEngine:
-    """An engine with the state after `next_id - 1`. Raises what the snapshot and log readers
-    raise."""
-    engine = Engine(max_accounts, transactions_per_segment, seed)
+    """An engine with the state after `next_id - 1`. Raises what the snapshot and log readers raise,
+    BinaryDamaged and FunctionUnusable."""
+    engine = Engine(max_accounts, transactions_per_segment, seed, limits)
     last = next_id - 1
     snapshot, rejected = load_latest_snapshot(
         folder,
@@ -66,12 +76,15 @@ def recover_engine(
         max_accounts=max_accounts,
         durable_index=last,
     )
+    registry = FunctionRegistry()
     if snapshot is not None:
         engine.restore_balances(snapshot.balances, snapshot.touched, snapshot.fields.last_tx_id)
+        registry = snapshot.functions
     # From where a duplicate in the tail may be linked to, not only one that is still to come.
     tail = max(1, last - TOLD_AGAIN + 1)
     window_first = window_start(tail, transactions_per_segment)
     first = min(engine.next_id, window_first)
+    warm_for_replay(engine.window, last - window_first + 1)
     results: list[Results] = []
     replayed = 0
 
@@ -85,14 +98,15 @@ def recover_engine(
             cluster_id=cluster,
             progress=progress,
         )
-        yield from read_log(
-            folder, each, last, transactions_per_segment, cluster_id=cluster, merge_small=False
-        )
+        yield from read_log(folder, each, last, transactions_per_segment, cluster_id=cluster)
 
     for run in runs():
         if stopping():
             raise Interrupted
         # No run crosses a segment's end, and both starting points are at one.
+        if run.first_id >= engine.next_id:
+            for version in registrations(run):
+                registry.apply(version)
         engine.apply(
             run.records,
             run.first_id,
@@ -103,14 +117,32 @@ def recover_engine(
         replayed += len(run.records)
         if run.first_id < tail:
             continue
-        if run.header.first_id <= run.first_id:
-            results.append(_results(run, engine, term, incarnation))
+        if run.batches is None or run.first_id > last - EACH_BLOCK:
+            results.extend(_results(run, engine, term, incarnation))
         else:
             results.clear()  # of several blocks; what is kept must be without a gap
-    return RecoveredEngine(engine, results, rejected, replayed)
+    registrar = Registrar(engine)
+    registrar.restore(registry, live_binaries(folder, registry))
+    return RecoveredEngine(engine, registrar, results, rejected, replayed)
 
 
-def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Results:
+def live_binaries(folder: Path, registry: FunctionRegistry) -> dict[int, bytes]:
+    """The binary of each live function, by the transaction that registered it. Those of all others
+    must be there, too: they tell what ran.
+
+    Raises BinaryDamaged.
+    """
+    live = {version.transaction_id for version in registry.all_live()}
+    binaries: dict[int, bytes] = {}
+    for version in registry.versions():
+        binary = read_binary(folder, version.name, version.version, version.crc32c)
+        if version.transaction_id in live:
+            binaries[version.transaction_id] = binary
+    return binaries
+
+
+def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Iterator[Results]:
+    """Outcomes of a run's transactions, in order."""
     failed = np.flatnonzero(run.records["status"])
     failures = np.zeros(len(failed), FAILURE_DTYPE)
     failures["offset"] = failed
@@ -119,13 +151,23 @@ def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Result
     failures["duplicate_of"][duplicates] = run.links
     for place, first in zip(duplicates.tolist(), run.links.tolist(), strict=True):
         failures["original_status"][place] = engine.window.status_of(first)
-    return Results(
-        term=term,
-        incarnation=incarnation,
-        first=run.first_id,
-        count=len(run.records),
-        batches=[
-            [run.header.gateway, run.header.request, run.first_id, len(run.records), len(failed)]
-        ],
-        failures=as_buffer(failures),
-    )
+    whose = run.batches
+    if whose is None:
+        header = run.header
+        sender = (header.gateway, header.request, run.first_id, len(run.records))
+        whose = np.array([sender], np.uint64)
+    for at in range(0, len(whose), BATCHES_TOLD):
+        part = whose[at : at + BATCHES_TOLD]
+        starts = part[:, 2].astype(np.int64) - run.first_id
+        ends = starts + part[:, 3].astype(np.int64)
+        low, high = np.searchsorted(failed, starts), np.searchsorted(failed, ends)
+        own = failures[low[0] : high[-1]]
+        own["offset"] -= np.uint32(starts[0])
+        yield Results(
+            term=term,
+            incarnation=incarnation,
+            first=run.first_id + int(starts[0]),
+            count=int(ends[-1] - starts[0]),
+            batches=np.column_stack((part, (high - low).astype(np.uint64))).tolist(),
+            failures=as_buffer(own),
+        )

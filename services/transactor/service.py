@@ -8,8 +8,10 @@ import time
 from tallybus.common import logs
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
+    FunctionsQuery,
     Hello,
     Message,
+    Prepare,
     Refused,
     ResultsQuery,
     Sequenced,
@@ -18,8 +20,12 @@ from tallybus.common.frames import (
 )
 from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
+from tallybus.common.snapshotformat import SnapshotMismatch
 from tallybus.services.transactor.core import TransactorCore
+from tallybus.services.transactor.functions.limits import FunctionLimits
+from tallybus.services.transactor.metrics import TransactorMeter
 from tallybus.services.transactor.recovery import Interrupted, recover_engine
+from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.warm import WindowWarmer
 
 
@@ -32,9 +38,13 @@ class TransactorService(Shell):
     def prepare(self) -> None:
         self.lock_run_folder()
         self._warmer: WindowWarmer | None = None
+        self._mismatched_at = 0
+        self._registrar: Registrar | None = None
         self.core = TransactorCore(
             self.new_incarnation(), self.settings.bus.max_in_flight, self.heartbeat_ns
         )
+        if isinstance(self.meter, TransactorMeter):
+            self.core.count = self.meter.outcomes.count
         self.open_stage(successor="wal")
         self.read(
             self.bus.subscriber(["wal"], [TOPIC_ACKNOWLEDGE]), self.receive_broadcast, most=256
@@ -42,15 +52,37 @@ class TransactorService(Shell):
         # A few at a time, so that outcomes are told soon after they are known.
         self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input, most=8)
 
+    def new_meter(self) -> TransactorMeter:
+        return TransactorMeter(self)
+
     def step(self, now_ns: int) -> None:
         if self.core.recovering:
             self._recover()
         if self._warmer is not None:
             self._warmer.keep_up()
+        if self._registrar is not None:
+            self._look_at_modules(self._registrar)
 
     def idle(self) -> None:
         if self._warmer is not None:
             self._warmer.idle()
+
+    def _look_at_modules(self, registrar: Registrar) -> None:
+        while self.core.modules:
+            module = self.core.modules.popleft()
+            refusal = registrar.refusal(module.name)
+            if refusal is None:
+                registrar.prepared.ask(module, module.binary)
+            else:
+                self.core.prepared(module, refusal)
+        for module, refusal in registrar.prepared.done():
+            self.core.prepared(module, refusal)
+
+    def close(self) -> None:
+        super().close()
+        registrar = getattr(self, "_registrar", None)
+        if registrar is not None:
+            registrar.close()
 
     def on_data(self, message: Message, now_ns: int) -> None:
         if isinstance(message, Sequenced):
@@ -61,6 +93,10 @@ class TransactorService(Shell):
             self.core.on_hello(peer, message)
         elif isinstance(message, ResultsQuery):
             self.core.on_results_query(peer, message)
+        elif isinstance(message, Prepare):
+            self.core.on_prepare(peer, message)
+        elif isinstance(message, FunctionsQuery):
+            self.core.on_functions_query(peer, message)
 
     def on_broadcast(self, message: Message, now_ns: int) -> None:
         if isinstance(message, StageStatus):
@@ -87,14 +123,24 @@ class TransactorService(Shell):
                 max_accounts=ledger.max_accounts,
                 transactions_per_segment=ledger.transactions_per_segment,
                 seed=int.from_bytes(os.urandom(8), "little"),
+                limits=FunctionLimits(),
                 progress=self.report_progress("replaying the log"),
                 stopping=lambda: self.stopping,
             )
         except Interrupted:
             return
+        except SnapshotMismatch:
+            # Another transactor may have taken over and moved on since: then the log will say so.
+            if self._mismatched_at == welcome.next:
+                raise
+            self._mismatched_at = welcome.next
+            self.core.ask_again()
+            return
         for damage in recovered.rejected:
             self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
-        self.core.recovered(recovered.engine, recovered.results)
+        self._registrar = recovered.registrar
+        self._registrar.prepared.notify = self.wake
+        self.core.recovered(recovered.engine, recovered.registrar, recovered.results)
         if self.settings.bus.transport != "inproc":
             # An embedded ledger is opened for a moment more often than for good.
             self._warmer = WindowWarmer(recovered.engine.window)

@@ -8,6 +8,7 @@ began after it was read.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -29,7 +30,8 @@ class Committer:
     """Advances `durable` behind a log's written index.
 
     durable: last transaction id that survives a crash; it never goes back. failure: the first
-    error, mostly a StorageError; after it nothing is synced or advanced any more. notify is called
+    error, mostly a StorageError; after it nothing is synced or advanced any more. measured: called
+    with the nanoseconds of each sync, where somebody counts them. notify is called
     in the committer's thread after each advance and once after a failure; it must return quickly.
     """
 
@@ -37,6 +39,7 @@ class Committer:
         """What the log holds already must be durable (it is after `Log.open`)."""
         self.durable = log.written.last_id
         self.failure: Exception | None = None
+        self.measured: Callable[[int], None] | None = None
         self._log = log
         self._notify = notify
         self._synced_position = log.written.position
@@ -89,7 +92,10 @@ class Committer:
         )  # Read before the sync: only what was written by now is covered.
         if written.position == self._synced_position:
             return
+        started_ns = time.monotonic_ns()
         self._log.sync()
+        if self.measured is not None:
+            self.measured(time.monotonic_ns() - started_ns)
         self._synced_position = written.position
         if written.last_id > self.durable:
             self.durable = written.last_id

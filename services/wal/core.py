@@ -15,12 +15,23 @@ from collections import deque
 from dataclasses import replace
 from typing import Final
 
-from tallybus.common.frames import Executed, Hello, Message, Refused, StageStatus, Welcome
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict
+from tallybus.common.frames import (
+    EMPTY,
+    Executed,
+    Hello,
+    Message,
+    Refused,
+    StageStatus,
+    Welcome,
+    size,
+)
+from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
 from tallybus.common.stage import StageCore
 
 FOLLOWER_GRACE_NS: Final = 1_000_000_000
 """A snapshotter that takes nothing for this long is left to read the files."""
+FOLLOWER_HEARTBEATS: Final = 3
+"""So is, at once, one that has been silent for the time of so many heartbeats: it is dead."""
 
 
 class WalCore(StageCore):
@@ -53,14 +64,19 @@ class WalCore(StageCore):
         self._retired: set[int] = set()
         self._gateways = dict(gateways)
         self._undurable: deque[Executed] = deque()
-        self._undurable_count = 0
+        self._undurable_weight = 0
         self._max_in_flight = max_in_flight
+        self._follower_heard_ns = 0
         self._follower_moved_ns = 0
         self._follower_next = 0
 
+    @property
+    def awaits(self) -> str:
+        return "" if self._greeted else "no transactor has said hello yet"
+
     def wants_input(self) -> bool:
         """Whether the transactor's batches may be read; otherwise back-pressure holds them."""
-        return self._greeted and self._undurable_count < self._max_in_flight and not self.link.full
+        return self._greeted and self._undurable_weight < self._max_in_flight and not self.link.full
 
     def on_hello(self, peer: bytes, message: Hello) -> None:
         """A transactor starts: from now on older ones are refused. A snapshotter only asks."""
@@ -128,8 +144,8 @@ class WalCore(StageCore):
         """The message was appended to the log and will be durable with the next sync."""
         self._gateways[message.gateway] = message.request
         # The snapshotter takes from this log, not from the transactor that filled it.
-        self._undurable.append(replace(message, incarnation=self.incarnation))
-        self._undurable_count += message.count
+        self._undurable.append(replace(message, incarnation=self.incarnation, binary=EMPTY))
+        self._undurable_weight += _weight(message)
 
     def synced(self, durable: int) -> None:
         """Everything up to this id is on disk and was confirmed."""
@@ -139,13 +155,14 @@ class WalCore(StageCore):
             if message.first + message.count - 1 > self.durable:
                 break
             self._undurable.popleft()
-            self._undurable_count -= message.count
-            self.link.offer(message.first, message.count, message)
+            self._undurable_weight -= _weight(message)
+            self.link.offer(message.first, message.count, message, _weight(message))
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
         """The snapshotter's broadcast."""
         if message.stage != "snapshotter":
             return
+        self._follower_heard_ns = now_ns
         if message.next > self._follower_next or message.incarnation != self.link.peer_incarnation:
             self._follower_next = message.next
             self._follower_moved_ns = now_ns
@@ -161,7 +178,12 @@ class WalCore(StageCore):
         """Once a turn: let a lagging snapshotter go, stall check, broadcast."""
         if self.link.full:
             reads_files = self._follower_next < self.link.base
-            if reads_files or now_ns - self._follower_moved_ns > FOLLOWER_GRACE_NS:
+            silent_ns = now_ns - self._follower_heard_ns
+            if (
+                reads_files
+                or silent_ns > FOLLOWER_HEARTBEATS * self._heartbeat_ns
+                or now_ns - self._follower_moved_ns > FOLLOWER_GRACE_NS
+            ):
                 self.link.release(self.durable)
         self.link.check_stall(now_ns)
         self.heartbeat(now_ns)
@@ -187,5 +209,9 @@ class WalCore(StageCore):
             gap=self.receiver.gap,
             full=not self.wants_input(),
             peer=self.receiver.peer,
-            retained=self._undurable_count + self.link.weight,
+            retained=self._undurable_weight + self.link.weight,
         )
+
+
+def _weight(message: Executed) -> int:
+    return weigh(message.count, size(message.extras))

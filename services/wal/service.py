@@ -11,12 +11,15 @@ import numpy as np
 
 from tallybus.common import logs
 from tallybus.common.frames import TOPIC_ACKNOWLEDGE, Executed, Hello, Message, StageStatus
+from tallybus.common.functions import registrations_in
 from tallybus.common.payload import count_extras
-from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE
+from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE, Kind
 from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
+from tallybus.services.wal.binaries import keep_binary, remove_unfinished
 from tallybus.services.wal.commit import Committer
 from tallybus.services.wal.core import WalCore
+from tallybus.services.wal.metrics import WalMeter
 from tallybus.services.wal.segments import Log, LogBatch
 
 IDLE_NS: Final = 50_000_000
@@ -41,6 +44,7 @@ class WalService(Shell):
             int.from_bytes(os.urandom(8), "little"),
             self.report_progress("verifying the log"),
         )
+        remove_unfinished(self.storage, folder)
         if self._log.torn is not None:
             self.log.warning("cut off a torn tail", extra=logs.fields(tail=str(self._log.torn)))
         self.log.info(
@@ -61,6 +65,8 @@ class WalService(Shell):
             gateways=dict(self._log.gateways),
         )
         self._committer = Committer(self._log, self.wake)
+        if isinstance(self.meter, WalMeter):
+            self._committer.measured = self.meter.sync_seconds.observe
         self._committer.start()
         self._appended_ns = 0
         self.open_stage(successor="snapshotter", hello=False)
@@ -71,6 +77,14 @@ class WalService(Shell):
         )
         self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input)
 
+    def new_meter(self) -> WalMeter:
+        return WalMeter(self)
+
+    @property
+    def opened(self) -> Log:
+        """The log, once `prepare` has opened it."""
+        return self._log
+
     def on_data(self, message: Message, now_ns: int) -> None:
         if not isinstance(message, Executed):
             return
@@ -79,6 +93,9 @@ class WalService(Shell):
             return
         if skip:
             message = _without(message, skip)
+        if message.count == 1 and memoryview(message.records)[0] == Kind.FUNCTION_REGISTERED:
+            # Before the record: whatever the log names is on disk.
+            self._keep_binary(message)
         words = message.links * 8
         entries = words + message.params * 8
         extras = memoryview(message.extras)
@@ -98,6 +115,13 @@ class WalService(Shell):
         )
         self._appended_ns = now_ns
         self.core.written(message)
+
+    def _keep_binary(self, message: Executed) -> None:
+        records = np.frombuffer(message.records, RECORD_DTYPE)
+        params = np.frombuffer(message.extras, "<i8")[message.links :]
+        for version in registrations_in(message.first, records, params):
+            folder = data_folder(self.settings)
+            keep_binary(self.storage, folder, version.name, version.version, message.binary)
 
     def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
         if isinstance(message, Hello):

@@ -22,12 +22,13 @@ from tallybus.csv_import import status_name
 
 if TYPE_CHECKING:
     from tallybus.client import Client, Pending
+    from tallybus.functions import OperationBatch
 
 
 class Source(Protocol):
     """Where operations come from: see `workload.Workload.take`."""
 
-    def take(self, count: int) -> NDArray[np.void]:
+    def take(self, count: int) -> NDArray[np.void] | OperationBatch:
         """The next `count` operations."""
         ...
 

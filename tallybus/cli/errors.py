@@ -46,8 +46,10 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
     match error:
         case KeyboardInterrupt():
             code, text = ExitCode.INTERRUPTED, "interrupted"
-        case MalformedCsv() | errors.InvalidRequest():
+        case MalformedCsv() | errors.InvalidRequest() | errors.InvalidFunction():
             code = ExitCode.USAGE
+        case errors.AlreadyExists() | errors.NotRegistered():
+            code = ExitCode.REJECTED
         case errors.OutcomeUnknown():
             code = ExitCode.OUTCOME_UNKNOWN
             if error.retry_safe:

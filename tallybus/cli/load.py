@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tallybus.cli import connect
+from tallybus.cli import connect, loadfunction
 from tallybus.cli.drive import Measured, drive
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.limits import DiskLimits, measure_disk
@@ -87,7 +87,8 @@ class Outcome:
     type=click.Choice(["deposit", "transfer", "mixed", "function"]),
     default="transfer",
     show_default=True,
-    help="mixed: a quarter deposits, a quarter withdrawals, half transfers.",
+    help="mixed: a quarter deposits, a quarter withdrawals, half transfers. function: transfers "
+    "with a fee, by a function that is registered first.",
 )
 @click.option(
     "--ops",
@@ -157,7 +158,7 @@ class Outcome:
 )
 @json_option
 def load_command(
-    kind: Literal["deposit", "transfer", "mixed", "function"],
+    kind: WorkloadKind,
     ops: int,
     batch: int,
     accounts: int,
@@ -177,12 +178,11 @@ def load_command(
     """Measure how many transactions per second a ledger takes, beside what its disk takes.
 
     Works on the ledger at --endpoint, or with --spawn on one of its own. On a running ledger it
-    leaves real transactions behind: every account 1 to --accounts is funded first.
+    leaves real transactions behind: every account 1 to --accounts is funded first, and with --kind
+    function the function load_fee_transfer is registered.
 
-    One transfer or withdrawal in 64 asks for more than any account has and is rejected.
+    One transfer, withdrawal or call in 64 asks for more than any account has and is rejected.
     """
-    if kind == "function":
-        raise CommandFailed("functions are not available in this version", ExitCode.USAGE)
     if assignments and not spawn:
         raise click.UsageError("--set takes effect only on a ledger started with --spawn")
     plan = Plan(
@@ -221,6 +221,8 @@ def run(plan: Plan, at: Target) -> Outcome:
             task = progress.add_task("funding", total=plan.accounts)
             fund_accounts(clients[0], plan.accounts, lambda count: progress.advance(task, count))
             progress.remove_task(task)
+        if plan.kind == "function":
+            loadfunction.register(clients[0])
         source = _workload(plan)
         _drive(clients, source, plan, plan.warm_up_ops)
         log_bytes = at.log_bytes()

@@ -7,12 +7,14 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from tallybus.common.function_names import NAME_RULE, is_function_name
 from tallybus.common.record import MAX_AMOUNT, Level
 from tallybus.common.settings import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_U64: Final = 2**64 - 1
+MAX_PARAMS: Final = 8
 LEVELS: Final = {level.name.lower(): level for level in Level}
 
 
@@ -41,6 +43,53 @@ ACCOUNT: Final = WholeNumber("account")
 AMOUNT: Final = WholeNumber("amount", 1, MAX_AMOUNT)
 USER_REF: Final = WholeNumber("user_ref")
 TX_ID: Final = WholeNumber("tx_id", 1)
+
+
+class Parameter(click.ParamType[int]):
+    """A function's parameter: a number in ASCII digits alone, perhaps with a minus sign."""
+
+    name = "param"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value)
+        sign = -1 if text.startswith("-") else 1
+        digits = text.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit()) or len(text) > 4000:
+            self.fail(f"{text[:40]!r} is not a whole number in the digits 0 to 9", param, ctx)
+        number = sign * int(digits)
+        if not -MAX_AMOUNT - 1 <= number <= MAX_AMOUNT:
+            shown = text if len(text) <= 40 else f"{text[:39]}…"
+            self.fail(f"{shown} is not in {-MAX_AMOUNT - 1}..{MAX_AMOUNT}", param, ctx)
+        return number
+
+
+class FunctionName(click.ParamType[str]):
+    """What a function may be called."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not is_function_name(text):
+            self.fail(f"{text[:40]!r} is no name of a function: {NAME_RULE}", param, ctx)
+        return text
+
+
+PARAMETER: Final = Parameter()
+FUNCTION_NAME: Final = FunctionName()
+
+
+def checked_params(
+    ctx: click.Context, param: click.Parameter, values: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Callback of options and arguments that take a function's parameters."""
+    if len(values) > MAX_PARAMS:
+        raise click.BadParameter(
+            f"{len(values)} parameters, a function takes up to {MAX_PARAMS}", ctx, param
+        )
+    return values
 
 
 class LevelType(click.Choice[str]):

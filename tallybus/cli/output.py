@@ -52,7 +52,12 @@ def print_table(
     Console().print(table)
 
 
-_NUMBERS = frozenset({"account", "balance", "transaction", "duplicate of"})
+_NUMBERS = frozenset(
+    {
+        *("account", "balance", "credit", "debit", "transaction", "duplicate of"),
+        *("version", "calls", "fuel", "mean fuel", "fuel limit", "mean time"),
+    }
+)
 
 
 def print_values(values: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""`tallybus deposit`, `withdraw` and `transfer`: one transaction each."""
+"""`tallybus deposit`, `withdraw`, `transfer` and `call`: one transaction each."""
 
 from __future__ import annotations
 
@@ -12,27 +12,37 @@ from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.options import (
     ACCOUNT,
     AMOUNT,
+    FUNCTION_NAME,
+    PARAMETER,
     USER_REF,
+    checked_params,
     client_options,
     json_option,
     wait_option,
 )
 from tallybus.cli.output import print_json
 from tallybus.common.record import Level, Status
-from tallybus.operations import Deposit, Operation, Transfer, Withdrawal
+from tallybus.operations import Deposit, Function, Operation, Transfer, Withdrawal
 
 if TYPE_CHECKING:
     from tallybus.operations import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MEANINGS: Final = {
+MEANINGS: Final[dict[Status | int, str]] = {
     Status.INSUFFICIENT_FUNDS: "the account holds less than the amount",
     Status.ACCOUNT_NOT_FOUND: "the ledger has no such account",
     Status.INVALID_OPERATION: "the ledger does not take such an operation",
     Status.ACCOUNT_LIMIT_EXCEEDED: "the account's number is beyond the ledger's max_accounts",
     Status.DUPLICATE: "its user_ref was used before; nothing was applied again",
     Status.BALANCE_OVERFLOW: "a balance would leave the range of 64-bit integers",
+    Status.ZERO_SUM_VIOLATION: "what the function credited is not what it debited",
+    Status.ENTRY_LIMIT_EXCEEDED: "the function made more than 255 entries",
+    Status.QUOTA_EXCEEDED: "the function used up its fuel",
+}
+CALL_MEANINGS: Final = MEANINGS | {
+    Status.INVALID_OPERATION: "there is no such function, or it trapped, or it returned what is "
+    "no status",
 }
 
 
@@ -80,6 +90,19 @@ def transfer_command(source: int, target: int, amount: int, user_ref: int, **opt
     _submit(Transfer(source, target, amount, user_ref), **options)
 
 
+@click.command(
+    "call",
+    # A parameter may be negative: what begins with a minus sign is not always an option.
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("name", type=FUNCTION_NAME)
+@click.argument("params", type=PARAMETER, nargs=-1, callback=checked_params, metavar="[PARAM...]")
+@_options
+def call_command(name: str, params: tuple[int, ...], user_ref: int, **options: Any) -> None:
+    """Call function NAME with up to 8 whole numbers; missing ones are 0."""
+    _submit(Function(name, params, user_ref), **options)
+
+
 def _submit(
     operation: Operation, *, level: Level, endpoint: str, timeout: float, as_json: bool
 ) -> None:
@@ -101,16 +124,17 @@ def _submit(
     elif not known:
         click.echo(f"transaction {result.tx_id}: sequenced; its outcome was not waited for")
     if known and not result.ok:
-        raise CommandFailed(_rejection(result), ExitCode.REJECTED)
+        raise CommandFailed(_rejection(result, operation), ExitCode.REJECTED)
 
 
-def _rejection(result: Result) -> str:
+def _rejection(result: Result, operation: Operation) -> str:
     status = result.status
-    meaning = MEANINGS.get(status) if isinstance(status, Status) else None
+    meanings = CALL_MEANINGS if isinstance(operation, Function) else MEANINGS
+    meaning = meanings.get(status, "the function's own status")
     text = f"transaction {result.tx_id} rejected: {status_text(status)}"
     if status == Status.DUPLICATE:
         text = f"rejected: {status_text(status)} of transaction {result.duplicate_of}"
-    return f"{text}: {meaning}" if meaning else text
+    return f"{text}: {meaning}"
 
 
 def status_text(status: Status | int) -> str:

@@ -12,10 +12,12 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.cli import loadfunction
 from tallybus.common.record import RECORD_DTYPE, Kind
+from tallybus.functions import MAX_PARAMS, OperationBatch
 from tallybus.operations import deposits
 
-WorkloadKind = Literal["deposit", "transfer", "mixed"]
+WorkloadKind = Literal["deposit", "transfer", "mixed", "function"]
 
 POOL_OPERATIONS: Final = 2_097_152
 """80 MiB of operations: more than enough to touch a million accounts in random order."""
@@ -57,14 +59,16 @@ class Workload:
         self._pool = _random_operations(
             kind, blocks * self._block, accounts, np.random.default_rng(seed)
         )
+        self._params = _as_calls(self._pool) if kind == "function" else None
         self._position = 0
         self._next_ref = first_ref
         steps = np.arange(self._block, dtype=np.uint64)
         self._steps = steps * np.uint64(_STRIDE)
         self._refs: NDArray[np.uint64] = self._pool["user_ref"]
 
-    def take(self, count: int) -> NDArray[np.void]:
-        """The next `count` operations, at most `batch`: RECORD_DTYPE[count], contiguous.
+    def take(self, count: int) -> NDArray[np.void] | OperationBatch:
+        """The next `count` operations, at most `batch`: RECORD_DTYPE[count], contiguous, and for
+        functions their parameters with them.
 
         It is written again when the pool has come round.
         """
@@ -77,7 +81,10 @@ class Workload:
             )
             self._next_ref = (self._next_ref + self._block * _STRIDE) & _MASK
         self._position = start + self._batch
-        return self._pool[start : start + count]
+        records = self._pool[start : start + count]
+        if self._params is None:
+            return records
+        return OperationBatch(records, (loadfunction.NAME,), self._params[start : start + count])
 
 
 def first_ref(random_bits: int, ops: int) -> int:
@@ -106,7 +113,7 @@ def _random_operations(
     if kind == "deposit":
         pool["kind"] = Kind.DEPOSIT
         return pool
-    if kind == "transfer":
+    if kind in ("transfer", "function"):
         pool["kind"] = Kind.TRANSFER
     else:
         mixture = np.array([Kind.DEPOSIT, Kind.WITHDRAWAL, Kind.TRANSFER, Kind.TRANSFER], np.uint8)
@@ -117,3 +124,16 @@ def _random_operations(
     overdraft &= pool["kind"] != Kind.DEPOSIT
     pool["amount"][overdraft] = OVERDRAFT_AMOUNT
     return pool
+
+
+def _as_calls(pool: NDArray[np.void]) -> NDArray[np.int64]:
+    """Turns transfers into calls of the function that does the same for a fee: int64 (n, 8)."""
+    params = np.zeros((len(pool), MAX_PARAMS), "<i8")
+    params[:, 0] = pool["account"]
+    params[:, 1] = pool["counterparty"]
+    params[:, 2] = loadfunction.FEE_ACCOUNT
+    params[:, 3] = pool["amount"]
+    params[:, 4] = loadfunction.FEE_BPS
+    pool[:] = np.zeros(1, RECORD_DTYPE)
+    pool["kind"] = Kind.FUNCTION
+    return params

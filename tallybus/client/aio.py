@@ -23,10 +23,12 @@ from numpy.typing import ArrayLike
 from tallybus.client import requests
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import SECOND, Call, Core, CoreSettings
+from tallybus.client.registration import ListFunctions
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS
 from tallybus.client.wire import FramePool, Wire
 from tallybus.common.record import Level
 from tallybus.errors import ClientClosed
+from tallybus.functions import FunctionInfo, FunctionVersion
 from tallybus.operations import (
     Balance,
     Balances,
@@ -38,6 +40,7 @@ from tallybus.operations import (
     TransactionStatuses,
 )
 from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+from tallybus.transactions import Transaction
 
 T = TypeVar("T")
 
@@ -146,6 +149,37 @@ class AsyncClient:
     ) -> TransactionStatuses:
         """Statuses of the transactions `tx_ids`, integers of shape (n,)."""
         return await self._call(requests.read_statuses(tx_ids, min_tx_id), timeout)
+
+    async def get_transaction(
+        self, tx_id: int, min_tx_id: int | None = None, *, timeout: float | None = None
+    ) -> Transaction:
+        """One transaction with its entries; with `min_tx_id` not before the snapshot has that one.
+
+        Raises TransactionNotFound when the read side does not have it.
+        """
+        return await self._call(requests.read_transaction(tx_id, min_tx_id), timeout)
+
+    async def register_function(
+        self,
+        name: str,
+        binary: bytes | bytearray | memoryview,
+        override: bool = False,
+        timeout: float | None = None,
+    ) -> FunctionVersion:
+        """Registers a function, and returns its version once it is on disk and live; see
+        `Client`.
+        """
+        return await self._call(requests.register_function(name, binary, override), timeout)
+
+    async def unregister_function(self, name: str, timeout: float | None = None) -> FunctionVersion:
+        """Unregisters a function, and returns its last version; see `Client`."""
+        return await self._call(requests.unregister_function(name), timeout)
+
+    async def list_functions(self, *, timeout: float | None = None) -> list[FunctionInfo]:
+        """The registered functions by name, with what was counted since the transactor
+        started.
+        """
+        return await self._call(ListFunctions(), timeout)
 
     async def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
         """How far each stage has come."""

@@ -63,6 +63,7 @@ class ErrorCode(StrEnum):
     LOST = "lost"
     OUTCOME_UNKNOWN = "outcome_unknown"
     UNAVAILABLE = "unavailable"
+    INVALID_FUNCTION = "invalid_function"
     INTERNAL = "internal"
 
 
@@ -84,6 +85,8 @@ class Request(ABC, Generic[T]):
     """True if the request changes nothing, so that sending it again is always safe."""
     count: int = 1
     level: Level | None = None
+    committed_tx_id: int | None = None
+    """Of a request that completes another one: the transaction that is on disk already."""
 
     def fields(self) -> Header:
         """Header fields besides v, op, id and timeout_ms."""
@@ -101,11 +104,28 @@ class Request(ABC, Generic[T]):
         """Whether sending again cannot do anything twice."""
         return self.reads
 
-    @abstractmethod
-    def decode(self, header: Header, payload: Sequence[bytes]) -> T:
-        """The caller's value of a reply; raises ProtocolError."""
+    def retry_safe(self) -> bool:
+        """Whether the caller, too, may ask for the same again without doing anything twice."""
+        return self.resendable()
 
-    def decode_again(self, header: Header, payload: Sequence[bytes]) -> T:
+    def unknown(self) -> tuple[str, str]:
+        """For an unknown outcome: what may have happened, and what the caller does about it."""
+        advice = (
+            "every operation has a user_ref, so sending the same ones again cannot apply any twice"
+            if self.resendable()
+            else "at least one has no user_ref, so sending them again could apply it twice; "
+            "read the balances before you do"
+        )
+        return f"the {self.count} submitted operations were executed", advice
+
+    @abstractmethod
+    def decode(self, header: Header, payload: Sequence[bytes]) -> T | Request[T]:
+        """The caller's value of a reply, or the request whose answer has it.
+
+        Raises ProtocolError, or another TallybusError that the request documents.
+        """
+
+    def decode_again(self, header: Header, payload: Sequence[bytes]) -> T | Request[T]:
         """The same for the reply to a sending after one that was lost."""
         return self.decode(header, payload)
 
@@ -132,7 +152,8 @@ def read_header(frames: Sequence[bytes]) -> Header:
             f"the gateway sent a header of {len(frames[0])} bytes, the limit is {MAX_HEADER_BYTES}"
         )
     try:
-        header = msgpack.unpackb(frames[0])
+        # Maps inside may have other keys than texts: a function's failures by status.
+        header = msgpack.unpackb(frames[0], strict_map_key=False)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError("the gateway sent a header that is not msgpack") from error
     if not isinstance(header, dict):
@@ -153,9 +174,9 @@ def reply_id(header: Header) -> int | None:
 
 def read_answer(
     request: Request[T], header: Header, payload: Sequence[bytes], again: bool
-) -> T | ErrorReply:
-    """What a reply to `request` says; raises ProtocolError. `again`: an earlier sending was
-    lost.
+) -> T | Request[T] | ErrorReply:
+    """What a reply to `request` says; raises what its `decode` does. `again`: an earlier sending
+    was lost.
     """
     _check_version(header)
     if "error" in header:
@@ -351,9 +372,7 @@ def _service(row: object) -> ServiceInfo:
     values: dict[str, Any] = {}
     for field in fields(ServiceInfo):
         if field.type == "str":
-            values[field.name] = row.get(field.name)
-            if not isinstance(values[field.name], str):
-                raise bad_field(field.name, values[field.name], "a text")
+            values[field.name] = text_field(row, field.name)
         else:
             values[field.name] = u64_field(row, field.name)
     return ServiceInfo(**values)
@@ -413,6 +432,14 @@ def u64_field(header: Header, name: str) -> int:
     if type(value) is int and 0 <= value <= MAX_U64:
         return value
     raise bad_field(name, value, "an unsigned 64-bit integer")
+
+
+def text_field(header: Header, name: str) -> str:
+    """A header field that must be a text."""
+    value = header.get(name)
+    if isinstance(value, str):
+        return value
+    raise bad_field(name, value, "a text")
 
 
 def level_field(header: Header, asked: Level) -> Level:

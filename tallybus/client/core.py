@@ -26,6 +26,7 @@ from itertools import islice
 from typing import Any, Final, Generic, TypeVar, cast
 
 from tallybus.client.codec import (
+    MAX_MESSAGE_CHARS,
     ErrorCode,
     ErrorReply,
     Payload,
@@ -40,6 +41,7 @@ from tallybus.client.codec import (
 )
 from tallybus.errors import (
     ClientClosed,
+    InvalidFunction,
     InvalidRequest,
     LostTransaction,
     OutcomeUnknown,
@@ -225,11 +227,16 @@ class Core:
             return
         try:
             answer = read_answer(call.request, header, frames[1:], call.unsure)
-        except ProtocolError as failure:
+        except TallybusError as failure:
             self._fail(call, failure)
             return
         if isinstance(answer, ErrorReply):
             self._take_error(call, answer, now)
+        elif isinstance(answer, Request):
+            # The answer is known, and what is left to ask for has not been sent before.
+            call.request = answer
+            call.unsure = False
+            self._enqueue(call)
         else:
             call.value = answer
             self._finish(call)
@@ -334,7 +341,7 @@ class Core:
                 self._pause(call, now)
             case _:
                 error = _error_of(request, reply, call.seconds)
-                if isinstance(error, (InvalidRequest, LostTransaction)):
+                if isinstance(error, (InvalidRequest, InvalidFunction, LostTransaction)):
                     self._fail_without_effect(call, error)
                 else:
                     self._fail(call, error)
@@ -376,12 +383,15 @@ class Core:
             why = f"the gateway was last heard {(now - self._heard_at) / SECOND:.3g} s ago"
         if call.attempts and not request.reads:
             why += "; the transactions may still be executed"
+        if request.committed_tx_id is not None:
+            why += f"; transaction {request.committed_tx_id} is committed"
         level = "" if request.level is None else f" to level {request.level.name}"
         return Timeout(
             f"no answer to the {request.op} request{level} within {call.seconds:g} s: {why}",
             request=request.op,
             level=request.level,
             seconds=call.seconds,
+            first_tx_id=request.committed_tx_id,
         )
 
     def _fail_without_effect(self, call: Call[Any], error: TallybusError) -> None:
@@ -417,6 +427,16 @@ def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> Tally
                 value=details.get("value"),
                 index=index if type(index) is int else None,
             )
+        case ErrorCode.INVALID_FUNCTION:
+            name, reason = details.get("name"), details.get("reason")
+            reason = reason if isinstance(reason, str) else text
+            name = name if isinstance(name, str) else ""
+            return InvalidFunction(
+                f"the ledger does not take this binary as function {name}: "
+                f"{reason[:MAX_MESSAGE_CHARS]}",
+                name=name,
+                reason=reason[:MAX_MESSAGE_CHARS],
+            )
         case ErrorCode.UNSUPPORTED_VERSION:
             return ProtocolError(
                 f"the gateway does not speak this client's version of the protocol: {text}"
@@ -427,7 +447,7 @@ def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> Tally
                 request=request.op,
                 level=request.level,
                 seconds=seconds,
-                first_tx_id=_first_tx_id(reply),
+                first_tx_id=_first_tx_id(reply) or request.committed_tx_id,
             )
         case ErrorCode.LOST:
             return LostTransaction(
@@ -452,17 +472,10 @@ def _first_tx_id(reply: ErrorReply) -> int | None:
 def _outcome_unknown(
     request: Request[Any], why: str, first_tx_id: int | None = None
 ) -> OutcomeUnknown:
-    safe = request.resendable()
-    advice = (
-        "every operation has a user_ref, so sending the same ones again cannot apply any twice"
-        if safe
-        else "at least one has no user_ref, so sending them again could apply it twice; "
-        "read the balances before you do"
-    )
+    what, advice = request.unknown()
     return OutcomeUnknown(
-        f"it is not known whether the {request.count} submitted operations were executed: {why}; "
-        f"{advice}",
+        f"it is not known whether {what}: {why}; {advice}",
         count=request.count,
-        retry_safe=safe,
+        retry_safe=request.retry_safe(),
         first_tx_id=first_tx_id,
     )

@@ -5,13 +5,14 @@ Raises InvalidRequest with the field and the value. No I/O.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tallybus.checks import check_int, u64_array
+from tallybus.checks import MAX_U64, check_int, u64_array
 from tallybus.client.codec import (
     Payload,
     ReadBalance,
@@ -20,13 +21,15 @@ from tallybus.client.codec import (
     ReadStatuses,
     WaitFor,
 )
+from tallybus.client.registration import RegisterFunction, UnregisterFunction
 from tallybus.client.submit import SubmitBatch, SubmitOne
+from tallybus.client.transaction import ReadTransaction
 from tallybus.common.record import Level
 from tallybus.errors import InvalidRequest
+from tallybus.functions import checked_binary, checked_name
 from tallybus.operations import (
     Operation,
     Operations,
-    Records,
     encode_operation,
     encode_operations,
 )
@@ -46,15 +49,14 @@ def submit_one(operation: Operation, level: Level) -> SubmitOne:
 
 
 def submit_batch(
-    operations: Operations, level: Level, freeze: Callable[[Records], Payload]
+    operations: Operations, level: Level, freeze: Callable[[NDArray[Any]], Payload]
 ) -> SubmitBatch:
-    """A submit of a batch. `freeze` makes a payload of the records that no later change can
-    reach.
-    """
+    """A submit of a batch. `freeze` makes a payload of an array that no later change can reach."""
     level = checked_level(level, "wait")
     encoded = encode_operations(operations)
-    records = encoded.records
-    return SubmitBatch(freeze(records), len(records), level, encoded.names, encoded.params)
+    records, params = encoded.records, encoded.params
+    frozen = params if isinstance(params, bytes) else freeze(params) if len(params) else b""
+    return SubmitBatch(freeze(records), len(records), level, encoded.names, frozen)
 
 
 def read_balance(account: int, min_tx_id: int | None) -> ReadBalance:
@@ -80,6 +82,31 @@ def read_statuses(tx_ids: ArrayLike, min_tx_id: int | None) -> ReadStatuses:
 def wait_for(tx_id: int, level: Level) -> WaitFor:
     """A wait for the index of a level."""
     return WaitFor(check_int(tx_id, "tx_id"), checked_level(level, "level"))
+
+
+def read_transaction(tx_id: int, min_tx_id: int | None) -> ReadTransaction:
+    """A read of one transaction."""
+    return ReadTransaction(check_int(tx_id, "tx_id", 1), _min_tx_id(min_tx_id))
+
+
+def register_function(name: str, binary: object, override: object) -> RegisterFunction:
+    """A registration under a reference of its own, so that it applies once."""
+    if not isinstance(override, bool):
+        raise InvalidRequest(
+            f"override must be True or False, not {type(override).__name__}",
+            field="override",
+            value=override,
+        )
+    return RegisterFunction(checked_name(name), checked_binary(binary), override, _new_ref())
+
+
+def unregister_function(name: str) -> UnregisterFunction:
+    """An unregistration under a reference of its own, so that it applies once."""
+    return UnregisterFunction(checked_name(name), _new_ref())
+
+
+def _new_ref() -> int:
+    return secrets.randbelow(MAX_U64) + 1
 
 
 def _min_tx_id(value: object) -> int | None:

@@ -2,7 +2,8 @@
 
 Pure functions over bytes, a part of the codec. Here is also what a client does with the answer to
 a submit that it had to send again: what the lost sending executed comes back as DUPLICATE, and the
-caller gets the outcome of that execution instead.
+caller gets the outcome of that execution instead. Registrations of functions are answered in the
+same way, see `registration`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Submit(Request[T]):
     count: int
     level: Level
 
-    def __init__(self, count: int, level: Level, names: Sequence[str], params: bytes) -> None:
+    def __init__(self, count: int, level: Level, names: Sequence[str], params: Payload) -> None:
         self.count = count
         self.level = level
         self.names = names
@@ -64,24 +65,7 @@ class _Submit(Request[T]):
         """The payload frame with the records."""
 
     def payload(self) -> Sequence[Payload]:
-        return (self.records(), self.params) if self.params else (self.records(),)
-
-    def _read(self, header: Header, payload: Sequence[bytes]) -> tuple[int, Level, bytes]:
-        first, count, failures = (
-            u64_field(header, "first"),
-            u64_field(header, "count"),
-            u64_field(header, "failures"),
-        )
-        level = level_field(header, self.level)
-        if count != self.count:
-            raise bad_field("count", count, f"{self.count}, the number of operations sent")
-        if first < 1 or first + count - 1 > MAX_U64:
-            raise bad_field("first", first, "a transaction id")
-        if failures > count:
-            raise bad_field("failures", failures, f"at most the count {count}")
-        check_frames(payload, 1)
-        check_size(payload[0], failures, FAILURE_SIZE)
-        return first, level, payload[0]
+        return (self.records(), self.params) if len(self.params) else (self.records(),)
 
 
 class SubmitOne(_Submit[Result]):
@@ -102,25 +86,16 @@ class SubmitOne(_Submit[Result]):
         return self.record[8:16] != bytes(8)
 
     def decode(self, header: Header, payload: Sequence[bytes]) -> Result:
-        return self._result(header, payload, again=False)
+        return read_result(header, payload, self.level, again=False)
 
     def decode_again(self, header: Header, payload: Sequence[bytes]) -> Result:
-        return self._result(header, payload, again=True)
-
-    def _result(self, header: Header, payload: Sequence[bytes], again: bool) -> Result:
-        tx_id, level, failures = self._read(header, payload)
-        if not failures:
-            return Result(tx_id, Status.NONE, level)
-        offset, status, original, _, duplicate_of = _FAILURE.unpack(failures)
-        _check_failure(offset == 0, status, original, duplicate_of, tx_id)
-        if status != Status.DUPLICATE:
-            return Result(tx_id, status_of(status), level)
-        status = original if again else status
-        return Result(duplicate_of, status_of(status), level, duplicate_of)
+        return read_result(header, payload, self.level, again=True)
 
 
 class SubmitBatch(_Submit[BatchResult]):
-    """Submits n operations: `frame` holds their records, n * 40 bytes."""
+    """Submits n operations: `frame` holds their records, n * 40 bytes, `params` 64 bytes per
+    call.
+    """
 
     __slots__ = ("frame",)
 
@@ -130,7 +105,7 @@ class SubmitBatch(_Submit[BatchResult]):
         count: int,
         level: Level,
         names: Sequence[str] = (),
-        params: bytes = b"",
+        params: Payload = b"",
     ) -> None:
         super().__init__(count, level, names, params)
         self.frame = frame
@@ -152,7 +127,7 @@ class SubmitBatch(_Submit[BatchResult]):
         return self._result(header, payload, again=True)
 
     def _result(self, header: Header, payload: Sequence[bytes], again: bool) -> BatchResult:
-        first, level, failures = self._read(header, payload)
+        first, level, failures = read_submitted(header, payload, self.count, self.level)
         statuses = np.zeros(self.count, np.uint8)
         duplicate_of = np.zeros(self.count, np.uint64)
         if failures:
@@ -190,6 +165,40 @@ class SubmitBatch(_Submit[BatchResult]):
             is_first[first_uses] = True
             ours = is_first[offsets]
             statuses[offsets[ours]] = rows["original_status"][duplicates][ours]
+
+
+def read_submitted(
+    header: Header, payload: Sequence[bytes], sent: int, asked: Level
+) -> tuple[int, Level, bytes]:
+    """First id, level and failures of the reply to `sent` operations that were to reach `asked`."""
+    first, count, failures = (
+        u64_field(header, "first"),
+        u64_field(header, "count"),
+        u64_field(header, "failures"),
+    )
+    level = level_field(header, asked)
+    if count != sent:
+        raise bad_field("count", count, f"{sent}, the number of operations sent")
+    if first < 1 or first + count - 1 > MAX_U64:
+        raise bad_field("first", first, "a transaction id")
+    if failures > count:
+        raise bad_field("failures", failures, f"at most the count {count}")
+    check_frames(payload, 1)
+    check_size(payload[0], failures, FAILURE_SIZE)
+    return first, level, payload[0]
+
+
+def read_result(header: Header, payload: Sequence[bytes], asked: Level, again: bool) -> Result:
+    """The outcome of one operation; `again`: a duplicate stands for what a lost sending did."""
+    tx_id, level, failures = read_submitted(header, payload, 1, asked)
+    if not failures:
+        return Result(tx_id, Status.NONE, level)
+    offset, status, original, _, duplicate_of = _FAILURE.unpack(failures)
+    _check_failure(offset == 0, status, original, duplicate_of, tx_id)
+    if status != Status.DUPLICATE:
+        return Result(tx_id, status_of(status), level)
+    status = original if again else status
+    return Result(duplicate_of, status_of(status), level, duplicate_of)
 
 
 def _check_failure(

@@ -22,9 +22,11 @@ from numpy.typing import ArrayLike
 from tallybus.client import requests
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings
+from tallybus.client.registration import ListFunctions
 from tallybus.client.wire import FramePool, Wire
 from tallybus.common.record import Level
 from tallybus.errors import ClientClosed, Timeout
+from tallybus.functions import FunctionInfo, FunctionVersion
 from tallybus.operations import (
     Balance,
     Balances,
@@ -36,6 +38,7 @@ from tallybus.operations import (
     TransactionStatuses,
 )
 from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+from tallybus.transactions import Transaction
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
@@ -128,8 +131,9 @@ class Client:
     ) -> BatchResult:
         """Submits a batch and waits until all its transactions have reached `wait`.
 
-        `operations` is a sequence of operations or an array of shape (n,) and dtype
-        `OPERATION_DTYPE`, which may be changed after the call. Ids are contiguous, in the order
+        `operations` is a sequence of operations, an array of shape (n,) and dtype
+        `OPERATION_DTYPE`, or an OperationBatch, which has function calls as arrays; arrays may be
+        changed after the call. Ids are contiguous, in the order
         given. Each operation is atomic, the batch is not. The gateway refuses more than its
         `max_batch` operations (`gateway_info`).
         """
@@ -179,6 +183,45 @@ class Client:
     ) -> TransactionStatuses:
         """Statuses of the transactions `tx_ids`, integers of shape (n,)."""
         return self._call(requests.read_statuses(tx_ids, min_tx_id), timeout)
+
+    def get_transaction(
+        self, tx_id: int, min_tx_id: int | None = None, *, timeout: float | None = None
+    ) -> Transaction:
+        """One transaction with its entries; with `min_tx_id` not before the snapshot has that one.
+
+        Raises TransactionNotFound when the read side does not have it.
+        """
+        return self._call(requests.read_transaction(tx_id, min_tx_id), timeout)
+
+    def register_function(
+        self,
+        name: str,
+        binary: bytes | bytearray | memoryview,
+        override: bool = False,
+        timeout: float | None = None,
+    ) -> FunctionVersion:
+        """Registers a function, and returns its version once it is on disk and live.
+
+        `binary` is a WebAssembly module of up to 4 MiB. With `override` it replaces a function of
+        that name as its next version. However often the request has to be sent, it applies once.
+        Raises AlreadyExists without `override`, InvalidFunction when the ledger does not take the
+        binary, and what a submit raises; after a Timeout or OutcomeUnknown `list_functions` tells.
+        """
+        return self._call(requests.register_function(name, binary, override), timeout)
+
+    def unregister_function(self, name: str, timeout: float | None = None) -> FunctionVersion:
+        """Unregisters a function, and returns its last version, which has no binary and the CRC 0.
+
+        From then on calls of it end with INVALID_OPERATION. Raises NotRegistered when there is no
+        such function, and what a submit raises.
+        """
+        return self._call(requests.unregister_function(name), timeout)
+
+    def list_functions(self, *, timeout: float | None = None) -> list[FunctionInfo]:
+        """The registered functions by name, with what was counted since the transactor
+        started.
+        """
+        return self._call(ListFunctions(), timeout)
 
     def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
         """How far each stage has come."""

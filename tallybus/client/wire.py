@@ -13,19 +13,19 @@ from typing import Any, Final
 
 import numpy as np
 import zmq
+from numpy.typing import NDArray
 
 from tallybus.client.codec import Payload
 from tallybus.client.core import Call, Core
 from tallybus.client.submit import SubmitBatch
 from tallybus.errors import InvalidRequest
-from tallybus.operations import Records
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 SOCKET_BUFFER_BYTES: Final = 4 << 20
 """Room for a whole batch in the system's buffer: sending one is then one step, not several."""
 MAX_QUEUED_MESSAGES: Final = 1000
 RECONNECT_MS: Final = 20
-MAX_RECONNECT_MS: Final = 500
+MAX_RECONNECT_MS: Final = 100
 KEEPALIVE_IDLE_S: Final = 5
 KEEPALIVE_INTERVAL_S: Final = 1
 KEEPALIVE_PROBES: Final = 5
@@ -57,9 +57,9 @@ class FramePool:
         self._reuses = isinstance(endpoint, str) and not endpoint.startswith("inproc:")
         self._free: dict[int, list[zmq.Frame]] = {}
 
-    def freeze(self, records: Records) -> Payload:
-        """The records as a frame of their own memory, which can be sent many times."""
-        data = records.view(np.uint8)
+    def freeze(self, array: NDArray[Any]) -> Payload:
+        """A contiguous array as a frame of its own memory, which can be sent many times."""
+        data = array.reshape(-1).view(np.uint8)
         try:
             frame = self._free[data.nbytes].pop()
         except (KeyError, IndexError):
@@ -76,12 +76,14 @@ class FramePool:
         request, call.request = call.request, None
         if not self._reuses or call.error is not None or not isinstance(request, SubmitBatch):
             return
-        frame = request.frame
-        if len(self._free) > MAX_FREE_SIZES:
-            self._free.clear()
-        frames = self._free.setdefault(len(frame), [])
-        if len(frames) < MAX_FREE_FRAMES and len(frame) >= MIN_REUSED_BYTES:
-            frames.append(frame)
+        for frame in (request.frame, request.params):
+            if not isinstance(frame, zmq.Frame) or len(frame) < MIN_REUSED_BYTES:
+                continue
+            if len(self._free) > MAX_FREE_SIZES:
+                self._free.clear()
+            frames = self._free.setdefault(len(frame), [])
+            if len(frames) < MAX_FREE_FRAMES:
+                frames.append(frame)
 
 
 class Wire:

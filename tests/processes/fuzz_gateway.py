@@ -34,6 +34,7 @@ import zmq
 
 from tallybus import Client, Deposit, Transfer, WaitLevel, transfers
 from tallybus.common.frames import MAX_HEADER_BYTES
+from tallybus.common.function_names import MAX_BINARY_BYTES
 from tallybus.common.record import Kind
 from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES
 from tallybus.errors import TallybusError
@@ -59,7 +60,7 @@ CODES: Final = {
 MAX_U64: Final = 2**64 - 1
 MAX_BATCH: Final = 16_384
 MAX_READS: Final = 65_536
-LARGEST_FRAME: Final = MAX_BATCH * OPERATION_BYTES + HEADER_BYTES
+LARGEST_FRAME: Final = max(MAX_BATCH * OPERATION_BYTES, MAX_BINARY_BYTES) + HEADER_BYTES
 """A client's frame may be as large as the largest request that is allowed."""
 MAX_ACCOUNTS: Final = 1_000_000
 GOOD_ACCOUNTS: Final = 900_000

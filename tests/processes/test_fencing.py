@@ -1,5 +1,6 @@
 """Two of one service: the second is refused, or the older steps down. Never two histories."""
 
+import os
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +36,7 @@ from tests.processes.pipeline import (
     make_settings,
     quiet_endpoint,
 )
-from tests.processes.services import Service, Services, meeting
+from tests.processes.services import Service, Services, Up, left_over, meeting
 
 
 def make(tmp_path: Path, **overrides: object) -> Settings:
@@ -106,6 +107,83 @@ def test_a_second_of_each_service_on_one_run_folder_is_refused_by_its_lock(tmp_p
         load.goes_on()
         load.finish()
         assert all(services[stage].running for stage in START_ORDER)
+        assert_one_history(settings, load)
+
+
+def test_a_second_up_on_one_run_folder_is_refused_before_it_starts_anything(
+    tmp_path: Path,
+) -> None:
+    settings = make(tmp_path)
+    with Up(settings, tmp_path) as up, Load(settings.gateway.endpoint, seed=10) as load:
+        up.wait_up()
+        load.goes_on()
+        before = up.services()
+        with Up(settings, tmp_path) as second:
+            assert_refused(second, run_folder(settings) / "supervisor.lock", up)
+            assert len(second.lines) == 1, "none of its services has said anything"
+        # Not even where a service is away and its lock is free.
+        os.kill(before["transactor"], signal.SIGKILL)
+        with Up(settings, tmp_path) as third:
+            assert_refused(third, run_folder(settings) / "supervisor.lock", up)
+        load.goes_on()
+        load.finish()
+        after = up.services()
+        assert {name for name in before if before[name] != after[name]} == {"transactor"}
+        assert_one_history(settings, load)
+
+
+def test_a_second_up_on_one_data_folder_gives_up_and_the_first_goes_on(tmp_path: Path) -> None:
+    settings = make(tmp_path)
+    elsewhere = beside(settings, tmp_path)
+    with Up(settings, tmp_path) as up, Load(settings.gateway.endpoint, seed=11) as load:
+        up.wait_up()
+        load.goes_on()
+        before = up.services()
+        with Up(elsewhere, tmp_path) as second:
+            assert second.wait() == EXIT_BUSY
+            assert str(settings.ledger.data / "wal.lock") in second.text
+            assert left_over(elsewhere) == []
+        load.goes_on()
+        load.finish()
+        assert up.services() == before
+        assert not any(line.get("error") == "Fenced" for line in up.lines)
+        assert_one_history(settings, load)
+
+
+def test_a_second_up_cannot_take_the_sockets_of_the_first(tmp_path: Path) -> None:
+    """Another ledger whose settings name the same sockets: its own run folder says nothing."""
+    settings = make(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    foreign = make_settings(other / "data", **meeting(settings, *STAGES))
+    with Up(settings, tmp_path) as up, Load(settings.gateway.endpoint, seed=12) as load:
+        up.wait_up()
+        load.goes_on()
+        before = up.services()
+        with Up(foreign, other) as second:
+            assert second.wait() == EXIT_BUSY
+            assert "another process listens there" in second.text
+        load.goes_on()
+        load.finish()
+        assert up.services() == before
+        assert_one_history(settings, load)
+
+
+def test_a_second_snapshotter_on_one_data_folder_is_refused(tmp_path: Path) -> None:
+    """Both would write the same snapshots, and remove each other's."""
+    settings = make(tmp_path)
+    elsewhere = beside(settings, tmp_path, "wal")
+    with Services(tmp_path) as services, Load(settings.gateway.endpoint, seed=13) as load:
+        services.start_all(settings)
+        load.goes_on()
+        second = services.start("snapshotter", elsewhere, "second-snapshotter")
+        lock = settings.ledger.data / "snapshotter.lock"
+        assert_refused(second, lock, services["snapshotter"])
+        # Its place is free at once when the first one dies, however that was.
+        services["snapshotter"].kill()
+        services.start("snapshotter", settings)
+        load.goes_on()
+        load.finish()
         assert_one_history(settings, load)
 
 

@@ -1,14 +1,16 @@
-"""`python -m tests.simulation --seeds N [--seed S] [--flavour F] [--steps K]`."""
+"""`python -m tests.simulation --seeds N [--jobs J]`: so many simulated runs, and what they did.
+
+`--seed S` replays one of them. Exit code 1 if a promise was broken.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 import traceback
-from collections import Counter
 
 from tests.simulation.pipeline import FLAVOURS, simulate
+from tests.simulation.runner import Totals, outcomes
 from tests.simulation.world import SimulationFailure
 
 
@@ -21,53 +23,42 @@ def main() -> int:
         "--flavour", choices=FLAVOURS, help="instead of the one that the seed chooses"
     )
     parser.add_argument("--steps", type=int, help="instead of the number that the seed chooses")
+    parser.add_argument("--jobs", type=int, default=1, help="processes to run them in")
     parser.add_argument("--seconds", type=float, help="stop after this time")
     parser.add_argument("--keep-going", action="store_true", help="also after a failure")
     options = parser.parse_args()
-    seeds = (
-        range(options.first, options.first + options.seeds)
-        if options.seed is None
-        else [options.seed]
-    )
-    faults: Counter[str] = Counter()
-    steps = transactions = committed = completed = lost = runs = 0
-    virtual = 0.0
+    if options.seed is not None:
+        return replay(options.seed, options.flavour, options.steps)
+    seeds = range(options.first, options.first + options.seeds)
     failed: list[int] = []
-    started = time.monotonic()
-    for seed in seeds:
-        try:
-            report = simulate(seed, options.flavour, options.steps)
-        except SimulationFailure as failure:
-            failed.append(seed)
-            if options.seed is not None:
-                traceback.print_exc()
+    totals = Totals()
+    with outcomes(seeds, options.flavour, options.steps, options.jobs) as found:
+        for seed, report, failure in found:
+            if report is not None:
+                totals.add(report)
             else:
+                failed.append(seed)
                 print(f"seed {seed}: {failure}", flush=True)
-            if not options.keep_going:
+                if not options.keep_going:
+                    break
+            if options.seconds is not None and totals.seconds > options.seconds:
                 break
-            continue
-        runs += 1
-        steps += report.steps
-        transactions += report.transactions
-        committed += report.committed
-        completed += report.completed
-        lost += report.lost
-        virtual += report.virtual_seconds
-        faults.update(report.faults)
-        if options.seconds is not None and time.monotonic() - started > options.seconds:
-            break
-    seconds = time.monotonic() - started
-    print(f"{runs} runs, {steps} steps, {virtual:.0f} s of simulated time in {seconds:.1f} s")
-    print(
-        f"{transactions} transactions in the logs, {committed} acknowledged as committed, "
-        f"{completed} requests answered, {lost} told below COMMITTED and lost; "
-        f"{transactions / max(seconds, 1e-9):.0f} transactions/s"
-    )
-    for name, count in sorted(faults.items()):
-        print(f"  {name}: {count}")
+    print("\n".join(totals.lines()))
     if failed:
-        print(f"FAILED: seeds {failed}")
+        print(f"FAILED: seeds {sorted(failed)}")
     return 1 if failed else 0
+
+
+def replay(seed: int, flavour: str | None, steps: int | None) -> int:
+    """One run, with the traceback of what it found."""
+    totals = Totals()
+    try:
+        totals.add(simulate(seed, flavour, steps))
+    except SimulationFailure:
+        traceback.print_exc()
+        return 1
+    print("\n".join(totals.lines()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.record import FAILURE_DTYPE, Level, Stage, Status
-from tests.oracle import Oracle
-from tests.simulation.world import Disk, check
+from tallybus.common.record import FAILURE_DTYPE, Kind, Level, Stage, Status
+from tests.simulation.disk import Disk
+from tests.simulation.functions import FunctionOracle
+from tests.simulation.world import check
+
+FUNCTION_KINDS = (Kind.FUNCTION, Kind.FUNCTION_REGISTERED)
+
+
+def identity(row: Any) -> int:
+    """By what an operation is recognised in the log, which has other things in the amounts of calls
+    and registrations."""
+    return int(row["user_ref"] if row["kind"] in FUNCTION_KINDS else row["amount"])
 
 
 class Judge:
@@ -20,7 +29,7 @@ class Judge:
         self.disk = disk
         self.strict = strict
         self.max_accounts = max_accounts
-        self.oracle = Oracle(max_accounts, disk.segment_size)
+        self.oracle = FunctionOracle(max_accounts, disk.segment_size)
         self.balances: list[NDArray[np.int64]] = [np.zeros(max_accounts, np.int64)]
         """After each durable transaction; the first is before all."""
         self.statuses: list[int] = [0]
@@ -28,7 +37,8 @@ class Judge:
         self.refs: list[int] = [0]
         self.links: list[int] = [0]
         self.places: dict[int, list[int]] = {}
-        """Each amount is given to one operation only: the ids under which it is in the log."""
+        """Each amount is given to one operation only: the ids under which it is in the log. Calls
+        and registrations have a `user_ref` of their own instead, see `identity`."""
         self.told: list[tuple[int, list[int], list[int] | None]] = []
         self.resubmitted: set[int] = set()
         self.lost = 0
@@ -45,21 +55,26 @@ class Judge:
             return
         for block in self.disk.read(self.durable + 1, durable):
             check(block.first == self.durable + 1, f"id {self.durable + 1} is missing in the log")
-            links = iter(block.links.tolist())
-            outcomes = self.oracle.execute(block.records)
-            for row, outcome in zip(block.records, outcomes, strict=True):
+            links, words = iter(block.payload.links.tolist()), 0
+            for row in block.records:
                 tx_id = self.durable + 1
+                live = dict(self.oracle.registry.live)
+                outcome = self.oracle.execute(np.array([row]))[0]
                 link = next(links) if row["status"] == Status.DUPLICATE else 0
                 check(
                     (int(row["status"]), link) == (outcome.status, outcome.duplicate_of),
                     f"{tx_id} is in the log with {int(row['status'])} ({link}), "
                     f"the oracle says {outcome}",
                 )
+                if row["kind"] in FUNCTION_KINDS and outcome.status != Status.DUPLICATE:
+                    own = block.payload.params[words : words + int(row["amount"])]
+                    words += len(own)
+                    self.oracle.check_row(tx_id, row, live, own)
                 self.statuses.append(outcome.status)
-                self.amounts.append(int(row["amount"]))
+                self.amounts.append(identity(row))
                 self.refs.append(int(row["user_ref"]))
                 self.links.append(link)
-                self.places.setdefault(int(row["amount"]), []).append(tx_id)
+                self.places.setdefault(identity(row), []).append(tx_id)
                 after = self.balances[-1]
                 if row["entry_count"]:
                     after = np.array(
@@ -92,7 +107,7 @@ class Judge:
             offsets == sorted(set(offsets)) and all(o < count for o in offsets),
             f"offsets {offsets}",
         )
-        amounts = records["amount"].tolist()
+        amounts = [identity(row) for row in records]
         if level is Level.NONE:
             check(not len(failures), "level NONE tells failures")
             self.told.append((first, amounts, None))

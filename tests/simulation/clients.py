@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, STATUS_DTYPE, Kind, Level
+from tests.simulation.checks import identity
+from tests.simulation.functions import EXAMPLES, NAMES, Registration
+from tests.simulation.functions import Call as Intent
 from tests.simulation.world import MS, SimulationFailure, check
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ class Call:
     op: str
     header: dict[str, Any]
     payload: NDArray[Any] | None
+    """Records of what it submits or registers, or keys."""
+    extra: bytes | None = None
+    """Parameters of calls, or the module that is registered."""
     sent_at: int = 0
     readable: int = 0
     """What this client knew to be readable when it sent this."""
@@ -37,8 +43,12 @@ class Call:
     """An earlier sending may have had an effect."""
 
     @property
+    def submits(self) -> bool:
+        return self.op in ("submit", "register", "unregister")
+
+    @property
     def resendable(self) -> bool:
-        if self.op != "submit":
+        if not self.submits:
             return True
         assert self.payload is not None
         return bool(self.payload["user_ref"].all())
@@ -76,6 +86,9 @@ class Client:
         if timeout is not None:
             header["timeout_ms"] = timeout
         payload = None
+        if self.pipeline.functions and rng.random() < 0.3:
+            self.queue.append(self._register(header) if rng.random() < 0.3 else self._call(header))
+            return
         if kind < 0.75:
             payload = self._operations(
                 rng.choice((1, 1, 1, 2, 3, rng.randint(1, self.pipeline.max_batch)))
@@ -106,6 +119,42 @@ class Client:
         else:
             header |= {"op": "index"}
         self.queue.append(Call(header["op"], header, payload))
+
+    def _register(self, header: dict[str, Any]) -> Call:
+        """Register, replace or end a function."""
+        rng = self.pipeline.world.rng
+        example = rng.choice((*EXAMPLES, *EXAMPLES, None))
+        wanted = Registration(rng.choice(NAMES), example, rng.random() < 0.7)
+        records = np.zeros(1, RECORD_DTYPE)
+        records["kind"] = Kind.FUNCTION_REGISTERED
+        records["user_ref"] = ref = self.pipeline.new_ref()
+        self.pipeline.judge.oracle.registry.intents[ref] = wanted
+        header |= {"name": wanted.name, "user_ref": ref, "wait": rng.choice((0, 1, 2, 2, 3))}
+        if example is None:
+            return Call("unregister", header | {"op": "unregister"}, records)
+        header |= {"op": "register", "override": wanted.override}
+        return Call("register", header, records, wanted.module)
+
+    def _call(self, header: dict[str, Any]) -> Call:
+        """Built-in operations, with calls among them."""
+        pipeline, rng = self.pipeline, self.pipeline.world.rng
+        records = self._operations(rng.choice((1, 2, 3, rng.randint(1, pipeline.max_batch))))
+        params = []
+        for row in records:
+            if rng.random() < 0.3:
+                continue
+            place = rng.randrange(len(NAMES))
+            row["kind"], row["function"], row["amount"] = Kind.FUNCTION, place, 0
+            row["user_ref"] = ref = pipeline.new_ref()
+            call = [rng.randrange(pipeline.max_accounts + 1) for _ in range(3)]
+            call += [rng.randint(0, 100), rng.choice((0, 50, 10_001)), 0, 0, 0]
+            pipeline.judge.oracle.registry.intents[ref] = Intent(NAMES[place], tuple(call))
+            params.append(call)
+        header |= {"op": "submit", "count": len(records), "wait": rng.choice((0, 1, 2, 2, 2, 3))}
+        if not params:
+            return Call("submit", header, records)
+        extra = np.array(params, "<i8").tobytes()
+        return Call("submit", header | {"names": list(NAMES)}, records, extra)
 
     def _operations(self, count: int) -> NDArray[Any]:
         pipeline, rng = self.pipeline, self.pipeline.world.rng
@@ -148,9 +197,7 @@ class Client:
             oldest = min(call.sent_at for call in self.sent.values())
             if world.now - oldest >= PING_AFTER:
                 self.pings.append(self.next_id)
-                self._post(
-                    {"v": 1, "op": "ping", "id": self.next_id, "pending": list(self.sent)}, None
-                )
+                self._post({"v": 1, "op": "ping", "id": self.next_id, "pending": list(self.sent)})
                 self.ping_at = world.now + PING_AFTER
 
     def _send(self, call: Call) -> None:
@@ -161,12 +208,15 @@ class Client:
             self.life, self.readable = life, 0
         call.readable = self.readable
         self.sent[self.next_id] = call
-        self._post(call.header | {"id": self.next_id}, call.payload)
+        frames = [] if call.payload is None else [call.payload.tobytes()]
+        if call.extra is not None:
+            frames = [call.extra] if call.op == "register" else [*frames, call.extra]
+        elif call.op == "unregister":
+            frames = []
+        self._post(call.header | {"id": self.next_id}, *frames)
 
-    def _post(self, header: dict[str, Any], payload: NDArray[Any] | None) -> None:
-        frames = [msgpack.packb(header)]
-        if payload is not None:
-            frames.append(payload.tobytes())
+    def _post(self, header: dict[str, Any], *payloads: bytes) -> None:
+        frames = [msgpack.packb(header), *payloads]
         self.pipeline.world.send("client", self.gateway, self.name, 0, frames, lossy=False)
         self.next_id += 1
 
@@ -203,7 +253,7 @@ class Client:
 
     def _answered(self, call: Call, header: dict[str, Any], payload: list[bytes]) -> None:
         judge = self.pipeline.judge
-        if call.op == "submit":
+        if call.submits:
             assert call.payload is not None
             failures = np.frombuffer(payload[0], FAILURE_DTYPE)
             check(header["count"] == len(call.payload), "count")
@@ -261,13 +311,13 @@ class Client:
 
     def _again(self, call: Call, *, sure: bool) -> None:
         """Send again if that is safe; otherwise nobody knows what became of it."""
-        if call.op == "submit" and not sure:
+        if call.submits and not sure:
             call.unsure = True
         may = call.resendable or (sure and not call.unsure)
         if not may or self.pipeline.world.rng.random() < 0.3 or self.pipeline.draining_since:
             self.given_up += 1
             return
-        if call.payload is not None and call.op == "submit":
-            self.pipeline.judge.resubmitted.update(call.payload["amount"].tolist())
+        if call.payload is not None and call.submits:
+            self.pipeline.judge.resubmitted.update(identity(row) for row in call.payload)
         call.retry_at = self.pipeline.world.now + 5 * MS
         self.queue.append(call)

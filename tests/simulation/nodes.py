@@ -1,62 +1,73 @@
-"""The five stages: their real cores, in shells with queues for sockets and `Disk` for files."""
+"""The five stages: their real cores, in shells with queues for sockets and `Disk` for files.
+
+The log stage and the transactor run their real shells, too, and the transactor its real recovery:
+what those do with messages and files is decided in them. For the others the few lines of a shell
+are written again here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-import numpy as np
-
+from tallybus.common import service
+from tallybus.common.bus import new_context
 from tallybus.common.errors import ServiceError
+from tallybus.common.files import Storage
 from tallybus.common.frames import (
-    TOPIC_ACKNOWLEDGE,
-    TOPIC_EVENT,
     TOPIC_STATUS,
     Answer,
     Assigned,
     Executed,
-    Hello,
     Message,
+    Prepared,
     Query,
     Refused,
     Request,
     Results,
     ResultsGone,
-    ResultsQuery,
-    Sequenced,
     StageStatus,
     Welcome,
-    as_buffer,
     decode,
     encode,
 )
-from tallybus.common.record import (
-    ENTRY_DTYPE,
-    FAILURE_DTYPE,
-    RECORD_DTYPE,
-    STATUS_DTYPE,
-    Stage,
-    Status,
-)
+from tallybus.common.logreader import read_log
 from tallybus.common.replay import ReplayError
+from tallybus.common.settings import Settings
+from tallybus.common.snapshot import DamagedSnapshot, Snapshot
+from tallybus.common.snapshotformat import SnapshotMismatch
 from tallybus.common.stage import StageCore
 from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.protocol import Limits
 from tallybus.services.sequencer.core import SequencerCore
 from tallybus.services.snapshotter.balances import ReadState
 from tallybus.services.snapshotter.core import SnapshotterCore
+from tallybus.services.snapshotter.queries import LogStatuses
+from tallybus.services.transactor import recovery
 from tallybus.services.transactor.core import TransactorCore
-from tallybus.services.transactor.engine import Engine, EngineOrderError, window_start
+from tallybus.services.transactor.engine import EngineOrderError
+from tallybus.services.transactor.registrar import Registrar
+from tallybus.services.transactor.service import TransactorService
+from tallybus.services.wal.binaries import remove_unfinished
+from tallybus.services.wal.commit import Committer
 from tallybus.services.wal.core import WalCore
-from tests.simulation.world import MS, Block, SimulationFailure, check
+from tallybus.services.wal.service import WalService
+from tests.faulty_storage import SimulatedCrash
+from tests.simulation.disk import CLUSTER, FOLDER, Disk, WitnessedLog
+from tests.simulation.world import MS, SimulationFailure, check
 
 if TYPE_CHECKING:
     from tests.simulation.pipeline import Pipeline
 
 HEARTBEAT_NS = 100 * MS
 HIGH_WATER_MARK = 8
-CLUSTER = 99
-NO_ENTRIES = np.empty(0, ENTRY_DTYPE)
+MOST_ASKED = 64
+"""Hellos and questions that a control connection queues."""
+INPUTS = ("data", "broadcast", "control", "reply", "client")
 SUBSCRIPTIONS = {
     "sequencer": ("transactor",),
     "transactor": ("wal",),
@@ -64,34 +75,47 @@ SUBSCRIPTIONS = {
     "snapshotter": ("wal",),
 }
 STAGES = ("sequencer", "transactor", "wal", "snapshotter")
+NO_BUS = new_context()
+"""Shells are made with one; nothing is ever opened in it."""
 
 
 class Node:
-    """A process that runs one stage, or is down."""
+    """A process that runs one stage, or is down.
+
+    `role` is its place in the pipeline. `name` tells its queues apart: once a process was replaced
+    while it was stopped, it is a zombie and has a name of its own.
+    """
 
     stage: str
     successor: str | None = None
     """To whom it pushes data."""
     asks: tuple[str, ...] = ()
     """To whom it has a control connection."""
-    topics: tuple[bytes, ...] = (TOPIC_ACKNOWLEDGE,)
 
-    def __init__(self, pipeline: Pipeline, name: str) -> None:
+    def __init__(self, pipeline: Pipeline, role: str, life: int = 0) -> None:
         self.pipeline = pipeline
         self.world = pipeline.world
-        self.name = name
-        self.life = 0
+        self.role = role
+        self.name = role
+        self.life = life
         self.up = False
         self.start_at = 0
+        self.stopped_until = 0
+        """Until then it makes no turn (SIGSTOP)."""
         self.any_core: StageCore | None = None
+        self.subscriptions = SUBSCRIPTIONS.get(self.stage, STAGES)
 
     @property
-    def subscriptions(self) -> tuple[str, ...]:
-        return SUBSCRIPTIONS.get(self.stage, STAGES)
+    def zombie(self) -> bool:
+        return self.name != self.role
+
+    @property
+    def running(self) -> bool:
+        return self.up and self.world.now >= self.stopped_until
 
     def connection(self) -> str:
         """Name of this life's control connections."""
-        return f"{self.name}/{self.life}"
+        return f"{self.role}/{self.life}"
 
     def start(self) -> None:
         self.life += 1
@@ -102,35 +126,37 @@ class Node:
     def make_core(self, incarnation: int) -> StageCore:
         raise NotImplementedError
 
+    def replace(self, zombie_name: str) -> Node:
+        """Another process takes this one's place while it is stopped. Returns the other one."""
+        self.name = zombie_name
+        for kind in INPUTS:
+            self.world.hand_over(kind, self.role, self.name)
+        return type(self)(self.pipeline, self.role, self.life)
+
     def stop(self) -> None:
         """Die: what had arrived and was not read is gone, and some of what was sent."""
         world = self.world
         self.up = False
         self.any_core = None
-        for kind in ("data", "broadcast", "control", "reply", "client"):
-            world.clear(kind, receiver=self.name)
-        for (kind, _, sender), queue in list(world.queues.items()):
-            if sender in (self.name, self.connection()) or (
-                kind == "answer" and sender == self.name
-            ):
-                # The kernel delivers what it had, up to some point.
-                keep = world.rng.choice((0, len(queue), world.rng.randint(0, len(queue))))
-                if kind == "broadcast":
-                    keep = max(keep, sum(letter.life != self.life for letter in queue))
-                del queue[keep:]
+        self.stopped_until = 0
+        for kind in INPUTS:
+            world.clear(kind, self.name)
+        world.cut(self.name, self.life, kinds=("data", "reply", "answer"))
+        world.cut(self.role, self.life, kinds=("broadcast",))
+        world.cut(self.connection(), self.life, kinds=("control",))
 
     # -- a turn, in the order of common/service.py -------------------------------------------------
 
     def turn(self) -> None:
         world = self.world
         try:
-            for connection in world.rng.sample(
-                senders := world.senders("control", self.name), len(senders)
-            ):
+            if len(connections := world.senders("control", self.name)) > 1:
+                world.rng.shuffle(connections)
+            for connection in connections:
                 self._drain(world.rng.randint(1, 4), "control", connection, self._control)
-            for peer in self.asks:
+            for peer in world.senders("reply", self.name):
                 self._drain(8, "reply", peer, lambda _, message: self.on_reply(message))
-            for stage in self.subscriptions:
+            for stage in world.senders("broadcast", self.name):
                 self._drain(
                     world.rng.choice((1, 8, 64)),
                     "broadcast",
@@ -141,6 +167,8 @@ class Node:
             self._read_data()
             self.step()
             self.flush()
+        except SimulatedCrash as crash:
+            self.pipeline.crashed(self, crash)
         except (EngineOrderError, ReplayError) as error:
             raise SimulationFailure(f"{self.name}: {error!r}") from error
         except ServiceError as error:
@@ -175,37 +203,46 @@ class Node:
         for topic, message in core.broadcasts:
             frames = encode(message)
             check(topic.startswith(TOPIC_STATUS) == isinstance(message, StageStatus), "topic")
-            for node in self.pipeline.nodes.values():
-                if node.up and self.stage in node.subscriptions:
-                    world.send("broadcast", node.name, self.name, self.life, frames, lossy=True)
+            for node in self.pipeline.processes():
+                if (
+                    node.up
+                    and self.stage in node.subscriptions
+                    and self.pipeline.reached(node, self.role) is self
+                ):
+                    world.send("broadcast", node.name, self.role, self.life, frames, lossy=True)
         core.broadcasts.clear()
         if self.successor is not None:
-            receiver = self.pipeline.nodes[self.successor]
-            while (message_due := core.next_data()) is not None:
-                if world.pending("data", receiver.name, self.name) >= HIGH_WATER_MARK:
-                    break
-                if receiver.up:
-                    world.send(
-                        "data", receiver.name, self.name, self.life, encode(message_due), lossy=True
-                    )
-                elif not world.chance(0.1):
-                    break
-                core.data_sent(now)
+            self._push(core, self.pipeline.reached(self, self.successor), now)
         for peer, message in core.replies:
-            name, _, life = peer.decode().partition("/")
-            node = self.pipeline.nodes[name]
-            if node.up and node.life == int(life):
-                world.send("reply", name, self.name, self.life, encode(message), lossy=False)
+            role, _, life = peer.decode().partition("/")
+            asking = self.pipeline.find(role, int(life))
+            if asking is not None and asking.up:
+                world.send("reply", asking.name, self.name, self.life, encode(message), lossy=False)
         core.replies.clear()
         for message in core.requests:
             self.ask(self.asks[0], message)
         core.requests.clear()
 
-    def ask(self, name: str, message: Message) -> bool:
-        """Send over a control connection; False when there is none."""
-        if not self.pipeline.nodes[name].up:
+    def _push(self, core: StageCore, receiver: Node, now: int) -> None:
+        world = self.world
+        while (message := core.next_data()) is not None:
+            if world.pending("data", receiver.name, self.name) >= HIGH_WATER_MARK:
+                break
+            if receiver.up:
+                frames = encode(message)
+                world.send("data", receiver.name, self.name, self.life, frames, lossy=True)
+            elif not world.chance(0.1):
+                break
+            core.data_sent(now)
+
+    def ask(self, role: str, message: Message) -> bool:
+        """Send over a control connection; False when there is none, or it takes no more."""
+        world, asked = self.world, self.pipeline.reached(self, role)
+        if not asked.up or world.pending("control", asked.name, self.connection()) >= MOST_ASKED:
             return False
-        self.world.send("control", name, self.connection(), self.life, encode(message), lossy=False)
+        world.send(
+            "control", asked.name, self.connection(), self.life, encode(message), lossy=False
+        )
         return True
 
     def wants_input(self) -> bool:
@@ -259,6 +296,38 @@ class SequencerNode(Node):
             self.core.on_refused(message)
 
 
+class NoSelector:
+    """Nobody waits, and nobody is woken."""
+
+    def __init__(self, strategy: str) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+
+class TransactorShell(TransactorService):
+    """The product's shell with neither sockets nor threads."""
+
+    def __init__(self, settings: Settings, storage: Storage, core: TransactorCore) -> None:
+        with patch.object(service, "Selector", NoSelector):
+            super().__init__(settings, NO_BUS, storage)
+        self.core = core
+        self._warmer = None
+        self._registrar = None
+        self._mismatched_at = 0
+
+    def _look_at_modules(self, registrar: Registrar) -> None:
+        # What the thread does, here.
+        while self.core.modules:
+            module = self.core.modules.popleft()
+            self.core.prepared(module, registrar.prepared._prepare(module.binary))
+
+    def close(self) -> None:
+        if self._registrar is not None:
+            self._registrar.close()
+
+
 class TransactorNode(Node):
     stage = "transactor"
     successor = "wal"
@@ -267,89 +336,74 @@ class TransactorNode(Node):
 
     def make_core(self, incarnation: int) -> StageCore:
         self.core = TransactorCore(incarnation, self.pipeline.max_in_flight, HEARTBEAT_NS)
-        self.engine: Engine | None = None
+        pipeline = self.pipeline
+        self.shell = TransactorShell(pipeline.settings, pipeline.disk.drive, self.core)
         return self.core
 
     def wants_input(self) -> bool:
         return self.core.wants_input()
 
     def on_data(self, message: Message) -> None:
-        assert isinstance(message, Sequenced)
-        self.core.on_sequenced(message)
+        self.shell.on_data(message, self.world.now)
 
     def on_control(self, peer: bytes, message: Message) -> None:
-        if isinstance(message, Hello):
-            self.core.on_hello(peer, message)
-        elif isinstance(message, ResultsQuery):
-            self.core.on_results_query(peer, message)
+        self.shell.on_control(peer, message, self.world.now)
 
     def on_broadcast(self, message: Message) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, self.world.now)
+        self.shell.on_broadcast(message, self.world.now)
 
     def on_reply(self, message: Message) -> None:
-        if isinstance(message, Welcome):
-            self.core.on_welcome(message, self.world.now)
-        elif isinstance(message, Refused):
-            self.core.on_refused(message)
+        self.shell.on_reply(message, self.world.now)
 
     def step(self) -> None:
         if self.core.recovering and self.world.chance(0.5):
-            self._recover()
-
-    def _recover(self) -> None:
-        """As services/transactor/recovery.py does it with files."""
-        welcome = self.core.welcome
-        assert welcome is not None
-        disk, size = self.pipeline.disk, self.pipeline.segment_size
-        if welcome.next > disk.next_id:
-            # The log stage has lost its tail meanwhile: the files end early.
-            self.pipeline.stop(self, "log ended early")
             return
-        engine = Engine(self.pipeline.max_accounts, size, self.world.rng.getrandbits(64))
-        last = welcome.next - 1
-        snapshots = [tx_id for tx_id in disk.snapshots if tx_id <= last]
-        if snapshots and self.world.chance(0.7):
-            balances, touched = self.pipeline.thaw(disk.snapshots[max(snapshots)])
-            engine.restore_balances(balances, touched, max(snapshots))
-        # Duplicates of the tail are linked to the window that stood before it.
-        window_first = window_start(max(1, last - self.pipeline.told_again + 1), size)
-        first = min(engine.next_id, window_first)
-        tail = max(first, last - self.pipeline.told_again + 1)
-        results = []
-        for low, high in ((first, tail - 1), (tail, last)):
-            if low > high:
-                continue
-            for block in disk.read(low, high):
-                engine.apply(
-                    block.records,
-                    block.first,
-                    balances=block.first >= engine.next_id,
-                    window=block.first >= window_first,
-                )
-                if low == tail:
-                    results.append(self._results(block, engine, welcome.term))
-        self.engine = engine
-        self.core.recovered(engine, results)
+        pipeline, disk = self.pipeline, self.pipeline.disk
+        if not self.core.recovering:
+            self.shell.step(self.world.now)
+            return
+        # The product's recovery, fed from the run's disk.
+        with (
+            patch.object(recovery, "read_log", partial(read_log, storage=disk.drive)),
+            patch.object(recovery, "read_binary", disk.read_binary),
+            patch.object(recovery, "load_latest_snapshot", self._load_snapshot),
+            patch.object(recovery, "TOLD_AGAIN", pipeline.told_again),
+            patch.object(recovery, "EACH_BLOCK", pipeline.each_block),
+        ):
+            self.shell.step(self.world.now)
 
-    def _results(self, block: Block, engine: Engine, term: int) -> Results:
-        failed = np.flatnonzero(block.records["status"])
-        failures = np.zeros(len(failed), FAILURE_DTYPE)
-        failures["offset"] = failed
-        failures["status"] = block.records["status"][failed]
-        duplicates = np.flatnonzero(failures["status"] == Status.DUPLICATE)
-        failures["duplicate_of"][duplicates] = block.links
-        for place, first in zip(duplicates.tolist(), block.links.tolist(), strict=True):
-            failures["original_status"][place] = engine.window.status_of(first)
-        count = len(block.records)
-        return Results(
-            term=term,
-            incarnation=self.core.incarnation,
-            first=block.first,
-            count=count,
-            batches=[[block.gateway, block.request, block.first, count, len(failed)]],
-            failures=as_buffer(failures),
-        )
+    def stop(self) -> None:
+        super().stop()
+        self.shell.close()
+
+    def _load_snapshot(
+        self, folder: Path, *, max_accounts: int, durable_index: int, **_: Any
+    ) -> tuple[Snapshot | None, list[DamagedSnapshot]]:
+        pipeline, rng = self.pipeline, self.world.rng
+        snapshots = sorted(pipeline.disk.snapshots)
+        if not snapshots or self.world.chance(0.2):
+            return None, []
+        index = rng.choice((snapshots[-1], rng.choice(snapshots)))
+        check(index <= pipeline.disk.durable, f"a snapshot of {index}, which is not durable")
+        if index > durable_index:
+            path = folder / f"snapshot_{index}.bin"
+            raise SnapshotMismatch(path, "last_tx_id", index, durable_index, "the log lost data")
+        return pipeline.snapshot(index), []
+
+
+class WalShell(WalService):
+    """The product's shell with neither sockets nor threads: `commit` is the committer's turn."""
+
+    def __init__(self, settings: Settings, disk: Disk, log: WitnessedLog, core: WalCore) -> None:
+        with patch.object(service, "Selector", NoSelector):
+            super().__init__(settings, NO_BUS, disk.drive)
+        self.core = core
+        self._log = log
+        self._committer = Committer(log, lambda: None)
+        self._appended_ns = 0
+
+    def commit(self) -> None:
+        self._committer._commit()
 
 
 class WalNode(Node):
@@ -357,71 +411,50 @@ class WalNode(Node):
     successor = "snapshotter"
     core: WalCore
 
+    def start(self) -> None:
+        try:
+            super().start()
+        except SimulatedCrash as crash:
+            self.pipeline.crashed(self, crash)
+
     def make_core(self, incarnation: int) -> StageCore:
-        disk = self.pipeline.disk
-        # What recovery finds it syncs before anything else.
-        disk.sync()
+        pipeline = self.pipeline
+        log = pipeline.disk.open_log()
+        remove_unfinished(pipeline.disk.drive, FOLDER)
+        pipeline.judge.follow()
         self.core = WalCore(
             incarnation,
-            self.pipeline.max_in_flight,
+            pipeline.max_in_flight,
             HEARTBEAT_NS,
-            next_id=disk.next_id,
-            term=disk.term,
-            cluster=CLUSTER,
-            gateways=disk.gateways(),
+            next_id=log.next_id,
+            term=log.term,
+            cluster=log.cluster_id,
+            gateways=dict(log.gateways),
         )
+        self.shell = WalShell(pipeline.settings, pipeline.disk, log, self.core)
         return self.core
+
+    def stop(self) -> None:
+        super().stop()
+        self.pipeline.disk.drive.end_process()
 
     def wants_input(self) -> bool:
         return self.core.wants_input()
 
     def on_data(self, message: Message) -> None:
-        assert isinstance(message, Executed)
-        skip = self.core.accept(message)
-        if skip is None:
-            return
-        records = np.frombuffer(message.records, RECORD_DTYPE)
-        links = np.frombuffer(message.extras, "<u8", message.links)
-        if skip:
-            links = links[int(np.count_nonzero(records["status"][:skip] == Status.DUPLICATE)) :]
-            records = records[skip:]
-            message.first += skip
-            message.count -= skip
-            message.records = as_buffer(records)
-            message.extras = as_buffer(links)
-            message.links = len(links)
-        self.pipeline.disk.append(
-            Block(
-                message.term,
-                message.first,
-                message.timestamp,
-                message.gateway,
-                message.request,
-                records,
-                links,
-            )
-        )
-        self.core.written(message)
+        self.shell.on_data(message, self.world.now)
 
     def on_control(self, peer: bytes, message: Message) -> None:
-        if isinstance(message, Hello):
-            self.core.on_hello(peer, message)
+        self.shell.on_control(peer, message, self.world.now)
 
     def on_broadcast(self, message: Message) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, self.world.now)
+        self.shell.on_broadcast(message, self.world.now)
 
     def step(self) -> None:
-        disk = self.pipeline.disk
-        if self.core.term_due:
-            disk.mark(max(hello.term for _, hello in self.core.term_due))
-            disk.sync()
-            self.core.term_kept()
         if self.world.chance(self.pipeline.sync_rate):
-            disk.sync()
-        if disk.durable > self.core.durable:
-            self.pipeline.judge.follow()
-            self.core.synced(disk.durable)
+            self.shell.commit()
+        self.pipeline.judge.follow()
+        self.shell.step(self.world.now)
 
 
 class SnapshotterNode(Node):
@@ -457,15 +490,16 @@ class SnapshotterNode(Node):
             self.core.on_welcome(message, self.world.now)
 
     def step(self) -> None:
+        """As services/snapshotter/service.py does it, with snapshots that are objects."""
         disk, rng = self.pipeline.disk, self.world.rng
         if self.core.recovering and self.world.chance(0.5):
             self._recover()
         wanted = self.core.range_to_read(self.world.now)
         if wanted is not None:
-            runs = list(disk.read(*wanted))
-            for block in runs[: rng.randint(1, 4)]:
+            runs = disk.read_log(*wanted, merge_small=rng.random() < 0.5)
+            for run in islice(runs, rng.randint(1, 4)):
                 self.core.on_log(
-                    block.first, block.records, block.links, NO_ENTRIES, self.world.now
+                    run.first_id, run.records, run.links, run.params, run.entries, self.world.now
                 )
         for segment, frozen in self.core.frozen:
             if self.world.chance(0.8):
@@ -476,31 +510,21 @@ class SnapshotterNode(Node):
             self.pipeline.judge.readable(self.state.index, self.state.balances)
 
     def _recover(self) -> None:
-        disk, pipeline = self.pipeline.disk, self.pipeline
-        snapshots = [tx_id for tx_id in disk.snapshots if tx_id <= disk.durable]
-        state = ReadState(pipeline.max_accounts, pipeline.segment_size, cold=self._cold)
+        pipeline, rng = self.pipeline, self.world.rng
+        size = pipeline.segment_size
+        cold = LogStatuses(FOLDER, size, cluster_id=CLUSTER, storage=pipeline.disk.drive)
+        snapshots = sorted(pipeline.disk.snapshots)
         if snapshots and self.world.chance(0.7):
-            index = self.world.rng.choice((max(snapshots), self.world.rng.choice(snapshots)))
-            state.balances, state.touched = pipeline.thaw(disk.snapshots[index])
-            state.index = index
-            state._first_status = index + 1
-        self.state = state
-        self.core.recovered(state)
-
-    def _cold(self, ids: Any) -> Any:
-        rows = np.zeros(len(ids), STATUS_DTYPE)
-        judge = self.pipeline.judge
-        for place, tx_id in enumerate(ids.tolist()):
-            rows["status"][place] = judge.statuses[tx_id]
-            rows["stage"][place] = Stage.ERROR if judge.statuses[tx_id] else Stage.ON_SNAPSHOT
-            rows["duplicate_of"][place] = judge.links[tx_id]
-        return rows
+            index = rng.choice((snapshots[-1], rng.choice(snapshots)))
+            self.state = ReadState.from_snapshot(pipeline.snapshot(index), cold=cold)
+        else:
+            self.state = ReadState(pipeline.max_accounts, size, cold=cold)
+        self.core.recovered(self.state)
 
 
 class GatewayNode(Node):
     stage = "gateway"
     successor = "sequencer"
-    topics = (TOPIC_STATUS, TOPIC_EVENT)
     asks = ("transactor", "snapshotter")
     core: GatewayCore
 
@@ -538,11 +562,19 @@ class GatewayNode(Node):
             self.core.on_results(message)
         elif isinstance(message, ResultsGone):
             self.core.on_results_gone(message)
+        elif isinstance(message, Prepared):
+            self.core.on_prepared(message)
 
     def flush(self) -> None:
         super().flush()
+        for question in self.core.registrations.questions:
+            self.ask("transactor", question)
+        self.core.registrations.questions.clear()
         while self.core.reads.queries and self.ask("snapshotter", self.core.reads.queries[0]):
             self.core.reads.queries.pop(0)
         for client, frames in self.core.desk.answers:
-            self.world.send("answer", client.decode(), self.name, self.life, frames, lossy=False)
+            if not self.zombie:  # its clients have gone to the other one
+                self.world.send(
+                    "answer", client.decode(), self.name, self.life, frames, lossy=False
+                )
         self.core.desk.answers.clear()

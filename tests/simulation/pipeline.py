@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tallybus.common.errors import ServiceError
+from tallybus.common.files import LockHeld
+from tallybus.common.functions import FunctionRegistry
 from tallybus.common.link import LinkError
-from tallybus.common.snapshot import FrozenBalances, chunk_count
+from tallybus.common.logreader import LogEndsEarly
+from tallybus.common.settings import BusSettings, LedgerSettings, Settings
+from tallybus.common.snapshot import Snapshot, SnapshotFields, chunk_count
+from tallybus.common.snapshotformat import SnapshotMismatch
 from tallybus.common.stage import Fenced
+from tests.faulty_storage import SimulatedCrash
 from tests.simulation.checks import Judge
 from tests.simulation.clients import Client
+from tests.simulation.disk import CLUSTER, FOLDER, Disk
 from tests.simulation.nodes import (
     STAGES,
     GatewayNode,
@@ -24,9 +31,13 @@ from tests.simulation.nodes import (
     TransactorNode,
     WalNode,
 )
-from tests.simulation.world import MS, SECOND, Disk, Rates, SimulationFailure, World, check
+from tests.simulation.world import MS, SECOND, Rates, SimulationFailure, World, check
 
 DRAIN_NS: Final = 300 * SECOND
+SETTLE_NS: Final = 30 * SECOND
+"""How long after the last fault a stage may still find that another has taken its place."""
+PATIENCE: Final = 300
+"""Steps after which a log stage that was to die at a call to the disk is left alone."""
 FLAVOURS: Final = ("messages", "single", "crashes", "power")
 """Lost messages only; one crash at a time, of which clients must notice nothing but a pause;
 crashes of any stages at any time; power cuts as well, which take the unsynced tail of the log."""
@@ -64,9 +75,21 @@ class Pipeline:
         self.pace = rng.choice((200_000, MS, 3 * MS))
         self.max_wait_ms = 60_000
         self.told_again = 100_000 if self.strict else rng.choice((10, 100, 100_000))
-        self.sync_rate = rng.choice((0.1, 0.5, 1.0))
+        self.each_block = 100_000 if self.strict else rng.choice((5, 50, 100_000))
+        self.functions = rng.random() < 0.3
+        """Whether clients register and call functions."""
+        self.sync_rate = rng.choice((0.01, 0.05, 0.3, 1.0))
         self.world = World(rng, self._rates(rng))
-        self.disk = Disk(self.segment_size)
+        self.disk = Disk(self.segment_size, rng)
+        self.settings = Settings(
+            ledger=LedgerSettings(
+                data=FOLDER,
+                max_accounts=self.max_accounts,
+                transactions_per_segment=self.segment_size,
+                snapshot_frequency=self.snapshot_frequency,
+            ),
+            bus=BusSettings(transport="inproc"),
+        )
         self.judge = Judge(self.disk, self.max_accounts, strict=self.strict)
         self.shared_refs = [rng.getrandbits(64) | 1 for _ in range(rng.choice((3, 30)))]
         self._amount = 0
@@ -74,7 +97,14 @@ class Pipeline:
         self.draining_since = 0
         self._high = 0
         self._crash_mark = 0
-        self._computed_high = 0
+        self._orphans = False
+        """Whether requests of a gateway that died are on their way."""
+        self._patience = 0
+        self.zombies: list[Node] = []
+        self._followers: dict[str, set[str]] = {}
+        """Zombie by name: who is still connected to it instead of its successor."""
+        self._rivalled: set[int] = set()
+        """Lives of transactors that ran beside another one."""
         self.nodes: dict[str, Node] = {
             "sequencer": SequencerNode(self, "sequencer"),
             "transactor": TransactorNode(self, "transactor"),
@@ -101,8 +131,11 @@ class Pipeline:
             reorder=rng.choice((0.0, harsh, 3 * harsh)),
             delay_ms=rng.choice((0.05, 1.0, 10.0)),
             crash=crash,
-            power=crash if self.flavour == "power" else 0.0,
+            power=rng.choice((0.005, 0.02)) if self.flavour == "power" else 0.0,
             jump=rng.choice((0.0, 0.002)),
+            pause=rng.choice((0.0, 0.002, 0.01)),
+            zombie=0.0 if self.strict else rng.choice((0.0, 0.002, 0.005)),
+            rival=0.001,
         )
 
     def _slow_down(self, gateway: str) -> None:
@@ -125,33 +158,92 @@ class Pipeline:
     def new_ref(self) -> int:
         return self.world.rng.getrandbits(64) | 1
 
-    def thaw(self, frozen: FrozenBalances) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """Arrays of their own from a snapshot."""
+    def snapshot(self, index: int) -> Snapshot:
+        """A snapshot as it is loaded, with arrays of its own."""
+        frozen = self.disk.snapshots[index]
         touched = np.zeros(chunk_count(self.max_accounts), np.uint8)
         touched[frozen.chunks.astype(np.intp)] = 1
         balances = np.zeros(self.max_accounts, np.int64)
         for chunk, row in zip(frozen.chunks.tolist(), frozen.balances, strict=True):
             assert chunk == 0
             balances[:] = row[: self.max_accounts]
-        return balances, touched
+        fields = SnapshotFields(
+            cluster_id=CLUSTER,
+            segment=index // self.segment_size,
+            transactions_per_segment=self.segment_size,
+            term=0,
+            timestamp_ns=0,
+        )
+        path = FOLDER / f"snapshot_{index}.bin"
+        return Snapshot(path, fields, balances, touched, FunctionRegistry(frozen.functions))
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def processes(self) -> Iterator[Node]:
+        """Those of the pipeline, then the zombies."""
+        yield from self.nodes.values()
+        yield from self.zombies
+
+    def find(self, role: str, life: int) -> Node | None:
+        """The process that was started in this role as its `life`th, if it is not gone."""
+        for node in self.processes():
+            if node.role == role and node.life == life:
+                return node
+        return None
+
+    def reached(self, sender: Node, role: str) -> Node:
+        """Where the sender's connections to this role lead: to a zombie, as long as it lives, if it
+        was connected before that was replaced. From there it hears the broadcasts, too."""
+        for zombie in self.zombies:
+            if zombie.role == role and sender.connection() in self._followers[zombie.name]:
+                return zombie
+        return self.nodes[role]
 
     def died(self, node: Node, error: ServiceError) -> None:
         """A stage gave up. Only another life of a stage, or a lost tail of the log, may do that."""
         kind = type(error).__name__
         allowed = isinstance(error, Fenced) and self.flavour != "messages"
-        allowed |= isinstance(error, LinkError) and self.flavour == "power"
-        if not allowed or (
-            self.draining_since and self.world.now - self.draining_since > 30 * SECOND
-        ):
+        # Two transactors, and the log stage has another life: the one that recovers was overtaken.
+        allowed |= isinstance(error, SnapshotMismatch) and not self.strict
+        allowed |= isinstance(error, LinkError | LogEndsEarly) and self.flavour == "power"
+        # The log has what this one never computed: so another one has.
+        allowed |= isinstance(error, LinkError) and node.zombie
+        settled = self.draining_since and self.world.now - self.draining_since > SETTLE_NS
+        if not allowed or settled:
             raise SimulationFailure(f"{node.name} gave up: {kind}: {error}") from error
-        self.stop(node, kind)
+        self.stop(node, f"zombie stepped down, {kind}" if node.zombie else kind)
+
+    def crashed(self, node: Node, crash: SimulatedCrash) -> None:
+        """A process died at a call to the disk, and in some flavours the machine with it."""
+        self.stop(node, f"crash {crash}")
+        if self.flavour == "power" and self.world.chance(0.5):
+            self._cut_power()
+        self._note()
+        self._crash_mark = self._high
 
     def stop(self, node: Node, why: str) -> None:
-        """A process ends and is started again after a while."""
+        """A process ends and, unless it is a zombie, is started again after a while."""
         self.world.faults[f"{why}: {node.stage}"] += 1
         node.stop()
+        if node.zombie:
+            self.zombies.remove(node)
+            del self._followers[node.name]
+            return
         pause = self.world.rng.choice((0, 0, 1, 20, 150, 700)) * MS
         node.start_at = self.world.now + pause
+
+    def _replace(self, node: Node) -> None:
+        """Stop a process without ending it, and start another one in its place."""
+        world, rng = self.world, self.world.rng
+        world.faults[f"zombie: {node.stage}"] += 1
+        followers = {other.connection() for other in self.processes() if rng.random() < 0.5}
+        heir = self.nodes[node.role] = node.replace(f"{node.role}~{node.life}")
+        if node.stage == "transactor":
+            self._rivalled |= {node.life, node.life + 1}
+        heir.start_at = world.now + rng.choice((0, 0, 20, 150)) * MS
+        node.stopped_until = world.now + rng.choice((0, 20, 200, 700)) * MS
+        self.zombies.append(node)
+        self._followers[node.name] = followers
 
     # -- faults ------------------------------------------------------------------------------------
 
@@ -162,6 +254,14 @@ class Pipeline:
             self._high = max(self._high, sequencer.core.index)
         if isinstance(transactor, TransactorNode) and transactor.up and transactor.core.running:
             self._high = max(self._high, transactor.core.status().index)
+        if self.strict and self._orphans:
+            # A gateway that died cannot send them again: with their sequencer they would be lost.
+            self._crash_mark = self._high
+        self._orphans = self.strict and any(
+            letter.life != self.nodes[gateway].life
+            for gateway, letters in self.world.queues.get(("data", "sequencer"), {}).items()
+            for letter in letters
+        )
 
     def _settled(self) -> bool:
         """Whether the last crash is over: what there was then is durable, and every stage works."""
@@ -174,23 +274,42 @@ class Pipeline:
             and transactor.core.running
             and transactor.core.receiver.peer == sequencer.core.incarnation
             and self.disk.durable >= self._crash_mark
+            and not self._orphans
         )
 
-    def _inject(self) -> None:
+    def _cut_power(self) -> None:
+        """The log stage's machine and what else runs on it."""
         world = self.world
-        if world.chance(world.rates.power):
-            world.faults["power cut"] += 1
-            lost = self.disk.lose_power(world.rng)
-            world.faults["blocks lost"] += lost
-            gateways = [name for name in self.nodes if name.startswith("gateway")]
-            machines = (STAGES, STAGES[:3], STAGES[:3], (*STAGES, *gateways), ("transactor",), ())
-            fallen = ["wal", *world.rng.choice(machines)]
-            for name in sorted(set(fallen)):
-                if self.nodes[name].up:
-                    self.stop(self.nodes[name], "power")
+        world.faults["power cut"] += 1
+        gateways = [name for name in self.nodes if name.startswith("gateway")]
+        machines = (STAGES, STAGES[:3], STAGES[:3], (*STAGES, *gateways), ("transactor",), ())
+        fallen = {"wal", *world.rng.choice(machines)}
+        for node in list(self.processes()):
+            if node.role in fallen and node.up:
+                self.stop(node, "power")
+        self.disk.lose_power()
+
+    def _inject(self) -> None:
+        world, drive = self.world, self.disk.drive
+        self._inject_stops()
+        if drive.calls_left is not None:
+            self._patience -= 1
+            if not self._patience:
+                drive.calls_left = None
+            elif self.strict:
+                return  # one crash at a time, and this one is to come
+        # Mostly when it hurts.
+        if world.chance(world.rates.power * (1.0 if self.disk.dirty else 0.1)):
+            self._cut_power()
         if world.chance(world.rates.crash):
             if self.strict and not self._settled():
                 return
+            if world.chance(0.2):
+                # At a call to the disk: while it appends, changes files, or recovers.
+                self._patience = PATIENCE
+                drive.calls_left = world.rng.choice((0, 1, 2, 5, 10, 20))
+                if self.strict or world.chance(0.5):
+                    return
             most = 1 if self.strict else world.rng.choice((1, 1, 2, 3))
             fallen = world.rng.sample(sorted(self.nodes), min(most, len(self.nodes)))
             if not self.strict and world.chance(0.4):
@@ -201,6 +320,35 @@ class Pipeline:
                     self.stop(self.nodes[name], "crash")
             self._note()
             self._crash_mark = self._high
+
+    def _inject_stops(self) -> None:
+        world = self.world
+        if world.chance(world.rates.pause):
+            node = self.nodes[world.rng.choice(sorted(self.nodes))]
+            if node.running:
+                world.faults[f"paused: {node.stage}"] += 1
+                node.stopped_until = world.now + world.rng.choice((5, 50, 300, 1000)) * MS
+        if world.chance(world.rates.zombie):
+            node = self.nodes[world.rng.choice(sorted(self.nodes))]
+            if node.up and node.stage != "wal":
+                self._replace(node)
+        if world.chance(world.rates.rival) and self.nodes["wal"].up:
+            world.faults["second log stage refused"] += 1
+            try:
+                self.disk.open_log()
+            except LockHeld:
+                pass
+            else:
+                raise SimulationFailure("two log stages have opened the same folder")
+        for zombie in list(self.zombies):
+            # Nobody tells these two that they were replaced.
+            if zombie.stage in ("snapshotter", "gateway") and zombie.running and world.chance(0.01):
+                self.stop(zombie, "zombie ended")
+
+    def _overtaken(self, transactor: TransactorNode) -> bool:
+        """Whether another transactor may have gone on where this one stands: the log stage has
+        another life since, and took it for the newer one. What this one hears next ends it."""
+        return transactor.life in self._rivalled
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -216,12 +364,16 @@ class Pipeline:
             self._start_due()
             self._inject()
             for name in rng.choices(names, k=3):
-                if self.nodes[name].up:
+                if self.nodes[name].running:
                     self.nodes[name].turn()
+            if self.zombies and (zombie := rng.choice(self.zombies)).running:
+                zombie.turn()
             rng.choice(self.clients).turn(busy=True)
             self._check()
         steps = self.steps + self._drain()
         self.judge.finish()
+        world.faults["unsynced blocks lost"] += self.disk.lost
+        world.faults["torn tail cut off"] += self.disk.torn
         return Report(
             seed=self.seed,
             flavour=self.flavour,
@@ -247,6 +399,8 @@ class Pipeline:
         for node in self.nodes.values():
             if not node.up and self.world.now >= node.start_at:
                 node.start()
+                if any(zombie.stage == node.stage == "transactor" for zombie in self.zombies):
+                    self._rivalled.add(node.life)
 
     def _drain(self) -> int:
         """Without further faults everything comes to its end."""
@@ -254,13 +408,17 @@ class Pipeline:
         self.draining_since = world.now
         world.rates = Rates()
         self.sync_rate = 1.0
+        self.disk.drive.calls_left = None
+        for zombie in list(self.zombies):
+            if zombie.stage in ("snapshotter", "gateway"):
+                self.stop(zombie, "zombie ended")
         rounds = 0
         while world.now - self.draining_since < DRAIN_NS:
             rounds += 1
             world.now += 10 * MS
             self._start_due()
-            for node in self.nodes.values():
-                if node.up:
+            for node in list(self.processes()):
+                if node.running:
                     node.turn()
             for client in self.clients:
                 client.turn(busy=False)
@@ -271,7 +429,7 @@ class Pipeline:
 
     def _open(self) -> list[str]:
         """What is still under way."""
-        found: list[str] = []
+        found = [f"{zombie.name} has not stepped down" for zombie in self.zombies]
         for client in self.clients:
             waiting = [*client.sent.items(), *client.queue]
             if waiting:
@@ -322,7 +480,8 @@ class Pipeline:
             )
             if transactor.up and transactor.core.running:
                 index = transactor.core.status().index
-                if wal.core.receiver.peer == transactor.core.incarnation:
+                followed = wal.core.receiver.peer == transactor.core.incarnation
+                if followed and not self._overtaken(transactor):
                     check(
                         disk.next_id - 1 <= index,
                         f"in the log {disk.next_id - 1}, computed {index}",

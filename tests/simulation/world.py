@@ -1,22 +1,17 @@
-"""What the simulated stages share: a clock, a bad network, a disk that may lose what was not
-synced.
+"""What the simulated stages share: a clock, randomness and a bad network.
 
 Everything random comes from one generator, so a seed replays a run exactly. Broadcasts of two lives
 of a stage keep their order, as they come over one connection; all else may be dropped, repeated,
 delayed and reordered as the run's fault rates say. Control connections are whole until one of their
-ends dies.
+ends dies. Data of a process that was replaced and data of the one in its place come over
+connections of their own.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tallybus.common.frames import Buffer
 
@@ -46,6 +41,12 @@ class Rates:
     crash: float = 0.0
     power: float = 0.0
     jump: float = 0.0
+    pause: float = 0.0
+    """A stage is stopped for a while and goes on (SIGSTOP, SIGCONT)."""
+    zombie: float = 0.0
+    """As `pause`, but it was replaced meanwhile."""
+    rival: float = 0.0
+    """A second log stage is started on the same folder."""
 
 
 @dataclass(slots=True)
@@ -57,15 +58,19 @@ class Letter:
     frames: list[Buffer]
 
 
+Queue = list[Letter]
+
+
 @dataclass
 class World:
-    """Clock, randomness, counters and queues. A queue is named (kind, receiver, sender)."""
+    """Clock, randomness, counters and queues. A queue has a kind, a receiver and a sender."""
 
     rng: random.Random
     rates: Rates
     now: int = 1_000 * SECOND
     faults: Counter[str] = field(default_factory=Counter)
-    queues: dict[tuple[str, str, str], list[Letter]] = field(default_factory=dict)
+    queues: dict[tuple[str, str], dict[str, Queue]] = field(default_factory=dict)
+    """By kind and receiver, then by sender; none is empty."""
     slowness: dict[tuple[str, str, str], float] = field(default_factory=dict)
     """How many times slower than others a connection is: what two stages tell may cross."""
 
@@ -73,9 +78,10 @@ class World:
         return probability > 0 and self.rng.random() < probability
 
     def _delay(self, key: tuple[str, str, str]) -> int:
-        if key not in self.slowness:
-            self.slowness[key] = self.rng.choice(SLOWNESS)
-        delay = self.rng.expovariate(1.0) * self.rates.delay_ms * self.slowness[key]
+        slowness = self.slowness.get(key)
+        if slowness is None:
+            slowness = self.slowness[key] = self.rng.choice(SLOWNESS)
+        delay = self.rng.expovariate(1.0) * self.rates.delay_ms * slowness
         if delay > 20:
             self.faults["delayed"] += 1
         return int(delay * MS)
@@ -84,12 +90,12 @@ class World:
         self, kind: str, receiver: str, sender: str, life: int, frames: list[Buffer], *, lossy: bool
     ) -> None:
         """Put frames on their way. Unless `lossy`, they arrive once and in order."""
-        key = (kind, receiver, sender.partition("/")[0])
-        queue = self.queues.setdefault((kind, receiver, sender), [])
-        whole: list[Buffer] = [bytes(frame) for frame in frames]
         if lossy and self.chance(self.rates.drop):
             self.faults["dropped"] += 1
             return
+        key = (kind, receiver, sender.partition("/")[0])
+        queue = self.queues.setdefault((kind, receiver), {}).setdefault(sender, [])
+        whole: list[Buffer] = [bytes(frame) for frame in frames]
         queue.append(Letter(self.now + self._delay(key), life, whole))
         if lossy and self.chance(self.rates.repeat):
             self.faults["repeated"] += 1
@@ -97,8 +103,9 @@ class World:
 
     def receive(self, kind: str, receiver: str, sender: str, *, lossy: bool) -> Letter | None:
         """The next letter that has arrived, or None."""
-        queue = self.queues.get((kind, receiver, sender))
-        if not queue:
+        senders = self.queues.get((kind, receiver))
+        queue = senders and senders.get(sender)
+        if not senders or not queue:
             return None
         place = 0
         if lossy and len(queue) > 1 and self.chance(self.rates.reorder):
@@ -109,138 +116,42 @@ class World:
                 self.faults["reordered"] += 1
         if queue[place].due > self.now:
             return None
-        return queue.pop(place)
+        letter = queue.pop(place)
+        if not queue:
+            del senders[sender]
+        return letter
 
     def senders(self, kind: str, receiver: str) -> list[str]:
         """Who has something on its way to the receiver."""
-        return sorted(
-            name
-            for (k, to, name), queue in self.queues.items()
-            if (k, to) == (kind, receiver) and queue
-        )
+        senders = self.queues.get((kind, receiver))
+        return sorted(senders) if senders else []
 
     def pending(self, kind: str, receiver: str, sender: str) -> int:
-        return len(self.queues.get((kind, receiver, sender), ()))
+        return len(self.queues.get((kind, receiver), {}).get(sender, ()))
 
-    def clear(
-        self, kind: str | None = None, receiver: str | None = None, sender: str | None = None
-    ) -> None:
-        """What is on its way between these is lost."""
-        for key in list(self.queues):
-            if all(
-                want is None or want == have
-                for want, have in zip((kind, receiver, sender), key, strict=True)
-            ):
-                del self.queues[key]
+    def clear(self, kind: str, receiver: str) -> None:
+        """What is on its way to a receiver is lost."""
+        self.queues.pop((kind, receiver), None)
 
+    def hand_over(self, kind: str, receiver: str, heir: str) -> None:
+        """What is on its way to a receiver goes to another one."""
+        if (kind, receiver) in self.queues:
+            self.queues[kind, heir] = self.queues.pop((kind, receiver))
 
-@dataclass(slots=True)
-class Block:
-    """A block of the log; a marker has no records."""
-
-    term: int
-    first: int
-    timestamp: int
-    gateway: int
-    request: int
-    records: NDArray[Any]
-    links: NDArray[np.uint64]
-
-    @property
-    def last(self) -> int:
-        return self.first + len(self.records) - 1
-
-
-class Disk:
-    """The log's blocks, of which the first `synced` survive anything, and snapshots."""
-
-    def __init__(self, segment_size: int) -> None:
-        self.segment_size = segment_size
-        self.blocks: list[Block] = []
-        self.synced = 0
-        self.snapshots: dict[int, Any] = {}
-        """Last transaction id → FrozenBalances."""
-
-    @property
-    def next_id(self) -> int:
-        return self.blocks[-1].last + 1 if self.blocks else 1
-
-    @property
-    def term(self) -> int:
-        return self.blocks[-1].term if self.blocks else 0
-
-    @property
-    def durable(self) -> int:
-        return self.blocks[self.synced - 1].last if self.synced else 0
-
-    def gateways(self) -> dict[int, int]:
-        """The highest request in the log of each gateway."""
-        found: dict[int, int] = {}
-        for block in self.blocks:
-            if block.gateway:
-                found[block.gateway] = max(found.get(block.gateway, 0), block.request)
-        return found
-
-    def append(self, block: Block) -> None:
-        """One block, or several where it passes the end of a segment."""
-        check(block.first == self.next_id, f"block {block.first} follows {self.next_id - 1}")
-        check(block.term >= self.term, f"a block of term {block.term} after term {self.term}")
-        duplicates = int(np.count_nonzero(block.records["status"] == 7))
-        check(duplicates == len(block.links), f"{duplicates} duplicates, {len(block.links)} links")
-        records, links, first = block.records, block.links, block.first
-        while len(records):
-            room = self.segment_size - (first - 1) % self.segment_size
-            head, records = records[:room], records[room:]
-            own = int(np.count_nonzero(head["status"] == 7))
-            self.blocks.append(
-                Block(
-                    block.term,
-                    first,
-                    block.timestamp,
-                    block.gateway,
-                    block.request,
-                    head,
-                    links[:own],
-                )
-            )
-            links = links[own:]
-            first += len(head)
-
-    def mark(self, term: int) -> None:
-        """A marker that carries a term."""
-        nothing = np.empty(0, np.uint64)
-        if term > self.term:
-            empty = self.blocks[0].records[:0] if self.blocks else np.empty(0, [("status", "u1")])
-            self.blocks.append(Block(term, self.next_id, 0, 0, 0, empty, nothing))
-
-    def sync(self) -> None:
-        self.synced = len(self.blocks)
-
-    def lose_power(self, rng: random.Random) -> int:
-        """Any number of the blocks that were not synced is gone. Returns how many."""
-        kept = rng.randint(self.synced, len(self.blocks))
-        lost = len(self.blocks) - kept
-        del self.blocks[kept:]
-        return lost
-
-    def read(self, first: int, last: int) -> Iterator[Block]:
-        """The blocks of this range, clipped to it."""
-        check(
-            last < self.next_id,
-            f"{first} to {last} is to be read, the log ends before {self.next_id}",
-        )
-        for block in self.blocks:
-            if not len(block.records) or block.last < first or block.first > last:
+    def cut(self, sender: str, life: int, *, kinds: tuple[str, ...]) -> None:
+        """A sender has died: of what it sent last, the network delivers some."""
+        for (kind, _), senders in self.queues.items():
+            queue = senders.get(sender) if kind in kinds else None
+            if not queue:
                 continue
-            low, high = max(first - block.first, 0), min(last, block.last) - block.first + 1
-            before = int(np.count_nonzero(block.records["status"][:low] == 7))
-            inside = int(np.count_nonzero(block.records["status"][low:high] == 7))
-            yield Block(
-                block.term,
-                block.first + low,
-                block.timestamp,
-                block.gateway,
-                block.request,
-                block.records[low:high],
-                block.links[before : before + inside],
-            )
+            # The kernel delivers what it had, up to some point.
+            own = sum(letter.life == life for letter in queue)
+            keep = self.rng.choice((0, own, self.rng.randint(0, own)))
+            left: Queue = []
+            for letter in queue:
+                keep -= letter.life == life
+                if letter.life != life or keep >= 0:
+                    left.append(letter)
+            queue[:] = left
+            if not queue:
+                del senders[sender]

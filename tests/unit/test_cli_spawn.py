@@ -55,6 +55,21 @@ def test_load_measures_a_ledger_of_its_own_and_removes_it(
     assert [folder.exists() for folder in run_folders] == [False]
 
 
+def test_load_calls_a_function_that_it_registers(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        main,
+        f"load --spawn --folder {tmp_path} --kind function --ops 20000 --batch 1000 --accounts 500 "
+        "--unique-refs --json".split(),
+    )
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["ops"], report["kind"]) == (20_000, "function")
+    assert set(report["rejected"]) == {"INSUFFICIENT_FUNDS"}
+    assert 100 < report["failed"] < 1_000
+    # A record, five parameters and three entries, and a share of a block's header.
+    assert 125 < report["log_bytes_per_tx"] < 132
+
+
 def test_latency_measures_beside_a_load_from_another_process(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         main,

@@ -10,8 +10,10 @@ from click.testing import CliRunner, Result
 from tallybus.cli import connect, main
 from tallybus.common.record import Level
 from tallybus.errors import (
+    AlreadyExists,
     InvalidRequest,
     LostTransaction,
+    NotRegistered,
     OutcomeUnknown,
     Overloaded,
     ProtocolError,
@@ -180,4 +182,5 @@ def test_every_error_of_the_package_is_told_in_one_line() -> None:
             error.retry_safe = False
         told = as_click_exception(error)
         assert told is not None, kind
-        assert told.exit_code in (2, 3, 4, 5)
+        rejected = isinstance(error, (AlreadyExists, NotRegistered))
+        assert told.exit_code in ((1,) if rejected else (2, 3, 4, 5))

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus import ProtocolError, Result, Stage, Status, WaitLevel, deposits
+from tallybus import (
+    AlreadyExists,
+    InvalidFunction,
+    NotRegistered,
+    ProtocolError,
+    Result,
+    Stage,
+    Status,
+    TransactionNotFound,
+    WaitLevel,
+    deposits,
+)
 from tallybus.client import codec
 from tallybus.client.codec import (
     AskGateway,
@@ -30,8 +41,10 @@ from tallybus.client.codec import (
     read_header,
     reply_id,
 )
+from tallybus.client.registration import ListFunctions, RegisterFunction, UnregisterFunction
 from tallybus.client.submit import SubmitBatch, SubmitOne
-from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, STATUS_DTYPE
+from tallybus.client.transaction import ReadTransaction
+from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, STATUS_DTYPE
 from tallybus.operations import Transfer, encode_operation
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
@@ -105,6 +118,19 @@ def test_reads_are_encoded_as_documented() -> None:
         (ReadIndex(), {"op": "index"}, []),
         (WaitFor(5, WaitLevel.SNAPSHOT), {"op": "wait", "tx_id": 5, "wait": 3}, []),
         (AskGateway(), {"op": "ping", "pending": []}, []),
+        (ListFunctions(), {"op": "functions"}, []),
+        (ReadTransaction(5), {"op": "transaction", "tx_id": 5}, []),
+        (ReadTransaction(5, 6), {"op": "transaction", "tx_id": 5, "min_tx_id": 6}, []),
+        (
+            RegisterFunction("fee", b"binary", True, 99),
+            {"op": "register", "name": "fee", "override": True, "user_ref": 99, "wait": 2},
+            [b"binary"],
+        ),
+        (
+            UnregisterFunction("fee", 99),
+            {"op": "unregister", "name": "fee", "user_ref": 99, "wait": 2},
+            [],
+        ),
     ]
     for request, fields, payload in cases:
         frames = encode(request, 4, 1000, again=False)
@@ -201,6 +227,41 @@ def test_reads_are_decoded() -> None:
     assert {name: getattr(info, name) for name in fields} == fields
 
 
+def test_a_registration_is_completed_by_the_transaction_that_it_became() -> None:
+    for request in (RegisterFunction("fee", b"x", False, 9), UnregisterFunction("fee", 9)):
+        for frames, tx_id in (
+            (submitted(9, 1), 9),
+            # Whether it was sent again or not: nobody else has its reference.
+            (submitted(9, 1, failures((0, 7, 0, 4))), 4),
+        ):
+            for again in (False, True):
+                following = answer(request, *frames, again=again)
+                fields = msgpack.unpackb(encode(following, 3, 1000, again=False)[0])
+                assert (fields["op"], fields["tx_id"], fields["min_tx_id"]) == (
+                    *("transaction", tx_id),
+                    tx_id,
+                )
+                assert following.resendable()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "kind"),
+    [
+        (RegisterFunction("fee", b"x", False, 9), Status.INVALID_OPERATION, AlreadyExists),
+        (RegisterFunction("fee", b"x", True, 9), Status.INVALID_OPERATION, InvalidFunction),
+        (RegisterFunction("fee", b"x", False, 9), Status.QUOTA_EXCEEDED, InvalidFunction),
+        (UnregisterFunction("fee", 9), Status.INVALID_OPERATION, NotRegistered),
+    ],
+)
+def test_a_rejected_registration_is_a_typed_error(
+    request_: Request[Any], status: Status, kind: type[Exception]
+) -> None:
+    for table in (failures((0, status, 0, 0)), failures((0, 7, status, 4))):
+        with pytest.raises(kind) as caught:
+            answer(request_, *submitted(9, 1, table))
+        assert type(caught.value) is kind
+
+
 def test_errors_are_decoded() -> None:
     expected = ErrorReply(ErrorCode.LOST, "gone", {"first": 5})
     frame = reply(error="lost", message="gone", details={"first": 5})
@@ -210,6 +271,38 @@ def test_errors_are_decoded() -> None:
 
 GOOD_SUBMIT = {"first": 5, "count": 2, "level": 2, "failures": 0}
 GOOD_PONG = {"unknown": [], "incarnation": 1, "protocol": 1, "max_batch": 1, "max_accounts": 1}
+GOOD_INFO = {
+    "name": "fee",
+    "version": 1,
+    "crc32c": 5,
+    "registered": 1,
+    "calls": 2,
+    "failures": {5: 1},
+    "fuel": 20,
+    "fuel_limit": 100,
+    "mean_ns": 80.5,
+}
+GOOD_TRANSACTION = {
+    "tx_id": 7,
+    "timestamp": 9,
+    "term": 1,
+    "found": True,
+    "snapshot": 8,
+    "duplicate_of": 0,
+    "function": {"name": "fee", "version": 1},
+    "params": [1, -2],
+    "name": None,
+}
+CALL_RECORD = struct.pack("<BBHIQQQQ", 4, 0, 2, 5, 0, 0, 0, 2)
+CALL_ENTRIES = struct.pack("<QqQq", 1, -5, 2, 5)
+
+
+def transaction(
+    record: bytes = CALL_RECORD, entries: bytes = CALL_ENTRIES, **fields: Any
+) -> list[bytes]:
+    return [reply(**GOOD_TRANSACTION | fields), record, entries]
+
+
 MALFORMED: list[tuple[Request[Any], list[bytes]]] = [
     *[
         (batch_of(2), [reply(**GOOD_SUBMIT | change), b""])
@@ -280,6 +373,65 @@ MALFORMED: list[tuple[Request[Any], list[bytes]]] = [
     (AskGateway(), [reply(**GOOD_PONG | {"unknown": None})]),
     (AskGateway(), [reply(**GOOD_PONG | {"unknown": [-1]})]),
     (AskGateway(), [reply(**GOOD_PONG | {"max_batch": "1"})]),
+    (RegisterFunction("fee", b"x", False, 9), submitted(5, 2)),
+    (RegisterFunction("fee", b"x", False, 9), submitted(5, 1, level=1)),
+    (RegisterFunction("fee", b"x", False, 9), submitted(5, 1, failures((0, 7, 0, 5)))),
+    (UnregisterFunction("fee", 9), [reply(**GOOD_SUBMIT | {"count": 1})]),
+    *[
+        (ListFunctions(), [reply(functions=functions)])
+        for functions in (
+            None,
+            {},
+            [5],
+            *(
+                [GOOD_INFO | change]
+                for change in (
+                    {"name": 5},
+                    {"version": -1},
+                    {"crc32c": 2**32},
+                    {"calls": None},
+                    {"failures": None},
+                    {"failures": {0: 1}},
+                    {"failures": {256: 1}},
+                    {"failures": {"5": 1}},
+                    {"failures": {5: "1"}},
+                    {"fuel": 1.5},
+                    {"mean_ns": "1"},
+                    {"mean_ns": True},
+                )
+            ),
+        )
+    ],
+    (ListFunctions(), [reply(functions=[]), b""]),
+    *[
+        (ReadTransaction(7), frames)
+        for frames in (
+            transaction()[:2],
+            [*transaction(), b""],
+            transaction(tx_id=8),
+            transaction(found=1),
+            transaction(found=None),
+            transaction(snapshot=None),
+            transaction(timestamp=-1),
+            transaction(term=None),
+            transaction(duplicate_of=None),
+            transaction(function=5),
+            transaction(function={"name": "fee"}),
+            transaction(function={"name": 5, "version": 1}),
+            transaction(params=None),
+            transaction(params=[2**63]),
+            transaction(params=[True]),
+            transaction(params=[0] * 9),
+            transaction(record=bytes(40)),
+            transaction(record=bytes([6]) + CALL_RECORD[1:]),
+            transaction(record=CALL_RECORD[:-1]),
+            transaction(record=b""),
+            transaction(entries=CALL_ENTRIES[:16]),
+            transaction(entries=CALL_ENTRIES[:-1]),
+            transaction(record=bytes([5]) + CALL_RECORD[1:], entries=b"", name=5),
+        )
+    ],
+    (ReadTransaction(7, min_tx_id=9), transaction()),
 ]
 
 
@@ -324,11 +476,16 @@ REQUESTS: list[Request[Any]] = [
     ReadIndex(),
     WaitFor(1, WaitLevel.COMPUTED),
     AskGateway(),
+    RegisterFunction("fee", b"x", False, 9),
+    UnregisterFunction("fee", 9),
+    ListFunctions(),
+    ReadTransaction(7),
 ]
 FIELD_NAMES = [
     *("v", "id", "first", "count", "level", "failures", "snapshot", "unknown", "error", "message"),
     *("details", "sequenced", "computed", "committed", "term", "incarnation", "protocol"),
-    *("max_batch", "max_accounts"),
+    *("max_batch", "max_accounts", "functions", "tx_id", "timestamp", "found", "function"),
+    *("duplicate_of", "params", "name", "failures"),
 ]
 ATOMS = st.one_of(
     *(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.integers(0, 3), st.floats()),
@@ -354,11 +511,15 @@ GOOD_REPLIES = [
     [reply(sequenced=1, computed=1, committed=1, snapshot=1, term=1)],
     [reply(level=3)],
     [reply(**GOOD_PONG)],
+    submitted(5, 1),
+    submitted(5, 1, failures((0, 7, 0, 1))),
+    [reply(functions=[GOOD_INFO, GOOD_INFO | {"mean_ns": None}])],
+    transaction(),
 ]
 
 
 def swallow(request: Request[Any], frames: list[bytes]) -> None:
-    """Decodes as a client does; fails on any error but ProtocolError."""
+    """Decodes as a client does; fails on any error but ProtocolError and what requests document."""
     for again in (False, True):
         try:
             header = read_header(frames)
@@ -366,7 +527,7 @@ def swallow(request: Request[Any], frames: list[bytes]) -> None:
                 codec.read_error(header)
             else:
                 read_answer(request, header, frames[1:], again)
-        except ProtocolError:
+        except (ProtocolError, AlreadyExists, NotRegistered, InvalidFunction, TransactionNotFound):
             continue
 
 
@@ -448,6 +609,7 @@ def test_the_documented_offsets_are_those_of_the_layouts() -> None:
     for name, dtype in (
         ("Operation record", RECORD_DTYPE),
         ("Failure", FAILURE_DTYPE),
+        ("Entry", ENTRY_DTYPE),
         ("Transaction status", STATUS_DTYPE),
     ):
         section = text.split(f"#### {name},", 1)[1].split("####", 1)[0].split("\n## ", 1)[0]

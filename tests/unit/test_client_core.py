@@ -2,6 +2,7 @@
 meanwhile."""
 
 import itertools
+import struct
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tallybus import (
     BatchResult,
     ClientClosed,
+    FunctionVersion,
+    InvalidFunction,
     InvalidRequest,
     LostTransaction,
     OutcomeUnknown,
@@ -31,6 +35,7 @@ from tallybus import (
 )
 from tallybus.client.codec import ReadIndex, Request, WaitFor
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings
+from tallybus.client.registration import RegisterFunction
 from tallybus.client.submit import SubmitBatch, SubmitOne
 from tallybus.common.record import FAILURE_DTYPE
 from tallybus.operations import Deposit, encode_operation
@@ -187,6 +192,84 @@ def test_a_late_answer_is_ignored() -> None:
     sim.submitted(message["id"], 77)
     error_of(call, Timeout)
     assert sim.done() == [call]
+
+
+def registration() -> RegisterFunction:
+    return RegisterFunction("fee", b"binary", False, 99)
+
+
+def registered(sim: Sim, request_id: int, tx_id: int) -> None:
+    """Answers the read of a registration that made version 3."""
+    record = struct.pack("<BBHIQQQQ", 5, 0, 0, crc32c(b"binary"), 99, 3, 0, 1)
+    fields: dict[str, Any] = {
+        "tx_id": tx_id,
+        "timestamp": 1,
+        "term": 1,
+        "found": True,
+        "snapshot": tx_id,
+    }
+    fields |= {"duplicate_of": 0, "params": [], "function": None, "name": "fee"}
+    sim.reply(request_id, record, b"", **fields)
+
+
+def test_a_request_that_another_one_completes_is_one_call() -> None:
+    sim = Sim()
+    call = sim.start(registration(), 10.0)
+    (message,) = sim.take()
+    sim.submitted(message["id"], 77)
+    assert not call.done
+    (read,) = sim.take()
+    assert (read["op"], read["tx_id"], read["min_tx_id"]) == ("transaction", 77, 77)
+    assert read["id"] > message["id"]
+    sim.refuse(read["id"], "overloaded")
+    sim.advance(100 * MILLISECOND)
+    (read,) = sim.take()
+    registered(sim, read["id"], 77)
+    assert call.result() == FunctionVersion("fee", 3, crc32c(b"binary"), 77)
+    assert sim.done() == [call]
+    assert sim.core.next_wake() is None
+
+
+def test_what_completes_a_request_is_read_again_when_it_is_lost() -> None:
+    sim = Sim()
+    call = sim.start(registration(), 10.0)
+    sim.submitted(sim.take()[0]["id"], 77)
+    (read,) = sim.take()
+    sim.advance(PING)
+    (ping,) = sim.take()
+    sim.pong(ping["id"], ping["pending"])
+    assert ping["pending"] == [read["id"]]
+    (again,) = sim.take()
+    registered(sim, again["id"], 77)
+    assert call.result().version == 3
+
+
+def test_the_deadline_is_that_of_both_and_tells_what_is_committed() -> None:
+    sim = Sim()
+    call = sim.start(registration(), 10.0)
+    (message,) = sim.take()
+    sim.advance(6 * SECOND)
+    sim.take()
+    sim.submitted(message["id"], 77)
+    assert sim.take()[0]["timeout_ms"] == 3_900
+    sim.advance(4 * SECOND)
+    error = error_of(call, Timeout)
+    assert (error.request, error.first_tx_id) == ("transaction", 77)
+    assert "transaction 77 is committed" in str(error)
+
+
+def test_a_lost_registration_that_is_refused_later_has_an_unknown_outcome() -> None:
+    sim = Sim()
+    call = sim.start(registration(), 10.0)
+    (message,) = sim.take()
+    sim.refuse(message["id"], "outcome_unknown")
+    sim.advance(100 * MILLISECOND)
+    (again,) = sim.take()
+    assert again["user_ref"] == message["user_ref"] == 99
+    sim.refuse(again["id"], "invalid_function", name="fee", reason="too large")
+    error = error_of(call, OutcomeUnknown)
+    assert isinstance(error.__cause__, InvalidFunction)
+    assert not error.retry_safe
 
 
 def test_deadlines_of_many_requests_are_kept_in_any_order() -> None:

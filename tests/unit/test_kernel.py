@@ -330,7 +330,7 @@ def test_many_random_operations_agree_with_the_oracle() -> None:
 
 def test_an_empty_batch_changes_nothing(engine: Engine) -> None:
     executed = engine.execute(np.zeros(0, RECORD_DTYPE), 1)
-    assert [len(array) for array in executed] == [0, 0, 0]
+    assert [len(array) for array in executed] == [0, 0, 0, 0, 0]
     assert engine.next_id == 1
 
 

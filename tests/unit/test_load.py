@@ -263,13 +263,6 @@ def test_the_share_of_the_disks_limit_needs_the_logs_files(tmp_path: Path) -> No
     assert report["disk_folder_is"] == "data folder"
 
 
-def test_functions_are_refused_clearly(ledger: FakeLedger) -> None:
-    done = run("load", "--kind", "function")
-    assert done.exit_code == 2
-    assert done.stderr == "Error: functions are not available in this version\n"
-    assert ledger.opened == []
-
-
 def test_settings_need_a_ledger_of_ones_own(ledger: FakeLedger) -> None:
     assert run("load", "--set", "ledger.max_accounts=5").exit_code == 2
 

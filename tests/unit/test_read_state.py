@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tallybus.common.files import Storage
+from tallybus.common.functions import FunctionVersion, RegistrationError, name_words
 from tallybus.common.record import (
     ENTRY_DTYPE,
     RECORD_DTYPE,
@@ -35,6 +36,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 ACCOUNTS = 3 * 4096 + 7
 N = 8
 NO_LINKS = np.empty(0, np.uint64)
+NO_PARAMS = np.empty(0, np.int64)
 NO_ENTRIES = np.empty(0, ENTRY_DTYPE)
 
 
@@ -48,6 +50,7 @@ class Batch:
 
     rows: list[tuple[int, ...]] = field(default_factory=list)
     links: list[int] = field(default_factory=list)
+    params: list[int] = field(default_factory=list)
     entries: list[tuple[int, int]] = field(default_factory=list)
 
     def deposit(self, account: int, amount: int) -> "Batch":
@@ -73,10 +76,17 @@ class Batch:
         self.entries += entries
         return self
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[Any]]:
+    def registered(self, name: str, version: int, crc: int, status: int = 0) -> "Batch":
+        words = name_words(name).tolist()
+        self.rows.append((Kind.FUNCTION_REGISTERED, status, 0, crc, 0, version, 0, len(words)))
+        self.params += words
+        return self
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.int64], NDArray[Any]]:
         return (
             np.array(self.rows, RECORD_DTYPE),
             np.array(self.links, np.uint64),
+            np.array(self.params, np.int64),
             np.array(self.entries, ENTRY_DTYPE),
         )
 
@@ -96,22 +106,45 @@ def test_everything_that_moves_money_is_applied() -> None:
     assert state.touched.tolist() == [1, 1, 1, 0]
 
 
+def test_functions_are_followed() -> None:
+    state = ReadState(ACCOUNTS, N)
+    apply(state, Batch().deposit(1, 1).registered("fee", 1, 5).registered("fee", 0, 9, status=5))
+    apply(state, Batch().registered("fee", 2, 0).registered("x" * 32, 1, 7))
+    assert state.functions.versions() == (
+        FunctionVersion("fee", 1, 5, 2),
+        FunctionVersion("fee", 2, 0, 4),
+        FunctionVersion("x" * 32, 1, 7, 5),
+    )
+    assert state.freeze().functions == state.functions.versions()
+
+
+def test_a_registration_that_cannot_be_is_final() -> None:
+    state = ReadState(ACCOUNTS, N)
+    apply(state, Batch().deposit(1, 1))
+    with pytest.raises(RegistrationError):
+        apply(state, Batch().deposit(1, 1).registered("fee", 2, 5))
+    with pytest.raises(RegistrationError):
+        apply(state, Batch().deposit(1, 1))
+    assert state.index == 1
+
+
 def test_reads_of_nothing_are_answered() -> None:
     state = ReadState(ACCOUNTS, N)
     assert len(state.get_balances(u64())) == 0
     assert len(state.get_statuses(u64())) == 0
-    state.apply(1, np.empty(0, RECORD_DTYPE), NO_LINKS, NO_ENTRIES)
+    state.apply(1, np.empty(0, RECORD_DTYPE), NO_LINKS, NO_PARAMS, NO_ENTRIES)
     assert state.index == 0
 
 
 def test_batches_may_lie_in_read_only_frames_at_any_address() -> None:
-    records, links, entries = Batch().deposit(1, 7).duplicate(1).arrays()
+    records, links, params, entries = Batch().deposit(1, 7).duplicate(1).arrays()
     frame = b"x" + records.tobytes()
     state = ReadState(ACCOUNTS, N)
     state.apply(
         1,
         np.frombuffer(frame, RECORD_DTYPE, 2, 1),
         np.frombuffer(b"y" + links.tobytes(), np.uint64, 1, 1),
+        params,
         entries,
     )
     assert state.get_balances(u64(1)).tolist() == [7]
@@ -312,8 +345,9 @@ def test_a_copy_in_steps_answers_reads_in_between_and_applies_nothing() -> None:
 
 def test_the_state_goes_on_from_its_snapshot(tmp_path: Path) -> None:
     state = ReadState(ACCOUNTS, N)
-    for amount in range(1, N + 1):
+    for amount in range(1, N - 1):
         apply(state, Batch().deposit(amount * 1000, amount))
+    apply(state, Batch().registered("fee", 1, 5).registered("split", 1, 6))
     fields = SnapshotFields(1, 1, N, 1, 1)
     write_frozen(Storage(), tmp_path, fields, state.freeze())
     snapshot, _ = load_latest_snapshot(
@@ -326,8 +360,12 @@ def test_the_state_goes_on_from_its_snapshot(tmp_path: Path) -> None:
     assert snapshot is not None
     again = ReadState.from_snapshot(snapshot)
     assert (again.index, again.oldest_status) == (N, N + 1)
+    assert again.functions == state.functions
     for each in (state, again):
-        apply(each, Batch().transfer(8000, 12_000, 3).duplicate(1))
+        apply(each, Batch().transfer(6000, 12_000, 3).duplicate(1).registered("fee", 2, 0))
+    assert again.functions == state.functions
+    assert again.functions is not state.functions
+    assert len(again.functions) == 3
     np.testing.assert_array_equal(again.balances, state.balances)
     np.testing.assert_array_equal(again.touched, state.touched)
     ids = u64(N + 1, N + 2)
@@ -357,15 +395,22 @@ class Logged:
                 else:
                     batch.deposit(1, 1)
                     self.expected[tx_id] = (Stage.ON_SNAPSHOT, 0, 0)
-            log.append(LogBatch(1, first, first, 0, 0, *batch.arrays()[:2]), 0)
+            log.append(LogBatch(1, first, first, 0, 0, *batch.arrays()), 0)
             self.batches.append((first, batch))
             first += size
         log.close()
         self.last = first - 1
 
-    def state(self, max_ids: int = 100, max_transactions: int = 100) -> ReadState:
+    def state(
+        self, max_ids: int = 100, max_transactions: int = 100, max_singly: int = 100
+    ) -> ReadState:
         cold = LogStatuses(
-            self.folder, N, cluster_id=5, max_ids=max_ids, max_transactions=max_transactions
+            self.folder,
+            N,
+            cluster_id=5,
+            max_ids=max_ids,
+            max_transactions=max_transactions,
+            max_singly=max_singly,
         )
         state = ReadState(ACCOUNTS, N, cold=cold)
         for _, batch in self.batches:
@@ -378,8 +423,9 @@ def logged(tmp_path: Path) -> Logged:
     return Logged(tmp_path / "data")
 
 
-def test_older_statuses_come_from_the_log(logged: Logged) -> None:
-    state = logged.state()
+@pytest.mark.parametrize("max_singly", [0, 3, 100])
+def test_older_statuses_come_from_the_log(logged: Logged, max_singly: int) -> None:
+    state = logged.state(max_singly=max_singly)
     assert state.oldest_status == logged.last - 2 * N + 1
     ids = [*range(logged.last, 0, -1), 3, 3, 0, logged.last + 1]
     rows = state.get_statuses(np.array(ids, np.uint64))
@@ -387,8 +433,9 @@ def test_older_statuses_come_from_the_log(logged: Logged) -> None:
     assert found == [logged.expected.get(tx_id, (Stage.UNKNOWN, 0, 0)) for tx_id in ids]
 
 
-def test_each_old_status_is_found_alone(logged: Logged) -> None:
-    cold = LogStatuses(logged.folder, N)
+@pytest.mark.parametrize("max_singly", [0, 1])
+def test_each_old_status_is_found_alone(logged: Logged, max_singly: int) -> None:
+    cold = LogStatuses(logged.folder, N, max_singly=max_singly)
     for tx_id, expected in logged.expected.items():
         row = cold(u64(tx_id))[0]
         assert (row["stage"], row["status"], row["duplicate_of"]) == expected
@@ -427,7 +474,8 @@ def apply(state, accounts):
     records = np.zeros(len(accounts), RECORD_DTYPE)
     records["kind"], records["entry_count"], records["amount"] = 1, 2, 5
     records["account"] = accounts
-    state.apply(state.index + 1, records, np.empty(0, np.uint64), np.empty(0, ENTRY_DTYPE))
+    nothing = [np.empty(0, dtype) for dtype in (np.uint64, np.int64, ENTRY_DTYPE)]
+    state.apply(state.index + 1, records, *nothing)
 
 apply(ReadState(1000, 1000), np.arange(1, 1000))
 start = resident()

@@ -221,3 +221,28 @@ def test_the_sum_is_exact() -> None:
     balances = np.full(5, 2**63 - 1, np.int64)
     balances[4] = -(2**63)
     assert sum_of_balances(balances) == 4 * (2**63 - 1) - 2**63
+
+
+@pytest.mark.parametrize(
+    ("amounts", "adds_up"),
+    [
+        ([2**62] * 4, False),  # 2**64, which a word shows as 0
+        ([-(2**62)] * 4, False),
+        ([2**63 - 1, 1, 2**62, 2**62], False),
+        ([2**62, -(2**62), 1, -1], True),
+        ([2**63 - 1, -(2**62), -(2**62), 1], True),
+        ([-(2**63) + 1, 2**62, 2**62, -1], True),
+        ([2**32, -1, -(2**32), 0], False),
+    ],
+)
+def test_the_entries_of_a_function_add_up_exactly(amounts: list[int], adds_up: bool) -> None:
+    record = np.zeros(1, RECORD_DTYPE)
+    record["kind"], record["entry_count"] = Kind.FUNCTION, len(amounts)
+    entries = np.array(list(zip(range(1, 5), amounts, strict=True)), ENTRY_DTYPE)
+    balances, touched = np.zeros(5, np.int64), np.zeros(1, np.uint8)
+    if adds_up:
+        replay_balances(record, entries, balances, touched, 1)
+        assert balances.tolist() == [0, *amounts]
+    else:
+        with pytest.raises(ReplayError):
+            replay_balances(record, entries, balances, touched, 1)

@@ -194,7 +194,7 @@ def test_batch_must_fit_into_what_may_be_in_flight() -> None:
 
 def test_batch_must_fit_into_a_message() -> None:
     assert "max_message_bytes" in refused(overrides={"gateway.max_batch": 1_048_576}).reason
-    assert "max_message_bytes" in refused(overrides={"bus.max_message_bytes": 131_072}).reason
+    assert "max_message_bytes" in refused(overrides={"bus.max_message_bytes": 4_259_840}).reason
 
 
 def test_explicit_run_folder_must_leave_room_for_sockets(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_every_byte_is_where_the_format_says(tmp_path: Path) -> None:
     path = write(tmp_path, 2, {4096 + 3: 9})
     data = path.read_bytes()
     assert len(data) == 128 + 2 * 8 + 2 * 4096 * 8
-    assert data[:8] == b"TSNP" + bytes([1, 0, 128, 0])
+    assert data[:8] == b"TSNP" + bytes([2, 0, 128, 0])
     assert struct.unpack_from("<6Q", data, 8) == (CLUSTER, 2, 200, N, 3, 1_700_000_000_000_000_000)
     assert struct.unpack_from("<IIQQQ", data, 56) == (4096, 0, 2, 4096 + 4, len(data) - 128)
     assert data[88:116] == bytes(28)
@@ -259,7 +259,7 @@ def forge(path: Path, offset: int, data: bytes) -> None:
     ("offset", "data", "reason"),
     [
         (0, b"TBLK", "begin"),
-        (4, b"\2\0", "version 2"),
+        (4, b"\3\0", "version 3"),
         (6, b"\0\1", "sizes"),
         (16, b"\0" * 8, "too small"),
         (24, b"\xff" * 8, "last transaction"),
@@ -401,6 +401,10 @@ def test_pruning_keeps_the_newest_valid_ones(tmp_path: Path) -> None:
     assert prune_snapshots(Storage(), tmp_path, 2) == paths[:3]
     assert list_snapshots(tmp_path) == [paths[4], paths[3]]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "function_snapshot_000004.bin",
+        "function_snapshot_000004.crc",
+        "function_snapshot_000005.bin",
+        "function_snapshot_000005.crc",
         "snapshot_000004.bin",
         "snapshot_000004.crc",
         "snapshot_000005.bin",
@@ -434,6 +438,7 @@ def test_pruning_removes_sidecars_that_were_left_behind(tmp_path: Path) -> None:
     write(tmp_path, 2, {1: 1})
     assert prune_snapshots(Storage(), tmp_path, 1) == []
     assert not sidecar_path(snapshot_path(tmp_path, 1)).exists()
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_pruning_all_is_refused(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_at_most_one_job_waits(tmp_path: Path) -> None:
     assert writer.busy
     assert writer.offer(*job(2))
     assert not writer.offer(*job(3))
-    for _ in range(4):
+    for _ in range(2 * 4):
         storage.go_on.release()
     writer.close(DEADLINE)
     assert segments(tmp_path) == ["000002", "000001"]

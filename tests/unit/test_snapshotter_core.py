@@ -3,13 +3,16 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from tallybus.common.frames import Answer, Executed, Hello, Query, StageStatus, Welcome, as_buffer
+from tallybus.common.functions import FunctionVersion, RegistrationError, name_words
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, STATUS_DTYPE, Kind, Stage, Status
 from tallybus.common.stage import HELLO_EVERY_NS
+from tallybus.common.transaction import LoggedTransaction, transaction_in
 from tallybus.services.snapshotter.balances import ReadState
-from tallybus.services.snapshotter.core import BEHIND_NS, SnapshotterCore
+from tallybus.services.snapshotter.core import BEHIND_NS, Lookup, SnapshotterCore
 
 ME = 100
 LOG = 200
@@ -17,6 +20,7 @@ HEARTBEAT = 100_000_000
 SEGMENT = 10
 NONE = np.empty(0, ENTRY_DTYPE)
 NO_LINKS = np.empty(0, np.uint64)
+NO_PARAMS = np.empty(0, np.int64)
 
 
 def make(*, frequency: int = 1) -> SnapshotterCore:
@@ -57,6 +61,38 @@ def executed(first: int, records: NDArray[np.void], links: list[int] | None = No
     return Executed(
         4, LOG, first, len(records), 1, 1, 1, as_buffer(records), as_buffer(extras), len(extras)
     )
+
+
+def calls_and_registrations(first: int, count: int) -> tuple[NDArray[np.void], list[int]]:
+    """Failed calls with two parameters, and at every fourth id one more version of `fee`."""
+    records = np.zeros(count, RECORD_DTYPE)
+    params: list[int] = []
+    for place in range(count):
+        tx_id = first + place
+        row = records[place]
+        if tx_id % 4 == 0:
+            row["kind"], row["function"], row["account"] = (
+                Kind.FUNCTION_REGISTERED,
+                tx_id,
+                tx_id // 4,
+            )
+            row["amount"] = 1
+            params += name_words("fee").tolist()
+        else:
+            row["kind"], row["status"], row["amount"] = Kind.FUNCTION, 130, 2
+            row["function"] = row["account"] = tx_id // 4 * 4
+            params += [tx_id, -1]
+    return records, params
+
+
+def executed_functions(first: int, count: int) -> Executed:
+    records, params = calls_and_registrations(first, count)
+    extras = as_buffer(np.array(params, "<i8"))
+    return Executed(4, LOG, first, count, 1, 1, 1, as_buffer(records), extras, params=len(params))
+
+
+def versions(last: int) -> list[FunctionVersion]:
+    return [FunctionVersion("fee", tx // 4, tx, tx) for tx in range(4, last + 1, 4)]
 
 
 def answers(core: SnapshotterCore) -> list[Answer]:
@@ -139,10 +175,10 @@ def test_a_gap_makes_it_read_the_files_then_go_on_with_the_stream() -> None:
     assert core.range_to_read(0) is None, "nothing of it is known to be durable yet"
     core.on_status(log_status(4), 0)
     assert core.range_to_read(0) == (1, 4)
-    core.on_log(1, deposits(2), NO_LINKS, NONE, 0)
+    core.on_log(1, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
     assert core.range_to_read(0) == (3, 4)
     assert not core.caught_up
-    core.on_log(3, deposits(2), NO_LINKS, NONE, 0)
+    core.on_log(3, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
     assert core.range_to_read(0) is None
     assert core.caught_up
     assert not core.status().gap
@@ -162,7 +198,7 @@ def test_a_silent_stream_makes_it_read_the_files_after_a_while() -> None:
 def test_the_stream_may_overtake_the_reading() -> None:
     core, state = running(durable=4)
     assert core.range_to_read(0) == (1, 4)
-    core.on_log(1, deposits(2), NO_LINKS, NONE, 0)
+    core.on_log(1, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
     core.on_executed(executed(3, deposits(3)), 0)
     assert state.index == 5
     assert core.range_to_read(0) is None
@@ -202,7 +238,7 @@ def test_batches_across_segment_ends_keep_their_duplicates() -> None:
     for place in duplicates:
         records["status"][place] = Status.DUPLICATE
         records["entry_count"][place] = 0
-    core.on_log(1, records, np.array([4, 5, 6, 7, 8, 15], np.uint64), NONE, 0)
+    core.on_log(1, records, np.array([4, 5, 6, 7, 8, 15], np.uint64), NO_PARAMS, NONE, 0)
     rows = state.get_statuses(np.array([place + 1 for place in duplicates], "<u8"))
     assert rows["duplicate_of"].tolist() == [4, 5, 6, 7, 8, 15]
     assert frozen_segments(core) == [(1, 80), (2, 150)]
@@ -212,6 +248,33 @@ def test_only_every_so_many_segments_are_frozen() -> None:
     core, _ = running(frequency=3)
     core.on_executed(executed(1, deposits(65)), 0)
     assert [segment for segment, _ in core.frozen] == [3, 6]
+
+
+# -- functions -------------------------------------------------------------------------------------
+
+
+def test_functions_are_followed_in_the_stream_and_in_the_files() -> None:
+    core, state = running()
+    core.on_executed(executed_functions(1, 5), 0)
+    core.on_executed(executed_functions(1, 9), 0)
+    assert list(state.functions.versions()) == versions(9)
+    records, params = calls_and_registrations(10, 40)
+    core.on_log(10, records, NO_LINKS, np.array(params), NONE, 0)
+    assert list(state.functions.versions()) == versions(49)
+    assert [list(frozen.functions) for _, frozen in core.frozen] == [
+        versions(end) for end in (10, 20, 30, 40)
+    ]
+
+
+def test_a_registration_that_cannot_be_ends_the_service() -> None:
+    core, state = running()
+    core.on_executed(executed_functions(1, 3), 0)
+    records, params = calls_and_registrations(4, 5)
+    records["account"][0] = 2
+    with pytest.raises(RegistrationError) as caught:
+        core.on_log(4, records, NO_LINKS, np.array(params), NONE, 0)
+    assert caught.value.transaction_id == 4
+    assert state.index == 3
 
 
 # -- queries ---------------------------------------------------------------------------------------
@@ -264,11 +327,94 @@ def test_a_query_waits_for_what_was_readable_once() -> None:
     core.on_query(b"g", balances_query(1, query=3))
     core.tick(0)
     assert [message.query for message in answers(core)] == [3]
-    core.on_log(1, deposits(3), NO_LINKS, NONE, 0)
+    core.on_log(1, deposits(3), NO_LINKS, NO_PARAMS, NONE, 0)
     core.tick(0)
     assert [(message.query, message.index) for message in answers(core)] == [(2, 3)]
-    core.on_log(4, deposits(2), NO_LINKS, NONE, 0)
+    core.on_log(4, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
     core.tick(0)
     assert [(message.query, message.index) for message in answers(core)] == [(1, 5)]
     core.tick(0)
     assert answers(core) == []
+
+
+# -- transactions ----------------------------------------------------------------------------------
+
+
+def transaction_query(*ids: int, query: int = 1, least: int = 0) -> Query:
+    return Query(query, "transaction", least, as_buffer(np.array(ids, "<u8")))
+
+
+def logged(tx_id: int) -> LoggedTransaction:
+    records, params = calls_and_registrations(tx_id, 1)
+    return LoggedTransaction(tx_id, records[0], 0, np.array(params), NONE, 77, 4)
+
+
+def test_a_transaction_is_asked_of_the_shell_and_completed() -> None:
+    core, _ = running()
+    core.on_executed(executed_functions(1, 9), 0)
+    core.on_query(b"g", transaction_query(6, query=8))
+    core.on_query(b"h", transaction_query(8, query=9))
+    assert answers(core) == []
+    assert list(core.lookups) == [Lookup(b"g", 8, 6), Lookup(b"h", 9, 8)]
+    core.on_executed(executed_functions(10, 1), 0)
+    while core.lookups:
+        lookup = core.lookups.popleft()
+        core.looked_up(lookup, logged(lookup.tx_id))
+    first, second = core.replies
+    assert (first[0], second[0]) == (b"g", b"h")
+    call, registration = answers(core)
+    assert (call.query, call.index) == (8, 10)
+    found = transaction_in(call, 6)
+    assert found is not None
+    assert (found.function, found.params, found.timestamp_ns) == (("fee", 1), (6, -1), 77)
+    found = transaction_in(registration, 8)
+    assert found is not None
+    assert (found.function, found.name) == (None, "fee")
+
+
+@pytest.mark.parametrize("tx_id", [0, 10, 2**64 - 1])
+def test_a_transaction_that_is_not_readable_yet_is_not_found(tx_id: int) -> None:
+    core, _ = running()
+    core.on_executed(executed(1, deposits(9)), 0)
+    core.on_query(b"g", transaction_query(tx_id))
+    (answer,) = answers(core)
+    assert (answer.error, answer.index, transaction_in(answer, tx_id)) == ("", 9, None)
+    assert not core.lookups
+
+
+def test_a_query_for_a_transaction_waits_for_its_index() -> None:
+    core, _ = running()
+    core.on_query(b"g", transaction_query(3, least=3))
+    core.tick(0)
+    assert not core.lookups
+    core.on_executed(executed(1, deposits(3)), 0)
+    core.tick(0)
+    assert list(core.lookups) == [Lookup(b"g", 1, 3)]
+
+
+@pytest.mark.parametrize("ids", [(), (1, 2)])
+def test_a_query_is_for_one_transaction(ids: tuple[int, ...]) -> None:
+    core, _ = running()
+    core.on_executed(executed(1, deposits(9)), 0)
+    core.on_query(b"g", transaction_query(*ids))
+    (answer,) = answers(core)
+    assert "one transaction" in answer.error
+    assert answer.details == {"asked": len(ids)}
+
+
+def test_who_asked_is_told_that_the_log_cannot_be_read() -> None:
+    core, _ = running()
+    core.on_executed(executed(1, deposits(9)), 0)
+    core.on_query(b"g", transaction_query(4, query=6))
+    core.lookup_failed(core.lookups.popleft(), "it is damaged", {"tx_id": 4})
+    (answer,) = answers(core)
+    assert (answer.query, answer.error, answer.details) == (6, "it is damaged", {"tx_id": 4})
+
+
+def test_lookups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tallybus.services.snapshotter.core.MAX_PARKED", 3)
+    core, _ = running()
+    core.on_executed(executed(1, deposits(9)), 0)
+    for query in range(5):
+        core.on_query(b"g", transaction_query(4, query=query))
+    assert [lookup.query for lookup in core.lookups] == [0, 1, 2]

@@ -23,6 +23,7 @@ from tallybus.common.stage import HELLO_EVERY_NS, Fenced
 from tallybus.services.transactor import core as module
 from tallybus.services.transactor.core import RESULTS_PER_ANSWER, TransactorCore
 from tallybus.services.transactor.engine import Engine
+from tallybus.services.transactor.registrar import Registrar
 
 ME = 100
 LOG = 200
@@ -44,6 +45,11 @@ def log_status(
     return StageStatus("wal", 4, life, durable, next_id, durable, gap=gap, peer=peer)
 
 
+def an_engine() -> tuple[Engine, Registrar]:
+    engine = Engine(10, 50, 1)
+    return engine, Registrar(engine)
+
+
 def recovered(
     *, term: int = 4, capacity: int = 100, gateways: dict[int, int] | None = None
 ) -> TransactorCore:
@@ -52,7 +58,7 @@ def recovered(
     core.tick(0)
     core.requests.clear()
     core.on_welcome(log_welcome(term=term, gateways=gateways), 0)
-    core.recovered(Engine(10, 50, 1))
+    core.recovered(*an_engine())
     core.on_status(log_status(1, 0), 0)
     return core
 
@@ -146,7 +152,7 @@ def test_it_replays_to_where_the_log_says_then_runs() -> None:
     core.on_welcome(log_welcome(next_id=9), 0)
     assert core.welcome is not None
     assert core.welcome.next == 8
-    core.recovered(Engine(10, 50, 1))
+    core.recovered(*an_engine())
     assert core.running
     assert not core.recovering
     status = core.status()
@@ -357,7 +363,7 @@ def test_a_new_log_stage_is_greeted_and_sent_what_it_lacks() -> None:
 def test_a_log_that_lost_what_this_state_was_made_from_ends_it() -> None:
     core = TransactorCore(ME, 100, HEARTBEAT)
     core.on_welcome(log_welcome(next_id=8), 0)
-    core.recovered(Engine(10, 50, 1))
+    core.recovered(*an_engine())
     with pytest.raises(LinkError):
         core.on_status(log_status(5, 4, life=201), 0)
 
@@ -375,7 +381,7 @@ def test_a_newer_transactor_ends_it() -> None:
 def test_a_status_from_before_the_hello_does_not_end_it() -> None:
     core = TransactorCore(ME, 100, HEARTBEAT)
     core.on_welcome(log_welcome(), 0)
-    core.recovered(Engine(10, 50, 1))
+    core.recovered(*an_engine())
     core.on_status(log_status(1, 0, peer=99), 0)
     core.on_status(log_status(1, 0), 0)
     with pytest.raises(Fenced):
@@ -429,7 +435,7 @@ def test_outcomes_from_the_log_come_before_its_own() -> None:
     old = [Results(4, ME, first, 1, [[GATEWAY, first, first, 1, 0]]) for first in (2, 3)]
     engine = Engine(10, 50, 1)
     engine.apply(engine.execute(deposits(3), 1).records[:0], 4, balances=False, window=False)
-    core.recovered(engine, old)
+    core.recovered(engine, Registrar(engine), old)
     core.on_hello(PEER, Hello("sequencer", SEQUENCER, 4))
     core.replies.clear()
     core.on_sequenced(sequenced(4, deposits(1), term=4))
@@ -444,3 +450,20 @@ def test_before_anything_was_executed_there_is_nothing_to_tell() -> None:
     core = running()
     core.on_results_query(b"g", ResultsQuery(1, 5))
     assert core.replies == []
+
+
+def test_one_that_finds_other_files_asks_the_log_again() -> None:
+    core = TransactorCore(ME, 100, HEARTBEAT)
+    core.tick(0)
+    core.on_welcome(log_welcome(), 0)
+    assert core.recovering
+    core.requests.clear()
+    core.ask_again()
+    assert not core.recovering
+    core.tick(HELLO_EVERY_NS)
+    assert [type(message) for message in core.requests] == [Hello]
+    with pytest.raises(Fenced):
+        core.on_refused(Refused("wal", ME, 4, "a newer transactor"))
+    core.on_welcome(log_welcome(next_id=9), HELLO_EVERY_NS)
+    assert core.welcome is not None
+    assert core.welcome.next == 9

@@ -15,7 +15,7 @@ from tallybus.common.frames import (
     as_buffer,
 )
 from tallybus.common.record import RECORD_DTYPE
-from tallybus.services.wal.core import FOLLOWER_GRACE_NS, WalCore
+from tallybus.services.wal.core import FOLLOWER_GRACE_NS, FOLLOWER_HEARTBEATS, WalCore
 
 ME = 100
 TRANSACTOR = 200
@@ -228,10 +228,28 @@ def test_a_snapshotter_that_is_slow_is_waited_for_a_while() -> None:
     write(core, 1, 3)
     core.synced(3)
     assert len(taken(core)) == 1
-    core.tick(FOLLOWER_GRACE_NS)
-    assert not core.wants_input()
+    for now_ns in range(0, FOLLOWER_GRACE_NS, HEARTBEAT):
+        core.on_status(follower(1), now_ns)
+        core.tick(now_ns + HEARTBEAT)
+        assert not core.wants_input()
     core.tick(FOLLOWER_GRACE_NS + 1)
     assert core.wants_input()
+
+
+def test_a_snapshotter_that_dies_is_waited_for_no_longer_than_its_heartbeats() -> None:
+    core = running(capacity=3)
+    core.on_status(follower(1), 0)
+    write(core, 1, 3)
+    core.synced(3)
+    silence = FOLLOWER_HEARTBEATS * HEARTBEAT
+    core.tick(silence)
+    assert not core.wants_input()
+    core.tick(silence + 1)
+    assert core.wants_input()
+    write(core, 4, 3)
+    core.synced(6)
+    core.tick(silence + 2)
+    assert core.wants_input(), "not once more for each that follows"
 
 
 def test_one_that_reads_the_files_is_not_waited_for() -> None:

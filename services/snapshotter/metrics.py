@@ -1,0 +1,39 @@
+"""What the snapshotter counts beside what every stage does: snapshots, and who waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tallybus.common.metrics import Meter, Sample
+
+if TYPE_CHECKING:
+    from tallybus.services.snapshotter.service import SnapshotterService
+
+
+class SnapshotterMeter(Meter):
+    """Counters of one snapshotter."""
+
+    def __init__(self, service: SnapshotterService) -> None:
+        super().__init__()
+        self._service = service
+
+    def samples(self) -> Iterator[Sample]:
+        service, core = self._service, self._service.core
+        yield Sample("tallybus_queries_waiting", core.parked)
+        readable = core.receiver.next_id - 1
+        yield Sample("tallybus_snapshot_lag_transactions", max(0, core.durable - readable))
+        writer = service.writer
+        if writer is None:
+            return
+        last = writer.last
+        yield Sample(
+            "tallybus_snapshot_segment",
+            service.recovered_segment if last is None else last.segment,
+        )
+        yield Sample("tallybus_snapshot_time_seconds", 0 if last is None else last.time)
+        yield Sample("tallybus_snapshot_duration_seconds", 0 if last is None else last.seconds)
+        yield Sample("tallybus_snapshot_bytes", 0 if last is None else last.size)
+        yield Sample("tallybus_snapshots_total", writer.written, ("written",))
+        yield Sample("tallybus_snapshots_total", writer.skipped, ("skipped",))
+        yield Sample("tallybus_snapshot_writing", int(writer.busy))

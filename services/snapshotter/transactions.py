@@ -1,0 +1,53 @@
+"""Single transactions, read from the log as they are asked for.
+
+Reads the log and writes nothing. Nothing is kept between two calls, so memory does not depend on
+what was asked for, and a segment that is closed meanwhile is just another file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tallybus.common.files import Storage
+from tallybus.common.logfind import find_transaction
+from tallybus.common.transaction import LoggedTransaction
+
+
+class LogTransactions:
+    """Looks up transactions in the log of `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        transactions_per_segment: int,
+        *,
+        cluster_id: int,
+        storage: Storage | None = None,
+    ) -> None:
+        self._folder = folder
+        self._segment_size = transactions_per_segment
+        self._cluster_id = cluster_id
+        self._storage = storage
+
+    def find(self, tx_id: int, last_id: int) -> LoggedTransaction:
+        """The durable transaction `tx_id`, from 1 to `last_id`, which is durable as well.
+
+        Raises LogRefused and StorageError when the log cannot be read.
+        """
+        run = find_transaction(
+            self._folder,
+            tx_id,
+            self._segment_size,
+            cluster_id=self._cluster_id,
+            last_id=last_id,
+            storage=self._storage,
+        )
+        return LoggedTransaction(
+            tx_id=tx_id,
+            record=run.records[0],
+            duplicate_of=int(run.links[0]) if len(run.links) else 0,
+            params=run.params,
+            entries=run.entries,
+            timestamp_ns=run.header.timestamp_ns,
+            term=run.header.term,
+        )

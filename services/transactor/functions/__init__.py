@@ -1,0 +1,1 @@
+"""Functions: WebAssembly that runs inside the transactor's kernel, each call one transaction."""

@@ -1,0 +1,424 @@
+"""One call of a function, compiled: parameters, instance, fuel, entries, undo, outcome, counts.
+
+`call_function` and the three host functions are C functions that know each other through one array
+of words, the state; all addresses they use come from there. `state.py` owns the memory behind it,
+`binding.py` fills in the runtime's functions, and the kernel calls `call_function` by its address,
+so that no Python runs per transaction. This file imports nothing of the WebAssembly runtime.
+
+The rules of a call, which are the product's: `credit` subtracts, `debit` adds, at once. The first
+of these failures of a host function decides the outcome whatever happens later, and no host
+function has an effect after it: account beyond the limit, amount beyond 2^63-1, the 256th entry,
+balance outside int64 (checked in this order; an amount of zero does nothing once account and amount
+are in range). Otherwise a trap, fuel spent or the returned status decide, and a returned zero only
+counts when the entries are zero in sum. Whatever fails is undone from the last entry to the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from tallybus.common.compiled import Intrinsic, c_function, inlined, types
+from tallybus.common.record import MAX_BALANCE, MAX_ENTRIES, MIN_BALANCE, Status
+from tallybus.services.transactor.functions import layout
+
+# By name: numba is only loaded where they are compiled.
+_NATIVE: Final = "tallybus.services.transactor.functions.native"
+load: Final[Any] = Intrinsic("load", _NATIVE)
+load_half: Final[Any] = Intrinsic("load_half", _NATIVE)
+store: Final[Any] = Intrinsic("store", _NATIVE)
+prefetch_address: Final[Any] = Intrinsic("prefetch_address", _NATIVE)
+call_1: Final[Any] = Intrinsic("call_1", _NATIVE)
+call_2: Final[Any] = Intrinsic("call_2", _NATIVE)
+call_3: Final[Any] = Intrinsic("call_3", _NATIVE)
+call_4: Final[Any] = Intrinsic("call_4", _NATIVE)
+call_5: Final[Any] = Intrinsic("call_5", _NATIVE)
+call_6: Final[Any] = Intrinsic("call_6", _NATIVE)
+
+_U: Final = np.uint64
+_OUT_OF_FUEL: Final = _U(11)
+"""WASMTIME_TRAP_CODE_OUT_OF_FUEL"""
+_CLOCK_MONOTONIC: Final = _U(1)
+_CALLS_AHEAD: Final = 6
+"""Calls between the announcement of a balance and its use."""
+
+_ZERO: Final = _U(0)
+_ONE: Final = _U(1)
+_BYTE: Final = _U(0xFF)
+_WORD_BYTES: Final = _U(8)
+_ENTRY_BYTES: Final = _U(16)
+_VALUE_BYTES: Final = _U(layout.VALUE_BYTES)
+_ROW_BYTES: Final = _U(64)
+_PARAMS: Final = _U(layout.PARAMS_PER_CALL)
+_MOST_ENTRY_BYTES: Final = _U(MAX_ENTRIES * 16)
+_SLOT_BYTES: Final = _U(layout.SLOT_WORDS * 8)
+_NO_SLOT: Final = _U(layout.NO_SLOT)
+_SAMPLED_MASK: Final = _U(layout.SAMPLED - 1)
+_AHEAD: Final = _U(_CALLS_AHEAD)
+_SHIFT_8: Final = _U(8)
+_SHIFT_16: Final = _U(16)
+_SHIFT_32: Final = _U(32)
+_SHIFT_3: Final = _U(3)
+_SHIFT_4: Final = _U(4)
+_SECOND: Final = np.int64(10**9)
+_PAUSE_NS: Final = np.int64(50_000)
+_SLOWEST_NS: Final = np.int64(50)
+"""Longer than a unit of fuel takes."""
+_SIGNED_SHIFT: Final = np.int64(32)
+_SIGNED_LOW: Final = np.int64(0xFFFF_FFFF)
+_SIGNED_ZERO: Final = np.int64(0)
+_MIN_BALANCE: Final = np.int64(MIN_BALANCE)
+_MAX_BALANCE: Final = np.int64(MAX_BALANCE)
+_LARGEST_AMOUNT: Final = _U(2**63 - 1)
+_ONE_INSTANCE: Final = _U(1)
+
+_ZERO_SUM_VIOLATION: Final = _U(Status.ZERO_SUM_VIOLATION)
+_ENTRY_LIMIT_EXCEEDED: Final = _U(Status.ENTRY_LIMIT_EXCEEDED)
+_INVALID_OPERATION: Final = _U(Status.INVALID_OPERATION)
+_ACCOUNT_LIMIT_EXCEEDED: Final = _U(Status.ACCOUNT_LIMIT_EXCEEDED)
+_DUPLICATE: Final = _U(Status.DUPLICATE)
+_BALANCE_OVERFLOW: Final = _U(Status.BALANCE_OVERFLOW)
+_QUOTA_EXCEEDED: Final = _U(Status.QUOTA_EXCEEDED)
+
+
+def _at(word: int) -> np.uint64:
+    return _U(word * 8)
+
+
+_NEXT: Final = _at(layout.NEXT)
+_USED: Final = _at(layout.USED)
+_LAST_KEPT: Final = _at(layout.LAST_KEPT)
+_LAST_REGISTERED: Final = _at(layout.LAST_REGISTERED)
+_BALANCES: Final = _at(layout.BALANCES)
+_LIMIT: Final = _at(layout.LIMIT)
+_ENTRIES: Final = _at(layout.ENTRIES)
+_PARAMS_AT: Final = _at(layout.PARAMS)
+_ROWS: Final = _at(layout.ROWS)
+_KEPT: Final = _at(layout.KEPT)
+_KEPT_COUNT: Final = _at(layout.KEPT_COUNT)
+_PLACES: Final = _at(layout.PLACES)
+_NAMES: Final = _at(layout.NAMES)
+_SLOTS: Final = _at(layout.SLOTS)
+_CURSOR: Final = _at(layout.CURSOR)
+_END: Final = _at(layout.END)
+_FAILURE: Final = _at(layout.FAILURE)
+_KEEP_TRAP: Final = _at(layout.KEEP_TRAP)
+_ERROR: Final = _at(layout.ERROR)
+_TRAP: Final = _at(layout.TRAP)
+_LEFT: Final = _at(layout.LEFT)
+_SPENT: Final = _at(layout.SPENT)
+_TIME: Final = _at(layout.TIME)
+_INSTANCE: Final = _at(layout.INSTANCE)
+_EXPORT: Final = _at(layout.EXPORT)
+_CLOCK: Final = _at(layout.CLOCK)
+_CALL: Final = _at(layout.CALL)
+_SET_FUEL: Final = _at(layout.SET_FUEL)
+_GET_FUEL: Final = _at(layout.GET_FUEL)
+_TRAP_CODE: Final = _at(layout.TRAP_CODE)
+_TRAP_DELETE: Final = _at(layout.TRAP_DELETE)
+_ERROR_DELETE: Final = _at(layout.ERROR_DELETE)
+_STORE_NEW: Final = _at(layout.STORE_NEW)
+_STORE_CONTEXT: Final = _at(layout.STORE_CONTEXT)
+_STORE_LIMITER: Final = _at(layout.STORE_LIMITER)
+_STORE_DELETE: Final = _at(layout.STORE_DELETE)
+_INSTANTIATE: Final = _at(layout.INSTANTIATE)
+_EXPORT_GET: Final = _at(layout.EXPORT_GET)
+_ENGINE: Final = _at(layout.ENGINE)
+_MEMORY_BYTES: Final = _at(layout.MEMORY_BYTES)
+_TABLE_ELEMENTS: Final = _at(layout.TABLE_ELEMENTS)
+_TABLES: Final = _at(layout.TABLES)
+_EXPORT_NAME: Final = _at(layout.EXPORT_NAME)
+_EXPORT_NAME_BYTES: Final = _at(layout.EXPORT_NAME_BYTES)
+_ARGUMENTS: Final = _at(layout.ARGUMENTS)
+_CONTEXT: Final = _at(layout.CONTEXT)
+_FUNCTION: Final = _at(layout.FUNCTION)
+_PRE: Final = _at(layout.PRE)
+_CRC: Final = _at(layout.CRC)
+_REGISTERED: Final = _at(layout.REGISTERED)
+_FUEL: Final = _at(layout.FUEL)
+_CALLS: Final = _at(layout.CALLS)
+_FUEL_USED: Final = _at(layout.FUEL_USED)
+_SAMPLES: Final = _at(layout.SAMPLES)
+_SAMPLED_NS: Final = _at(layout.SAMPLED_NS)
+_STATUSES: Final = _at(layout.STATUSES)
+
+
+_HOST_FUNCTION: Final = types.uint64(types.uint64, types.uint64, types.uint64, types.uint64)
+
+
+@inlined
+def _fail(state: Any, status: Any) -> None:
+    if load(state + _FAILURE) == _ZERO:
+        store(state + _FAILURE, status)
+
+
+@inlined
+def _move(state: Any, values: Any, credited: Any) -> None:
+    account = load(values)
+    amount = load(values + _VALUE_BYTES)
+    if load(state + _FAILURE) != _ZERO:
+        return
+    if account >= load(state + _LIMIT):
+        store(state + _FAILURE, _ACCOUNT_LIMIT_EXCEEDED)
+        return
+    if amount > _LARGEST_AMOUNT:
+        store(state + _FAILURE, _BALANCE_OVERFLOW)
+        return
+    if amount == _ZERO:
+        return
+    cursor = load(state + _CURSOR)
+    if cursor == load(state + _END):
+        store(state + _FAILURE, _ENTRY_LIMIT_EXCEEDED)
+        return
+    place = load(state + _BALANCES) + (account << _SHIFT_3)
+    balance = np.int64(load(place))
+    value = np.int64(amount)
+    if credited:
+        if balance < _MIN_BALANCE + value:
+            store(state + _FAILURE, _BALANCE_OVERFLOW)
+            return
+        value = -value
+    elif balance > _MAX_BALANCE - value:
+        store(state + _FAILURE, _BALANCE_OVERFLOW)
+        return
+    store(place, _U(balance + value))
+    store(cursor, account)
+    store(cursor + _WORD_BYTES, _U(value))
+    store(state + _CURSOR, cursor + _ENTRY_BYTES)
+
+
+@c_function(_HOST_FUNCTION)
+def credit(state: Any, _caller: Any, values: Any, _count: Any) -> Any:
+    """`ledger.credit(account, amount)`: subtract."""
+    _move(state, values, True)
+    return _ZERO
+
+
+@c_function(_HOST_FUNCTION)
+def debit(state: Any, _caller: Any, values: Any, _count: Any) -> Any:
+    """`ledger.debit(account, amount)`: add."""
+    _move(state, values, False)
+    return _ZERO
+
+
+@c_function(_HOST_FUNCTION)
+def get_balance(state: Any, _caller: Any, values: Any, _count: Any) -> Any:
+    """`ledger.get_balance(account)`: what it has now, this call's entries included; 0 after a
+    failure."""
+    account = load(values)
+    if load(state + _FAILURE) != _ZERO:
+        store(values, _ZERO)
+    elif account >= load(state + _LIMIT):
+        store(state + _FAILURE, _ACCOUNT_LIMIT_EXCEEDED)
+        store(values, _ZERO)
+    else:
+        store(values, load(load(state + _BALANCES) + (account << _SHIFT_3)))
+    return _ZERO
+
+
+@inlined
+def _keep_params(state: Any, row: Any) -> None:
+    """Copy a row of parameters without its last zeros to what the log keeps."""
+    source = load(state + _PARAMS_AT) + row * _ROW_BYTES
+    count = _PARAMS
+    while count != _ZERO and load(source + ((count - _ONE) << _SHIFT_3)) == _ZERO:
+        count -= _ONE
+    kept = load(state + _KEPT_COUNT)
+    target = load(state + _KEPT) + (kept << _SHIFT_3)
+    for i in range(np.int64(count)):
+        offset = _U(i) << _SHIFT_3
+        store(target + offset, load(source + offset))
+    store(state + _KEPT_COUNT, kept + count)
+    store(state + _LAST_KEPT, count)
+
+
+@inlined
+def _announce(state: Any, row: Any) -> None:
+    """Prefetch the balances that a later call will probably use: the first parameters are accounts
+    in most functions."""
+    if row >= load(state + _ROWS):
+        return
+    source = load(state + _PARAMS_AT) + row * _ROW_BYTES
+    balances = load(state + _BALANCES)
+    limit = load(state + _LIMIT)
+    for i in range(3):
+        account = load(source + (_U(i) << _SHIFT_3))
+        if account < limit:
+            prefetch_address(balances + (account << _SHIFT_3))
+
+
+@inlined
+def _now(state: Any) -> Any:
+    """Nanoseconds of the monotonic clock."""
+    call_2(load(state + _CLOCK), _CLOCK_MONOTONIC, state + _TIME)
+    seconds = np.int64(load(state + _TIME))
+    return seconds * _SECOND + np.int64(load(state + _TIME + _WORD_BYTES))
+
+
+@inlined
+def _run(state: Any, context: Any, function: Any) -> None:
+    """Call a function of an instance; ERROR and TRAP tell how it went, the first value has the
+    result."""
+    error = call_5(
+        load(state + _CALL), context, function, state + _ARGUMENTS, _PARAMS, state + _TRAP
+    )
+    store(state + _ERROR, error)
+
+
+@inlined
+def _run_fresh(state: Any, slot: Any, fuel: Any) -> None:
+    """The same in a new store and instance, which are gone afterwards. Instantiating takes of the
+    same fuel, so that a start function cannot run for longer."""
+    owner = call_3(load(state + _STORE_NEW), load(state + _ENGINE), _ZERO, _ZERO)
+    call_6(
+        load(state + _STORE_LIMITER), owner, load(state + _MEMORY_BYTES),
+        load(state + _TABLE_ELEMENTS), _ONE_INSTANCE, load(state + _TABLES), _ONE,
+    )  # fmt: skip
+    context = call_1(load(state + _STORE_CONTEXT), owner)
+    call_2(load(state + _SET_FUEL), context, fuel)
+    error = call_4(
+        load(state + _INSTANTIATE), load(slot + _PRE), context, state + _INSTANCE, state + _TRAP
+    )
+    store(state + _ERROR, error)
+    if error == _ZERO and load(state + _TRAP) == _ZERO:
+        call_5(
+            load(state + _EXPORT_GET), context, state + _INSTANCE, load(state + _EXPORT_NAME),
+            load(state + _EXPORT_NAME_BYTES), state + _EXPORT,
+        )  # fmt: skip
+        _run(state, context, state + _EXPORT + _WORD_BYTES)
+    call_2(load(state + _GET_FUEL), context, state + _LEFT)
+    call_1(load(state + _STORE_DELETE), owner)
+
+
+@inlined
+def _stopped(state: Any) -> Any:
+    """Status that a trap or an error calls for, 0 if there is none; both are freed."""
+    error = load(state + _ERROR)
+    trap = load(state + _TRAP)
+    if error == _ZERO and trap == _ZERO:
+        return _ZERO
+    status = _INVALID_OPERATION
+    if trap != _ZERO:
+        # A trap code is one byte.
+        store(state + _TIME, _ZERO)
+        known = call_2(load(state + _TRAP_CODE), trap, state + _TIME) & _BYTE
+        if known != _ZERO and load(state + _TIME) & _BYTE == _OUT_OF_FUEL:
+            status = _QUOTA_EXCEEDED
+        if load(state + _KEEP_TRAP) == _ZERO:
+            call_1(load(state + _TRAP_DELETE), trap)
+    if error != _ZERO and load(state + _KEEP_TRAP) == _ZERO:
+        call_1(load(state + _ERROR_DELETE), error)
+    return status
+
+
+@inlined
+def _sum_is_zero(first: Any, end: Any) -> Any:
+    """Whether the amounts of entries cancel out exactly: sums of their high and low halves, so that
+    nothing wraps around."""
+    high = _SIGNED_ZERO
+    low = _SIGNED_ZERO
+    at = first
+    while at != end:
+        amount = np.int64(load(at + _WORD_BYTES))
+        high += amount >> _SIGNED_SHIFT
+        low += amount & _SIGNED_LOW
+        at += _ENTRY_BYTES
+    return low & _SIGNED_LOW == _SIGNED_ZERO and high + (low >> _SIGNED_SHIFT) == _SIGNED_ZERO
+
+
+@inlined
+def _undo(state: Any, first: Any, end: Any) -> None:
+    balances = load(state + _BALANCES)
+    at = end
+    while at != first:
+        at -= _ENTRY_BYTES
+        place = balances + (load(at) << _SHIFT_3)
+        store(place, load(place) - load(at + _WORD_BYTES))
+
+
+@c_function(types.uint64(types.uint64, types.uint64))
+def call_function(state: Any, name: Any) -> Any:
+    """Call the function that the batch's `name`th name stands for with the next row of parameters.
+
+    Returns status << 8 | entries << 16 | checksum of the binary << 32, as a record's first word has
+    them: status INVALID_OPERATION and zeros when no such function is live. The parameters without
+    their last zeros are kept in any case.
+    """
+    row = load(state + _NEXT)
+    store(state + _NEXT, row + _ONE)
+    store(state + _LAST_REGISTERED, _ZERO)
+    if row >= load(state + _ROWS):
+        store(state + _LAST_KEPT, _ZERO)
+        return _INVALID_OPERATION << _SHIFT_8
+    _keep_params(state, row)
+    if name >= load(state + _NAMES):
+        return _INVALID_OPERATION << _SHIFT_8
+    place = load(load(state + _PLACES) + (name << _SHIFT_3))
+    if place == _NO_SLOT:
+        return _INVALID_OPERATION << _SHIFT_8
+    slot = load(state + _SLOTS) + place * _SLOT_BYTES
+    store(state + _LAST_REGISTERED, load(slot + _REGISTERED))
+    _announce(state, row + _AHEAD)
+
+    source = load(state + _PARAMS_AT) + row * _ROW_BYTES
+    for i in range(8):
+        value = load(source + (_U(i) << _SHIFT_3))
+        store(state + _ARGUMENTS + (_U(i) << _SHIFT_4), value)
+    first = load(state + _ENTRIES) + (load(state + _USED) << _SHIFT_4)
+    store(state + _CURSOR, first)
+    store(state + _END, first + _MOST_ENTRY_BYTES)
+    store(state + _FAILURE, _ZERO)
+    store(state + _ERROR, _ZERO)
+    store(state + _TRAP, _ZERO)
+
+    calls = load(slot + _CALLS)
+    # One more than the quota: a call that ends with none left used more than that.
+    fuel = load(slot + _FUEL) + _ONE
+    # The second call is timed too: the first one is slow, and some functions are seldom called.
+    sampled = calls & _SAMPLED_MASK == _ONE
+    began = _now(state) if sampled else _SIGNED_ZERO
+    if load(slot + _PRE) == _ZERO:
+        context = load(slot + _CONTEXT)
+        call_2(load(state + _SET_FUEL), context, fuel)
+        _run(state, context, slot + _FUNCTION)
+        call_2(load(state + _GET_FUEL), context, state + _LEFT)
+    else:
+        _run_fresh(state, slot, fuel)
+    left = load(state + _LEFT)
+    used = fuel - (left if left != _ZERO else _ONE)
+    store(state + _SPENT, used)
+    if sampled:
+        took = _now(state) - began
+        # What the fuel does not explain was a pause of the machine.
+        if took < _PAUSE_NS + _SLOWEST_NS * np.int64(used):
+            store(slot + _SAMPLES, load(slot + _SAMPLES) + _ONE)
+            store(slot + _SAMPLED_NS, load(slot + _SAMPLED_NS) + _U(took))
+
+    end = load(state + _CURSOR)
+    stopped = _stopped(state)
+    status = load(state + _FAILURE)
+    if status == _ZERO:
+        status = stopped
+        if status == _ZERO:
+            status = load_half(state + _ARGUMENTS)
+            if left == _ZERO:
+                # Fuel is looked at in loops and calls only; what runs straight on ends with none.
+                status = _QUOTA_EXCEEDED
+            elif status == _ZERO:
+                if not _sum_is_zero(first, end):
+                    status = _ZERO_SUM_VIOLATION
+            elif status > _BYTE or status == _DUPLICATE:
+                # A record with status DUPLICATE names the first transaction; here there is none.
+                status = _INVALID_OPERATION
+    entries = _ZERO
+    if status == _ZERO:
+        entries = (end - first) >> _SHIFT_4
+        store(state + _USED, load(state + _USED) + entries)
+    else:
+        _undo(state, first, end)
+    store(slot + _CALLS, calls + _ONE)
+    store(slot + _FUEL_USED, load(slot + _FUEL_USED) + used)
+    counter = slot + _STATUSES + (status << _SHIFT_3)
+    store(counter, load(counter) + _ONE)
+    return (status << _SHIFT_8) | (entries << _SHIFT_16) | (load(slot + _CRC) << _SHIFT_32)

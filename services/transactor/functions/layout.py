@@ -1,0 +1,109 @@
+"""The words through which engine, kernel and calls of functions know each other's data.
+
+Arrays of u64, made by `state.py`: the state of all calls of an engine, and a slot for each live
+function.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Words of the state. What the kernel reads or sets:
+CALL_FUNCTION: Final = 0
+"""Address of `call_function`; 0 for batches without parameters, which call no functions."""
+NEXT: Final = 1
+"""Row of the parameters that the next FUNCTION record has. `call_function` counts it up."""
+USED: Final = 2
+CAPACITY: Final = 3
+"""Entries of the batch in the buffer, and how many fit. A call needs room for MAX_ENTRIES."""
+LAST_KEPT: Final = 4
+"""Words that the last call kept of its parameters."""
+LAST_REGISTERED: Final = 23
+"""The transaction that registered what the last call ran, 0 if none ran."""
+# What the engine sets for each batch:
+BALANCES: Final = 5
+LIMIT: Final = 6
+"""Address of int64[LIMIT]."""
+ENTRIES: Final = 7
+"""Address of the buffer: ENTRY_DTYPE[CAPACITY]."""
+PARAMS: Final = 8
+ROWS: Final = 9
+"""Address of int64[ROWS, 8]."""
+KEPT: Final = 10
+KEPT_COUNT: Final = 11
+"""Address of the words kept of all parameters, room for 8 a row, and how many there are."""
+PLACES: Final = 12
+NAMES: Final = 13
+"""Address of the slot of each of the batch's NAMES, u64[NAMES]; NO_SLOT where none is live."""
+SLOTS: Final = 14
+"""Address of u64[n, SLOT_WORDS]."""
+# One call's own:
+CURSOR: Final = 15
+END: Final = 16
+"""Addresses of the next entry, and past the last one that the call may have."""
+STATE: Final = 17
+"""Address of the state itself."""
+FAILURE: Final = 18
+"""Status of the first host function that failed, 0 if none did."""
+KEEP_TRAP: Final = 19
+"""Not zero: ERROR and TRAP are left to the caller, who reads and frees them."""
+ERROR: Final = 20
+TRAP: Final = 21
+LEFT: Final = 22
+SPENT: Final = 51
+"""Fuel that the last call left, and how much of its quota it spent."""
+TIME: Final = 24
+"""struct timespec."""
+INSTANCE: Final = 26
+EXPORT: Final = 28
+"""wasmtime_instance_t (2 words); wasmtime_extern_t (up to 4 words), its union in the second."""
+# The C functions and what they are given; `binding.py` fills them in.
+CLOCK: Final = 32
+CALL: Final = 33
+SET_FUEL: Final = 34
+GET_FUEL: Final = 35
+TRAP_CODE: Final = 36
+TRAP_DELETE: Final = 37
+ERROR_DELETE: Final = 38
+STORE_NEW: Final = 39
+STORE_CONTEXT: Final = 40
+STORE_LIMITER: Final = 41
+STORE_DELETE: Final = 42
+INSTANTIATE: Final = 43
+EXPORT_GET: Final = 44
+ENGINE: Final = 45
+MEMORY_BYTES: Final = 46
+TABLE_ELEMENTS: Final = 47
+TABLES: Final = 48
+EXPORT_NAME: Final = 49
+EXPORT_NAME_BYTES: Final = 50
+ARGUMENTS: Final = 52
+"""Eight values of 16 bytes: the parameters of a call, then its result in the first."""
+STATE_WORDS: Final = ARGUMENTS + 16
+
+# Words of a slot: one live function.
+CONTEXT: Final = 0
+"""Of its store, whose one instance is called; unused with PRE."""
+FUNCTION: Final = 1
+"""wasmtime_func_t: two words."""
+PRE: Final = 3
+"""wasmtime_instance_pre_t of a module that can write state: every call makes a new store and
+instance of it. 0: the one instance serves all calls."""
+CRC: Final = 4
+FUEL: Final = 5
+CALLS: Final = 6
+FUEL_USED: Final = 7
+SAMPLES: Final = 8
+SAMPLED_NS: Final = 9
+REGISTERED: Final = 10
+"""The transaction that registered it."""
+STATUSES: Final = 16
+"""Calls that ended with each of the 256 statuses."""
+SLOT_WORDS: Final = STATUSES + 256
+
+NO_SLOT: Final = 2**64 - 1
+SAMPLED: Final = 64
+"""One call of so many is timed: two readings of the clock, 50 ns, are then nothing."""
+VALUE_BYTES: Final = 16
+"""Size of wasmtime_val_raw_t."""
+PARAMS_PER_CALL: Final = 8

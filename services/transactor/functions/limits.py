@@ -1,0 +1,42 @@
+"""What functions may use: the limits of the sandbox as one value. Touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from tallybus.common.settings import FunctionSettings
+
+_DEFAULTS: Final = FunctionSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionLimits:
+    """`fuel` of one call, `fuel_by_name` for the functions that have another; of a module
+    `memory_bytes` and `table_elements`, `stack_bytes` of a call, and how many functions may be live
+    at a time."""
+
+    fuel: int = _DEFAULTS.fuel
+    fuel_by_name: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    memory_bytes: int = _DEFAULTS.memory_mib << 20
+    table_elements: int = _DEFAULTS.table_elements
+    stack_bytes: int = _DEFAULTS.stack_kib << 10
+    max_functions: int = _DEFAULTS.max_functions
+
+    def fuel_of(self, name: str) -> int:
+        """The fuel of one call of this function."""
+        return self.fuel_by_name.get(name, self.fuel)
+
+
+def limits_from(settings: FunctionSettings) -> FunctionLimits:
+    """The limits that an operator chose."""
+    return FunctionLimits(
+        fuel=settings.fuel,
+        fuel_by_name=MappingProxyType(settings.fuel_overrides),
+        memory_bytes=settings.memory_mib << 20,
+        table_elements=settings.table_elements,
+        stack_bytes=settings.stack_kib << 10,
+        max_functions=settings.max_functions,
+    )

@@ -1,0 +1,62 @@
+"""One call outside of a ledger's batches: for the self-test and for trials."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tallybus.common.record import Status
+from tallybus.services.transactor.functions import layout
+from tallybus.services.transactor.functions.binding import Sandbox
+from tallybus.services.transactor.functions.calling import call_function
+from tallybus.services.transactor.functions.handler import CompiledFunction
+from tallybus.services.transactor.functions.state import CallState
+
+_CALL: Final = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)(
+    call_function.address
+)
+
+
+class Call(NamedTuple):
+    """How a call ended: `status`; `entries` as (account, amount), none unless the status is NONE;
+    the fuel it used; `trap`: why it was stopped, empty if it returned."""
+
+    status: int
+    entries: list[tuple[int, int]]
+    fuel_used: int
+    trap: str
+
+
+def call_once(
+    sandbox: Sandbox,
+    calls: CallState,
+    function: CompiledFunction,
+    params: Sequence[int],
+    balances: NDArray[np.int64],
+    fuel: int,
+) -> Call:
+    """Call with up to eight parameters. `sandbox` is bound to `calls`, whose first slot is used.
+
+    `balances` int64[n] are changed as the call's entries say.
+    """
+    row = np.zeros((1, layout.PARAMS_PER_CALL), np.int64)
+    row[0, : len(params)] = params
+    function.fill(calls.slots[0], function.crc32c, fuel)
+    words = calls.words
+    words[layout.KEEP_TRAP] = 1
+    calls.begin(balances, np.zeros(1, np.uint64), row)
+    word = int(_CALL(words.ctypes.data, 0))
+    _, entries = calls.end()
+    trap = ""
+    if words[layout.TRAP]:
+        trap = sandbox.trap_text(int(words[layout.TRAP]))
+    if words[layout.ERROR]:
+        trap = sandbox.error_text(int(words[layout.ERROR]))
+    status = word >> 8 & 0xFF
+    calls.slots[0] = 0
+    moved = [(int(account), int(amount)) for account, amount in entries]
+    return Call(status, moved if status == Status.NONE else [], int(words[layout.SPENT]), trap)

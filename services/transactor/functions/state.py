@@ -1,0 +1,95 @@
+"""Memory of function calls: what compiled code reads and writes, for one engine.
+
+Holds the arrays of `layout.py` and the buffers that they point to, and knows nothing of
+WebAssembly: without a runtime every call ends as one of a function that is not registered. Memory
+is taken when it is first used. Used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.record import ENTRY_DTYPE, MAX_ENTRIES
+from tallybus.services.transactor.functions import layout
+from tallybus.services.transactor.functions.calling import call_function
+
+_FIRST_ENTRIES: Final = 65_536
+_MOST_KEPT_ENTRIES: Final = 1 << 20
+"""A buffer that grew beyond this is given back after its batch."""
+_PARAMS: Final = layout.PARAMS_PER_CALL
+
+
+class CallState:
+    """State and slots of one engine's functions.
+
+    `words` is u64[STATE_WORDS] on a boundary of 16 bytes; `slots` u64[count, SLOT_WORDS]. Neither
+    ever moves.
+    """
+
+    def __init__(self, slots: int) -> None:
+        """`slots`: the most functions that may be live at a time."""
+        # One page: more than the words need, and aligned to more than they need.
+        self.words: NDArray[np.uint64] = lazy_zeros(layout.STATE_WORDS, np.uint64)
+        self.slots: NDArray[np.uint64] = lazy_zeros(slots * layout.SLOT_WORDS, np.uint64).reshape(
+            slots, layout.SLOT_WORDS
+        )
+        self._entries = np.empty((0, 2), np.int64)
+        self._kept = np.empty(0, np.int64)
+        self._places = np.empty(0, np.uint64)
+        self._params = np.empty((0, _PARAMS), np.int64)
+        self.words[layout.STATE] = self.words.ctypes.data
+        self.words[layout.SLOTS] = self.slots.ctypes.data
+        self.words[layout.CALL_FUNCTION] = call_function.address
+
+    def begin(
+        self,
+        balances: NDArray[np.int64],
+        places: NDArray[np.uint64],
+        params: NDArray[np.int64],
+    ) -> None:
+        """Take in a batch: `places` u64[k], the slots of its names (NO_SLOT where none is live);
+        `params` int64[m, 8], contiguous, one row per call. All three are used until `end`."""
+        words = self.words
+        if self._kept.size < params.size:
+            self._kept = np.empty(params.size, np.int64)
+        if not len(self._entries):
+            self._replace_entries(_FIRST_ENTRIES)
+        self._places = places
+        self._params = params
+        words[layout.BALANCES] = balances.ctypes.data
+        words[layout.LIMIT] = len(balances)
+        words[layout.PARAMS] = params.ctypes.data
+        words[layout.ROWS] = len(params)
+        words[layout.PLACES] = places.ctypes.data
+        words[layout.NAMES] = len(places)
+        words[layout.KEPT] = self._kept.ctypes.data
+        words[layout.KEPT_COUNT] = 0
+        words[layout.NEXT] = 0
+        words[layout.USED] = 0
+
+    def grow(self) -> None:
+        """Make room for more entries of the batch, at least for those of one more call."""
+        used = int(self.words[layout.USED])
+        before = self._entries
+        self._replace_entries(max(2 * len(before), used + MAX_ENTRIES))
+        self._entries[:used] = before[:used]
+
+    def end(self) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+        """What the batch kept: int64[m] of parameters, and ENTRY_DTYPE[e]; new arrays."""
+        kept = self._kept[: int(self.words[layout.KEPT_COUNT])].copy()
+        used = int(self.words[layout.USED])
+        entries = self._entries[:used].copy().reshape(-1).view(ENTRY_DTYPE)
+        if len(self._entries) > _MOST_KEPT_ENTRIES:
+            self._replace_entries(_FIRST_ENTRIES)
+        self._places = self._places[:0]
+        self._params = self._params[:0]
+        return kept, entries
+
+    def _replace_entries(self, count: int) -> None:
+        self._entries = np.empty((count, 2), np.int64)
+        self.words[layout.ENTRIES] = self._entries.ctypes.data
+        self.words[layout.CAPACITY] = count

@@ -1,0 +1,210 @@
+"""Registering, unregistering and listing functions: frames, and what their replies mean.
+
+Pure functions over bytes, a part of the codec. A registration is answered like a submit of one
+operation. Its `user_ref` is chosen here once per call, so that it applies once however often it is
+sent; the version that it made is then read from its transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from crc32c import crc32c
+
+from tallybus.checks import MAX_U64
+from tallybus.client.codec import (
+    Header,
+    Payload,
+    Request,
+    bad_field,
+    check_frames,
+    text_field,
+    u64_field,
+)
+from tallybus.client.submit import read_result
+from tallybus.client.transaction import TransactionRequest
+from tallybus.common.record import Kind, Level, Status
+from tallybus.errors import (
+    AlreadyExists,
+    InvalidFunction,
+    NotRegistered,
+    ProtocolError,
+    TallybusError,
+)
+from tallybus.functions import FunctionInfo, FunctionVersion
+from tallybus.operations import Result, status_of
+
+MAX_CRC: Final = 2**32 - 1
+
+
+class _Registration(Request[FunctionVersion]):
+    """What registering and unregistering share."""
+
+    __slots__ = ("name", "user_ref")
+    reads = False
+    count = 1
+    level: Level = Level.COMMITTED
+
+    def __init__(self, name: str, user_ref: int) -> None:
+        self.name = name
+        self.user_ref = user_ref
+
+    def fields(self) -> Header:
+        return {"name": self.name, "user_ref": self.user_ref, "wait": int(self.level)}
+
+    def resendable(self) -> bool:
+        return True
+
+    def retry_safe(self) -> bool:
+        return False  # the caller's next call has another reference
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> Request[FunctionVersion]:
+        # Nobody else has this reference: a duplicate is one of an earlier sending, whether this
+        # client knows of that or the gateway sent the request again.
+        result = read_result(header, payload, self.level, again=True)
+        if result.status != Status.NONE:
+            raise self.rejected(result)
+        return _ReadVersion(self.name, self.crc32c(), result.tx_id)
+
+    def crc32c(self) -> int:
+        """What the record of a success has as CRC-32C."""
+        return 0
+
+    def rejected(self, result: Result) -> TallybusError:
+        """What a rejected registration raises."""
+        return InvalidFunction(
+            f"the ledger rejected transaction {result.tx_id}, the {self.op} of function "
+            f"{self.name}, with status {_status_text(result.status)}",
+            name=self.name,
+            reason=f"status {_status_text(result.status)}",
+        )
+
+
+class RegisterFunction(_Registration):
+    """Registers `binary` as the next version of function `name`."""
+
+    __slots__ = ("binary", "override")
+    op = "register"
+
+    def __init__(self, name: str, binary: bytes, override: bool, user_ref: int) -> None:
+        super().__init__(name, user_ref)
+        self.binary = binary
+        self.override = override
+
+    def fields(self) -> Header:
+        return super().fields() | {"override": self.override}
+
+    def payload(self) -> Sequence[Payload]:
+        return (self.binary,)
+
+    def crc32c(self) -> int:
+        return int(crc32c(self.binary))
+
+    def unknown(self) -> tuple[str, str]:
+        return (
+            f"function {self.name} was registered",
+            "list_functions tells; to register the same again makes at most one version more",
+        )
+
+    def rejected(self, result: Result) -> TallybusError:
+        if result.status == Status.INVALID_OPERATION and not self.override:
+            return AlreadyExists(
+                f"function {self.name} is registered already (transaction {result.tx_id} was "
+                "rejected); register it with override to replace it",
+                name=self.name,
+                tx_id=result.tx_id,
+            )
+        return super().rejected(result)
+
+
+class UnregisterFunction(_Registration):
+    """Unregisters function `name`."""
+
+    __slots__ = ()
+    op = "unregister"
+
+    def unknown(self) -> tuple[str, str]:
+        return f"function {self.name} was unregistered", "list_functions tells"
+
+    def rejected(self, result: Result) -> TallybusError:
+        if result.status == Status.INVALID_OPERATION:
+            return NotRegistered(
+                f"there is no function {self.name} (transaction {result.tx_id} was rejected)",
+                name=self.name,
+                tx_id=result.tx_id,
+            )
+        return super().rejected(result)
+
+
+class _ReadVersion(TransactionRequest[FunctionVersion]):
+    """Reads from a registration that succeeded which version it made."""
+
+    __slots__ = ("committed_tx_id", "crc32c", "name")
+    committed_tx_id: int | None
+
+    def __init__(self, name: str, crc32c: int, tx_id: int) -> None:
+        super().__init__(tx_id, tx_id)
+        self.committed_tx_id = tx_id
+        self.name = name
+        self.crc32c = crc32c
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> FunctionVersion:
+        found = self.read(header, payload)
+        version, crc32c = found.function_version, found.function_crc32c
+        if (
+            found.kind is not Kind.FUNCTION_REGISTERED
+            or (found.function_name, crc32c) != (self.name, self.crc32c)
+            or version is None
+        ):
+            raise ProtocolError(
+                f"the gateway sent transaction {self.tx_id} as another one than the registration "
+                f"of function {self.name} with CRC-32C {self.crc32c:08x}"
+            )
+        return FunctionVersion(self.name, version, self.crc32c, self.tx_id)
+
+
+class ListFunctions(Request[list[FunctionInfo]]):
+    """Reads the registered functions and their statistics."""
+
+    __slots__ = ()
+    op = "functions"
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> list[FunctionInfo]:
+        check_frames(payload, 0)
+        rows = header.get("functions")
+        if not isinstance(rows, list):
+            raise bad_field("functions", rows, "a list")
+        return [_info(row) for row in rows]
+
+
+def _info(row: Any) -> FunctionInfo:
+    if not isinstance(row, dict):
+        raise bad_field("functions", row, "a list of maps")
+    failures = row.get("failures")
+    if not isinstance(failures, dict) or not all(
+        type(status) is int and 0 < status < 256 and type(count) is int and 0 <= count <= MAX_U64
+        for status, count in failures.items()
+    ):
+        raise bad_field("failures", failures, "a map from statuses to numbers")
+    mean_ns = row.get("mean_ns")
+    if mean_ns is not None and type(mean_ns) not in (int, float):
+        raise bad_field("mean_ns", mean_ns, "a number, or nil")
+    crc = u64_field(row, "crc32c")
+    if crc > MAX_CRC:
+        raise bad_field("crc32c", crc, "an unsigned 32-bit integer")
+    return FunctionInfo(
+        name=text_field(row, "name"),
+        version=u64_field(row, "version"),
+        crc32c=crc,
+        tx_id=u64_field(row, "registered"),
+        calls=u64_field(row, "calls"),
+        failures={status_of(status): count for status, count in sorted(failures.items())},
+        fuel_total=u64_field(row, "fuel"),
+        fuel_limit=u64_field(row, "fuel_limit"),
+        mean_ns=None if mean_ns is None else float(mean_ns),
+    )
+
+
+def _status_text(status: Status | int) -> str:
+    return status.name if isinstance(status, Status) else str(status)

@@ -1,0 +1,251 @@
+"""The transactor's decisions about functions, with the real engine and its sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from crc32c import crc32c
+from numpy.typing import NDArray
+from wasmtime import wat2wasm
+
+from tallybus.common.frames import (
+    Executed,
+    FunctionsAnswer,
+    FunctionsQuery,
+    Hello,
+    Prepare,
+    Prepared,
+    Sequenced,
+    as_buffer,
+)
+from tallybus.common.functions import FunctionRegistry, FunctionVersion, registrations_in
+from tallybus.common.payload import make_payload
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.services.transactor import core as module
+from tallybus.services.transactor.core import TransactorCore
+from tallybus.services.transactor.engine import Engine
+from tallybus.services.transactor.functions.limits import FunctionLimits
+from tallybus.services.transactor.registrar import FunctionUnusable, Registrar
+from tests.unit.test_transactor_core import (
+    GATEWAY,
+    HEARTBEAT,
+    ME,
+    PEER,
+    SEQUENCER,
+    log_status,
+    log_welcome,
+    results_of,
+    taken,
+)
+
+
+def wasm(text: str) -> bytes:
+    return bytes(wat2wasm(text))
+
+
+MOVE = wasm(
+    """(module
+    (import "ledger" "credit" (func $credit (param i64 i64)))
+    (import "ledger" "debit" (func $debit (param i64 i64)))
+    (func (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64) (result i32)
+        (call $credit (local.get 0) (local.get 2))
+        (call $debit (local.get 1) (local.get 2))
+        (i32.const 0)))"""
+)
+MANY = wasm(
+    """(module
+    (import "ledger" "credit" (func $credit (param i64 i64)))
+    (import "ledger" "debit" (func $debit (param i64 i64)))
+    (func (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64) (result i32)
+        (local $left i32)
+        (local.set $left (i32.const 100))
+        (loop $again
+            (call $credit (i64.const 1) (i64.const 1))
+            (call $debit (i64.const 2) (i64.const 1))
+            (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+        (i32.const 0)))"""
+)
+
+
+class Rig:
+    """A transactor that runs, fed by hand."""
+
+    def __init__(self, limits: FunctionLimits | None = None, capacity: int = 100_000) -> None:
+        self.engine = Engine(10, 100_000, 1, limits)
+        self.registrar = Registrar(self.engine)
+        self.core = TransactorCore(ME, capacity, HEARTBEAT)
+        self.core.tick(0)
+        self.core.on_welcome(log_welcome(term=4), 0)
+        self.core.recovered(self.engine, self.registrar)
+        self.core.on_status(log_status(1, 0), 0)
+        self.core.on_hello(PEER, Hello("sequencer", SEQUENCER))
+        self.core.on_welcome(log_welcome(term=5), 0)
+        self.core.replies.clear()
+        self.next = 1
+
+    def send(self, message: Sequenced) -> list[Executed]:
+        self.core.on_sequenced(message)
+        self.next = max(self.next, message.first + message.count)
+        return taken(self.core)
+
+    def registration(self, name: str, binary: bytes, *, override: bool = False) -> Sequenced:
+        record = np.zeros(1, RECORD_DTYPE)
+        record["kind"] = Kind.FUNCTION_REGISTERED
+        record["function"] = crc32c(binary) if binary else 0
+        record["account"] = override
+        return Sequenced(
+            5, SEQUENCER, self.next, 1, 77, GATEWAY, self.next, as_buffer(record),
+            names=[name], registers=True, binary=binary,
+        )  # fmt: skip
+
+    def calls(self, params: NDArray[np.int64], names: Sequence[str]) -> Sequenced:
+        """One call of the first name for each row of parameters."""
+        records = np.zeros(len(params), RECORD_DTYPE)
+        records["kind"] = Kind.FUNCTION
+        return Sequenced(
+            5, SEQUENCER, self.next, len(records), 77, GATEWAY, self.next, as_buffer(records),
+            params=as_buffer(params), names=list(names),
+        )  # fmt: skip
+
+
+def rows(*params: Sequence[int]) -> NDArray[np.int64]:
+    found = np.zeros((len(params), 8), np.int64)
+    for row, given in zip(found, params, strict=True):
+        row[: len(given)] = given
+    return found
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_a_registration_goes_to_the_log_with_its_binary(rig: Rig) -> None:
+    (executed,) = rig.send(rig.registration("move", MOVE))
+    assert bytes(executed.binary) == MOVE
+    records = np.frombuffer(executed.records, RECORD_DTYPE)
+    params = np.frombuffer(executed.extras, "<i8")
+    assert registrations_in(1, records, params) == [FunctionVersion("move", 1, crc32c(MOVE), 1)]
+    assert rig.registrar.registry.live("move") == FunctionVersion("move", 1, crc32c(MOVE), 1)
+
+
+def test_a_registration_that_fails_takes_no_binary_to_the_log(rig: Rig) -> None:
+    rig.send(rig.registration("move", MOVE))
+    (executed,) = rig.send(rig.registration("move", MOVE))
+    assert bytes(executed.binary) == b""
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.INVALID_OPERATION
+    assert len(rig.registrar.registry) == 1
+
+
+def test_versions_go_on_through_unregistration(rig: Rig) -> None:
+    for binary, override in ((MOVE, False), (MANY, True), (b"", False), (MOVE, False)):
+        rig.send(rig.registration("move", binary, override=override))
+    assert [version.version for version in rig.registrar.registry.versions()] == [1, 2, 3, 4]
+    assert [row["version"] for row in rig.registrar.rows()] == [4]
+
+
+def test_calls_name_the_registration_that_they_ran(rig: Rig) -> None:
+    rig.send(rig.registration("move", MOVE))
+    rig.send(rig.registration("same", MOVE))
+    for name, registered in (("move", 1), ("same", 2), ("none", 0)):
+        (executed,) = rig.send(rig.calls(rows((1, 2, 5)), [name]))
+        record = np.frombuffer(executed.records, RECORD_DTYPE)[0]
+        assert record["account"] == registered
+        assert record["function"] == (crc32c(MOVE) if registered else 0)
+
+
+def test_what_is_known_of_a_batch_of_calls_is_cut_off_with_its_parameters(rig: Rig) -> None:
+    rig.send(rig.registration("move", MOVE))
+    first = rig.calls(rows((1, 2, 5)), ["move"])
+    rig.send(first)
+    both = rig.calls(rows((1, 2, 5), (3, 4, 7)), ["move"])
+    (executed,) = rig.send(replace(both, first=first.first))
+    assert (executed.first, executed.count) == (3, 1)
+    assert rig.engine.balances[:5].tolist() == [0, -5, 5, -7, 7]
+
+
+def test_a_batch_that_became_large_goes_to_the_log_in_pieces(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_EXECUTED_BYTES", 20_000)
+    rig.send(rig.registration("many", MANY))
+    results_of(rig.core)
+    pieces = rig.send(rig.calls(rows(*[()] * 20), ["many"]))
+    assert len(pieces) > 1
+    following = 2
+    for piece in pieces:
+        assert piece.first == following
+        following += piece.count
+        words = piece.params * 8
+        payload = make_payload(piece.records, b"", piece.extras[:words], piece.extras[words:])
+        assert len(payload.entries) == 200 * piece.count
+        assert payload.entries["amount"].sum() == 0
+        assert payload.byte_length <= 20_000
+    assert following == 22
+    (told,) = results_of(rig.core)
+    assert (told.first, told.count) == (2, 20)
+
+
+def test_what_is_large_weighs_more_than_its_transactions() -> None:
+    rig = Rig(capacity=100)
+    rig.send(rig.registration("many", MANY))
+    rig.send(rig.calls(rows(*[()] * 10), ["many"]))
+    assert not rig.core.wants_input()
+    rig.core.on_status(log_status(rig.next, rig.next - 1), 0)
+    assert rig.core.wants_input()
+
+
+def test_a_module_is_looked_at_once_however_often_it_is_asked(rig: Rig) -> None:
+    for _ in range(3):
+        rig.core.on_prepare(b"g", Prepare(7, "move", MOVE))
+    (asked,) = rig.core.modules
+    rig.core.modules.clear()
+    rig.core.prepared(asked, None)
+    rig.core.prepared(asked, "no")
+    assert rig.core.replies == [(b"g", Prepared(7)), (b"g", Prepared(7, True, "no"))]
+    rig.core.on_prepare(b"g", Prepare(7, "move", MOVE))
+    assert len(rig.core.modules) == 1
+
+
+def test_live_functions_are_told_with_what_they_did(rig: Rig) -> None:
+    rig.send(rig.registration("move", MOVE))
+    rig.send(rig.calls(rows((1, 2, 5), (1, 20, 5), (1, 2, 5)), ["move"]))
+    rig.core.on_functions_query(b"g", FunctionsQuery(3))
+    ((_, answer),) = rig.core.replies
+    assert isinstance(answer, FunctionsAnswer)
+    (row,) = answer.functions
+    assert (row["name"], row["version"], row["registered"]) == ("move", 1, 1)
+    assert row["calls"] == 3
+    assert row["failures"] == {Status.ACCOUNT_LIMIT_EXCEEDED: 1}
+    assert row["fuel"] > 0
+
+
+def test_what_is_too_many_is_refused_with_the_reason() -> None:
+    rig = Rig(FunctionLimits(max_functions=1))
+    assert rig.registrar.refusal("move") is None
+    rig.send(rig.registration("move", MOVE))
+    assert rig.registrar.refusal("move") is None
+    assert "max_functions" in str(rig.registrar.refusal("other"))
+    (executed,) = rig.send(rig.registration("other", MANY))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.QUOTA_EXCEEDED
+
+
+def test_functions_are_as_before_after_a_restart(rig: Rig) -> None:
+    rig.send(rig.registration("move", MOVE))
+    rig.send(rig.registration("many", MANY))
+    again = Rig()
+    again.registrar.restore(FunctionRegistry(rig.registrar.registry.versions()), {1: MOVE, 2: MANY})
+    (executed,) = again.send(again.calls(rows((1, 2, 5)), ["move"]))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["account"][0] == 1
+    entries = np.frombuffer(executed.extras, ENTRY_DTYPE, executed.entries, executed.params * 8)
+    assert entries.tolist() == [(1, -5), (2, 5)]
+
+
+def test_a_registered_function_that_cannot_run_here_is_refused_by_name(rig: Rig) -> None:
+    registry = FunctionRegistry([FunctionVersion("move", 1, crc32c(b"\0asm"), 1)])
+    with pytest.raises(FunctionUnusable) as caught:
+        rig.registrar.restore(registry, {1: b"\0asm"})
+    assert (caught.value.name, caught.value.version) == ("move", 1)
