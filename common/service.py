@@ -122,7 +122,6 @@ class Shell(ABC):
         self._rests = settings.service(self.stage).wait == "low_cpu"
         self._selector = Selector(settings.service(self.stage).wait)
         self._run_lock: FileLock | None = None
-        self.restarts = 0
         self._publisher: Port | None = None
         self._router: Port | None = None
         self._peer: Port | None = None

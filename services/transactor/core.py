@@ -261,7 +261,9 @@ class TransactorCore(StageCore):
         count = message.count - skip
         records = np.frombuffer(message.records, RECORD_DTYPE, count, skip * RECORD_SIZE)
         if message.registers:
-            outcome = self._registrar.register(records, first, message.names[0], bytes(message.binary))
+            outcome = self._registrar.register(
+                records, first, message.names[0], bytes(message.binary)
+            )
         else:
             outcome = self._engine.execute(records, first, message.names, _params(message, skip))
         failures = len(outcome.failures)

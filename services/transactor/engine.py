@@ -225,6 +225,8 @@ class Engine:
         if outcome == Status.NONE:
             if (compiled is None) != (crc == 0):
                 raise ValueError("a registration needs the compiled function, its end has none")
+            if compiled is None and name not in self.functions:
+                raise ValueError(f"there is no function {name} to unregister")
             if compiled is not None and not self.functions.takes(name):
                 self.functions.install(name, version, crc, compiled)  # says why not
         control = self.window.control

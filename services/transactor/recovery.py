@@ -162,7 +162,7 @@ def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Iterat
         ends = starts + part[:, 3].astype(np.int64)
         low, high = np.searchsorted(failed, starts), np.searchsorted(failed, ends)
         own = failures[low[0] : high[-1]]
-        own["offset"] -= np.uint32(starts[0])
+        own["offset"] -= np.repeat(starts, high - low).astype(np.uint32)
         yield Results(
             term=term,
             incarnation=incarnation,

@@ -22,7 +22,7 @@ from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
 from tallybus.common.snapshotformat import SnapshotMismatch
 from tallybus.services.transactor.core import TransactorCore
-from tallybus.services.transactor.functions.limits import FunctionLimits
+from tallybus.services.transactor.functions.limits import limits_from
 from tallybus.services.transactor.metrics import TransactorMeter
 from tallybus.services.transactor.recovery import Interrupted, recover_engine
 from tallybus.services.transactor.registrar import Registrar
@@ -123,7 +123,7 @@ class TransactorService(Shell):
                 max_accounts=ledger.max_accounts,
                 transactions_per_segment=ledger.transactions_per_segment,
                 seed=int.from_bytes(os.urandom(8), "little"),
-                limits=FunctionLimits(),
+                limits=limits_from(self.settings.functions),
                 progress=self.report_progress("replaying the log"),
                 stopping=lambda: self.stopping,
             )

@@ -14,6 +14,7 @@ import click
 COMMANDS: Final = {
     "up": ("operate", "Run all services, and restart what dies."),
     "serve": ("operate", "Run one service."),
+    "health": ("health", "Ask a service of this machine how it is."),
     "deposit": ("transact", "Add an amount to an account."),
     "withdraw": ("transact", "Take an amount from an account."),
     "transfer": ("transact", "Move an amount from one account to another."),

@@ -320,6 +320,7 @@ WRONG: dict[str, list[Any]] = {
     "list[list[int]]": [[1], [[-1]], [["x"]], [[True]], None, {}, [[[1]]]],
     "dict[int, int]": [[], [[1, 2]], {"1": 2}, {1: -1}, {-1: 1}, {1: True}, {True: 1}, None],
     "dict[str, int | str]": [[], {1: 1}, {"a": []}, {"a": None}, {"a": 1.5}, {"a": {}}],
+    "list[dict[str, Any]]": [{}, [1], [{1: 1}], [[]], None, "x", {"a": 1}],
 }
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tallybus.services.transactor.functions import prepared as module
 from tallybus.services.transactor.functions.errors import InvalidFunction
-from tallybus.services.transactor.functions.prepared import KEPT, PreparedModules
+from tallybus.services.transactor.functions.prepared import PreparedModules
 
 TIMEOUT_S = 30
 
@@ -86,14 +87,38 @@ def test_asking_does_not_wait_for_the_compiler(rig: Rig) -> None:
     assert rig.compiler.compiled == [b"slow"]
 
 
-def test_only_so_many_are_kept(rig: Rig) -> None:
-    binaries = [b"m%d" % number for number in range(KEPT + 1)]
-    for number, binary in enumerate(binaries):
+def test_one_module_is_compiled_once_for_many_registrations(rig: Rig) -> None:
+    for ticket in (1, 2):
+        rig.modules.ask(ticket, b"pay")
+    assert rig.done(2) == [(1, None), (2, None)]
+    assert [rig.modules.take(b"pay") for _ in range(3)] == ["pay"] * 3
+    assert rig.compiler.compiled == [b"pay"]
+
+
+def test_those_that_were_not_asked_for_the_longest_go_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 2)
+    for number, binary in enumerate((b"a", b"b")):
         rig.modules.ask(number, binary)
-    rig.done(len(binaries))
-    for binary in binaries:
-        assert rig.modules.take(binary) == binary.decode()
-    assert rig.compiler.compiled == [*binaries, binaries[0]]
+    rig.done(2)
+    rig.modules.take(b"a")
+    rig.modules.ask(3, b"c")
+    rig.done(1)
+    for binary in (b"a", b"c", b"b"):
+        rig.modules.take(binary)
+    assert rig.compiler.compiled == [b"a", b"b", b"c", b"b"]
+
+
+def test_large_ones_are_kept_up_to_a_size(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT_BYTES", 5)
+    for number, binary in enumerate((b"aaa", b"bbb", b"larger than all")):
+        rig.modules.ask(number, binary)
+    rig.done(3)
+    rig.modules.take(b"larger than all")
+    assert len(rig.compiler.compiled) == 3
+    rig.modules.take(b"bbb")
+    assert len(rig.compiler.compiled) == 4
 
 
 def test_closing_drops_what_was_not_begun() -> None:

@@ -3,8 +3,8 @@
 Promises: whoever imports this package without using functions does not load wasmtime; every pointer
 taken here is given back by a `close`; errors of wasmtime come out as `InvalidFunction` (of a
 module) or `FunctionsUnavailable` (of the installation). It uses `wasmtime._bindings`, which is no
-public interface, so the version is pinned: another one is refused, and the self-test in
-`runtime.py` calls through everything that is used here before a function may run.
+public interface, so the version is pinned: another one is refused, and `selftest.py` calls through
+everything that is used here before a function may run.
 
 Traps are not signals: a signal handler would be the process's, in the way of Python's own and of
 `faulthandler`. Measured, explicit checks cost a call nothing and make a trap eight times cheaper.
@@ -13,6 +13,7 @@ Traps are not signals: a signal handler would be the process's, in the way of Py
 from __future__ import annotations
 
 import ctypes
+import sys
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -115,7 +116,8 @@ class Module:
             self._module = self._pre = None
 
     def __del__(self) -> None:
-        self.close()
+        if not sys.is_finalizing():
+            self.close()
 
 
 class Instance:
@@ -137,7 +139,8 @@ class Instance:
             self._store = None
 
     def __del__(self) -> None:
-        self.close()
+        if not sys.is_finalizing():
+            self.close()
 
 
 class Sandbox:
@@ -149,6 +152,7 @@ class Sandbox:
 
     def __init__(self, state: NDArray[np.uint64], limits: FunctionLimits) -> None:
         """Raises FunctionsUnavailable."""
+        self._engine = None
         c = _bindings()
         self._c = c
         self._limits = limits
@@ -336,3 +340,7 @@ class Sandbox:
             self._c.wasmtime_linker_delete(self._linker)
             self._c.wasm_engine_delete(self._engine)
             self._engine = self._linker = None
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.close()

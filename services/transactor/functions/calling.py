@@ -15,6 +15,7 @@ counts when the entries are zero in sum. Whatever fails is undone from the last 
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import numpy as np
@@ -39,7 +40,7 @@ call_6: Final[Any] = Intrinsic("call_6", _NATIVE)
 _U: Final = np.uint64
 _OUT_OF_FUEL: Final = _U(11)
 """WASMTIME_TRAP_CODE_OUT_OF_FUEL"""
-_CLOCK_MONOTONIC: Final = _U(1)
+_CLOCK_MONOTONIC: Final = _U(time.CLOCK_MONOTONIC)
 _CALLS_AHEAD: Final = 6
 """Calls between the announcement of a balance and its use."""
 

@@ -22,11 +22,3 @@ class InvalidFunction(ValueError):
         self.reason = reason
         self.section = section
         self.offset = offset
-
-
-class InvalidFunctionName(InvalidFunction):
-    """A name that no function can have. Fields: `name` is what was given, and `reason`."""
-
-    def __init__(self, name: object, reason: str) -> None:
-        super().__init__(reason)
-        self.name = name

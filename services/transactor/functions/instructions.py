@@ -174,9 +174,10 @@ def scan(data: bytes, position: int, end: int) -> Body:
                 if code >= _FIRST_STORE:
                     writes = True
                 # Its bit 6 would announce the number of a memory; there is one at most.
-                if data[position] > 0x3F:
+                alignment, position = _number(data, position)
+                if alignment > 0x3F:
                     _fail("the alignment of a memory access is too large", position)
-                position = _after_number(data, position + 1)
+                position = _after_number(data, position)
             elif kind == _END:
                 began = open_blocks.pop()
                 if began >= 0:

@@ -22,8 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
-from tallybus.services.transactor.functions.errors import InvalidFunction, InvalidFunctionName
+from tallybus.common.function_names import MAX_BINARY_BYTES
+from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.instructions import Body, scan
 
 PAGE_BYTES: Final = 65_536
@@ -49,8 +49,8 @@ MAX_CUSTOM_SECTIONS: Final = 1_000
 MAX_EXPORT_NAME_BYTES: Final = 1_000
 
 MAX_WORK: Final = 10_000_000
-"""What compiling a module may take, in units of about a tenth of a microsecond: a second, and three
-for the worst that a long search found. 100 KB of compiled Rust came to two million."""
+"""What compiling a module may take, in units of about a tenth of a microsecond: a second, and less
+than three for the worst that a search found. 100 KB of compiled Rust came to three million."""
 MAX_FUNCTION_WORK: Final = 2_000_000
 """Of one function, as the compiler's time and memory grow faster than its size. The largest one in
 that Rust came to a tenth of this."""
@@ -120,13 +120,6 @@ class ModuleFacts:
     table_elements: int
     code_bytes: int
     work: int
-
-
-def check_name(name: object) -> str:
-    """`name` if a function may be called that, else raises InvalidFunctionName."""
-    if isinstance(name, str) and is_function_name(name):
-        return name
-    raise InvalidFunctionName(name, f"a function's name is {NAME_RULE}")
 
 
 def inspect(binary: bytes, limits: ModuleLimits) -> ModuleFacts:
@@ -520,7 +513,7 @@ class _Module:
             if work > MAX_FUNCTION_WORK or self._work > MAX_WORK:
                 raise reader.error(
                     f"too much to compile: function {len(self._imports) + index} has {size} bytes, "
-                    f"{found.branches} branches, {found.breaks} calls or checks and {local} locals: "
+                    f"{found.branches} branches, {found.breaks} calls or checks, {local} locals: "
                     f"{work} units of work of at most {MAX_FUNCTION_WORK}; the module up to here "
                     f"{self._work} of at most {MAX_WORK}. Several small functions take less",
                     at,

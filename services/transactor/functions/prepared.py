@@ -2,7 +2,8 @@
 
 A large module takes seconds to compile, in which nothing else may stand still. So a gateway has it
 looked at before the registration is sequenced; when that is executed, the module is at hand. A
-restart in between loses it, and then it is compiled on the spot.
+restart in between loses it, and then it is compiled on the spot. Compiled modules can be shared:
+the same one may be registered under many names.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Final, Generic, TypeVar
 
 from tallybus.services.transactor.functions.errors import InvalidFunction
 
-KEPT: Final = 8
-"""Compiled modules that wait for their registration; the oldest goes when there are more."""
+KEPT: Final = 64
+KEPT_BYTES: Final = 8 << 20
+"""Modules that are kept compiled, and how large they may be together (as binaries). Beyond either,
+those go that were not asked for the longest; the newest stays, however large."""
 
 Ticket = TypeVar("Ticket")
 Compiled = TypeVar("Compiled")
@@ -30,6 +33,7 @@ class PreparedModules(Generic[Ticket, Compiled]):
         self._asked: deque[tuple[Ticket, bytes]] = deque()
         self._done: deque[tuple[Ticket, str | None]] = deque()
         self._ready: OrderedDict[bytes, Compiled] = OrderedDict()
+        self._bytes = 0
         self._changed = threading.Condition()
         self.closing = False
         self._thread: threading.Thread | None = None
@@ -54,7 +58,9 @@ class PreparedModules(Generic[Ticket, Compiled]):
     def take(self, binary: bytes) -> Compiled:
         """The compiled module, from before or compiled now. Raises InvalidFunction."""
         with self._changed:
-            found = self._ready.pop(binary, None)
+            found = self._ready.get(binary)
+            if found is not None:
+                self._ready.move_to_end(binary)
         return self._compile(binary) if found is None else found
 
     def close(self) -> None:
@@ -75,6 +81,8 @@ class PreparedModules(Generic[Ticket, Compiled]):
                     return
                 ticket, binary = self._asked.popleft()
                 known = binary in self._ready
+                if known:
+                    self._ready.move_to_end(binary)
             refusal = None if known else self._prepare(binary)
             self._done.append((ticket, refusal))
             self.notify()
@@ -89,8 +97,10 @@ class PreparedModules(Generic[Ticket, Compiled]):
             return f"it cannot be compiled: {type(error).__name__}: {error}"
         with self._changed:
             self._ready[binary] = compiled
-            while len(self._ready) > KEPT:
-                self._ready.popitem(last=False)
+            self._bytes += len(binary)
+            while len(self._ready) > KEPT or (self._bytes > KEPT_BYTES and len(self._ready) > 1):
+                oldest, _ = self._ready.popitem(last=False)
+                self._bytes -= len(oldest)
         return None
 
 

@@ -1,0 +1,82 @@
+"""`tallybus health STAGE`: whether a service of this machine lives, has recovered, is ready.
+
+For container health checks, so it loads next to nothing: it asks the service's own HTTP server
+over one socket. Reads settings; changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import Any, Final
+
+import click
+
+from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.options import parse_assignments, settings_options
+from tallybus.common.settings import SERVICES, load, metrics_address
+
+WANTS: Final = ("alive", "recovered", "ready")
+_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listened on, and how to reach it
+_MAX_BYTES: Final = 65_536
+
+
+@click.command("health")
+@click.argument("stage", type=click.Choice(SERVICES))
+@click.option(
+    "--want",
+    type=click.Choice(WANTS),
+    default="ready",
+    show_default=True,
+    help="What the service must be.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Seconds."
+)
+@settings_options
+def health_command(
+    stage: str, want: str, timeout: float, config: str | None, assignments: tuple[str, ...]
+) -> None:
+    """Ask a service of this machine how it is; needs `metrics.address`.
+
+    Prints its answer, one JSON object. Exit code 0 when it is what is wanted, else 3.
+    """
+    address = metrics_address(load(config, overrides=parse_assignments(assignments)), stage)
+    if address is None:
+        raise click.UsageError(
+            "services tell nothing about their health here; set metrics.address, "
+            "as the running service has it"
+        )
+    host, port = _EVERYWHERE.get(address[0], address[0]), address[1]
+    path = "/readyz" if want == "ready" else "/healthz"
+    try:
+        status, body = _get(host, port, path, timeout)
+        facts: dict[str, Any] = json.loads(body)
+    except (OSError, ValueError) as error:
+        raise CommandFailed(
+            f"no answer of the {stage} at {host}:{port}: {error}", ExitCode.UNREACHABLE
+        ) from error
+    click.echo(json.dumps(facts))
+    good = status == 200 and (want != "recovered" or facts.get("state") == "running")
+    if facts.get("stage") != stage or not good:
+        raise click.exceptions.Exit(ExitCode.UNREACHABLE)
+
+
+def _get(host: str, port: int, path: str, timeout: float) -> tuple[int, bytes]:
+    """Status and body. Raises OSError, and ValueError for what is no answer over HTTP."""
+    limit = time.monotonic() + timeout
+    answer = b""
+    with socket.create_connection((host, port), timeout) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        while len(answer) < _MAX_BYTES:
+            connection.settimeout(max(0.001, limit - time.monotonic()))
+            part = connection.recv(_MAX_BYTES)
+            if not part:
+                break
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.split(None, 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/"):
+        raise ValueError("it is no answer over HTTP")
+    return int(words[1]), body
