@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.record import FAILURE_DTYPE, Kind, Level, Stage, Status
+from tallybus.common.record import FAILURE_DTYPE, Level, Stage, Status
 from tests.simulation.disk import Disk
-from tests.simulation.functions import FunctionOracle
+from tests.simulation.functions import KINDS, FunctionOracle
 from tests.simulation.world import check
-
-FUNCTION_KINDS = (Kind.FUNCTION, Kind.FUNCTION_REGISTERED)
 
 
 def identity(row: Any) -> int:
     """By what an operation is recognised in the log, which has other things in the amounts of calls
     and registrations."""
-    return int(row["user_ref"] if row["kind"] in FUNCTION_KINDS else row["amount"])
+    return int(row["user_ref"] if row["kind"] in KINDS else row["amount"])
 
 
 class Judge:
@@ -55,21 +53,19 @@ class Judge:
             return
         for block in self.disk.read(self.durable + 1, durable):
             check(block.first == self.durable + 1, f"id {self.durable + 1} is missing in the log")
-            links, words = iter(block.payload.links.tolist()), 0
-            for row in block.records:
+            links = iter(block.payload.links.tolist())
+            rest = block.payload
+            while len(rest.records):
+                own, rest = rest.split(1)
+                row = own.records[0]
                 tx_id = self.durable + 1
-                live = dict(self.oracle.registry.live)
-                outcome = self.oracle.execute(np.array([row]))[0]
+                outcome = self.oracle.follow(row, own.params, own.entries.tolist())
                 link = next(links) if row["status"] == Status.DUPLICATE else 0
                 check(
                     (int(row["status"]), link) == (outcome.status, outcome.duplicate_of),
                     f"{tx_id} is in the log with {int(row['status'])} ({link}), "
                     f"the oracle says {outcome}",
                 )
-                if row["kind"] in FUNCTION_KINDS and outcome.status != Status.DUPLICATE:
-                    own = block.payload.params[words : words + int(row["amount"])]
-                    words += len(own)
-                    self.oracle.check_row(tx_id, row, live, own)
                 self.statuses.append(outcome.status)
                 self.amounts.append(identity(row))
                 self.refs.append(int(row["user_ref"]))

@@ -128,7 +128,7 @@ class Client:
         records = np.zeros(1, RECORD_DTYPE)
         records["kind"] = Kind.FUNCTION_REGISTERED
         records["user_ref"] = ref = self.pipeline.new_ref()
-        self.pipeline.judge.oracle.registry.intents[ref] = wanted
+        self.pipeline.judge.oracle.intents[ref] = wanted
         header |= {"name": wanted.name, "user_ref": ref, "wait": rng.choice((0, 1, 2, 2, 3))}
         if example is None:
             return Call("unregister", header | {"op": "unregister"}, records)
@@ -148,7 +148,7 @@ class Client:
             row["user_ref"] = ref = pipeline.new_ref()
             call = [rng.randrange(pipeline.max_accounts + 1) for _ in range(3)]
             call += [rng.randint(0, 100), rng.choice((0, 50, 10_001)), 0, 0, 0]
-            pipeline.judge.oracle.registry.intents[ref] = Intent(NAMES[place], tuple(call))
+            pipeline.judge.oracle.intents[ref] = Intent(NAMES[place], tuple(call))
             params.append(call)
         header |= {"op": "submit", "count": len(records), "wait": rng.choice((0, 1, 2, 2, 2, 3))}
         if not params:

@@ -1,12 +1,11 @@
-"""Functions in a simulated run: real binaries for the engine, and an oracle that knows the calls.
+"""Functions in a simulated run: real binaries for the engine, and what clients intended with them.
 
-The log does not say which name was called or whether a registration might replace: that is what
-clients intended, and they note it here, by the `user_ref` of the operation.
+The log does not say which name was called or whether a registration might replace. Clients note it
+here, by the `user_ref` of the operation, and the oracle follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,19 +14,19 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from tallybus.common.record import Kind, Status
-from tests.example_functions import binary_path, expected
-from tests.oracle import Operation, Oracle, Outcome
+from tests import example_functions
+from tests.oracle import Host, Operation, Oracle, Outcome
 from tests.simulation.world import check
 
 EXAMPLES = ("fee_transfer", "overdraft")
 NAMES = ("pay", "owe", "odd")
-PARAMS = 8
+KINDS = (Kind.FUNCTION, Kind.FUNCTION_REGISTERED)
 
 
 @cache
 def binary(example: str) -> bytes:
     """The module of an example."""
-    return binary_path(example, "wat").read_bytes()
+    return example_functions.binary_path(example, "wat").read_bytes()
 
 
 class Registration(NamedTuple):
@@ -49,97 +48,50 @@ class Call(NamedTuple):
     params: tuple[int, ...]
 
 
-class Live(NamedTuple):
-    """What a name stands for: registered by `tx_id`."""
-
-    example: str
-    tx_id: int
-
-
-class Registry:
-    """The functions of a ledger, in plain Python, and what clients intended."""
-
-    def __init__(self) -> None:
-        self.intents: dict[int, Registration | Call] = {}
-        self.live: dict[str, Live] = {}
-        self.versions: dict[str, int] = {}
-
-    def register(self, wanted: Registration, tx_id: int) -> Status:
-        live = self.live.get(wanted.name)
-        if wanted.example is None:
-            if live is None:
-                return Status.INVALID_OPERATION
-            del self.live[wanted.name]
-        else:
-            if live is not None and not wanted.override:
-                return Status.INVALID_OPERATION
-            self.live[wanted.name] = Live(wanted.example, tx_id)
-        self.versions[wanted.name] = self.versions.get(wanted.name, 0) + 1
-        return Status.NONE
-
-
 class FunctionOracle(Oracle):
-    """The oracle of the built-in operations, with functions."""
+    """The oracle, for records as the log has them. `intents` is what clients fill in."""
 
     def __init__(self, max_accounts: int, transactions_per_segment: int) -> None:
         super().__init__(max_accounts, transactions_per_segment)
-        self.registry = Registry()
+        self.intents: dict[int, Registration | Call] = {}
 
-    def _execute_one(self, operation: Operation) -> Outcome:
-        if operation.kind in (Kind.FUNCTION, Kind.FUNCTION_REGISTERED):
-            # What else the record says is no movement.
-            operation = operation._replace(account=0, counterparty=0)
-        return super()._execute_one(operation)
-
-    def _judge(self, operation: Operation) -> Status:
-        intent = self.registry.intents.get(operation.user_ref)
-        # Only what is no duplicate comes here; its id was taken already.
-        if isinstance(intent, Registration) and operation.kind == Kind.FUNCTION_REGISTERED:
-            status = self.registry.register(intent, self.next_id - 1)
-        elif isinstance(intent, Call) and operation.kind == Kind.FUNCTION:
-            status = self._call(intent)
-        else:
-            return super()._judge(operation)
-        return status
-
-    def _call(self, call: Call) -> Status:
-        live = self.registry.live.get(call.name)
-        if live is None:
-            return Status.INVALID_OPERATION
-        before = [self.balance(account) for account in range(self.max_accounts)]
-        outcome = expected(live.example, call.params, before)
-        for account, amount in outcome.entries:
-            self._move(account, amount)
-        return outcome.status  # type: ignore[return-value]
-
-    def check_row(
-        self, tx_id: int, row: Any, live: dict[str, Live], params: NDArray[np.int64]
-    ) -> None:
-        """The record of a call or a registration, apart from its status. `live`: before it."""
-        registry = self.registry
-        intent = registry.intents[int(row["user_ref"])]
-        status = int(row["status"])
+    def follow(
+        self, row: Any, params: NDArray[np.int64], entries: list[tuple[int, int]]
+    ) -> Outcome:
+        """Execute what stands in the log next; raises SimulationFailure unless the record of a call
+        or a registration, its parameters and its entries are right."""
+        if row["kind"] not in KINDS:
+            return self.execute(np.array([row]))[0]
+        ref = int(row["user_ref"])
+        intent = self.intents[ref]
         if isinstance(intent, Registration):
-            crc = 0 if status or not intent.module else crc32c(intent.module)
-            version = 0 if status else registry.versions[intent.name]
-            told = int(row["function"]), int(row["account"])
-            check(told == (crc, version), f"{tx_id}: registered {told}, not {(crc, version)}")
-            text = params.tobytes().rstrip(b"\0").decode()
-            check(text == intent.name, f"{tx_id}: registered as {text}, not {intent.name}")
-            return
-        ran = live.get(intent.name)
-        crc, by = (0, 0) if ran is None else (crc32c(binary(ran.example)), ran.tx_id)
-        told = int(row["function"]), int(row["account"])
-        check(told == (crc, by), f"{tx_id}: {intent.name} ran {told}, not {(crc, by)}")
-        check(
-            params.tolist() == trimmed(intent.params),
-            f"{tx_id}: called with {params.tolist()}, not {intent.params}",
-        )
+            return self._registered(row, intent, params)
+        outcome = self.execute([Operation(Kind.FUNCTION, 0, 0, 0, ref, *intent)])[0]
+        if outcome.status != Status.DUPLICATE:
+            kept = self.kept
+            told = (int(row["function"]), int(row["account"]), params.tolist(), entries)
+            right = (kept.functions[0], kept.registrations[0], kept.params, kept.entries)
+            check(told == right, f"{outcome.tx_id} is in the log with {told}, not {right}")
+        return outcome
+
+    def _registered(self, row: Any, wanted: Registration, params: NDArray[np.int64]) -> Outcome:
+        crc = crc32c(wanted.module) if wanted.module else 0
+        function = None if wanted.example is None else _function(wanted.example)
+        ref = int(row["user_ref"])
+        outcome = self.register(wanted.name, function, crc, wanted.override, ref)
+        if outcome.status != Status.DUPLICATE:
+            made = not outcome.status
+            name = params.tobytes().rstrip(b"\0").decode()
+            told = (int(row["function"]), int(row["account"]), name)
+            version = self._versions[wanted.name] if made else 0
+            right = (crc if made else 0, version, wanted.name)
+            check(told == right, f"{outcome.tx_id} is in the log with {told}, not {right}")
+        return outcome
 
 
-def trimmed(params: Sequence[int]) -> list[int]:
-    """Without the last zeros."""
-    kept = list(params)
-    while kept and not kept[-1]:
-        kept.pop()
-    return kept
+def _function(example: str) -> Any:
+    def run(host: Host, params: tuple[int, ...]) -> int:
+        # The examples' page knows the three calls, whoever answers them.
+        return int(example_functions.ORACLES[example](host, *params))
+
+    return run

@@ -30,6 +30,9 @@ from tallybus.services.wal.service import WalService
 from tests.simulation.pipeline import simulate
 from tests.simulation.world import SimulationFailure
 
+SAID_CHARACTERS = 300
+"""Of what a checker said: enough to know which one it was."""
+
 Changes = list[tuple[type, str, Callable[..., Any]]]
 """Class, name of a method, what replaces it."""
 
@@ -383,7 +386,8 @@ def search(name: str, first: int, seeds: int, flavour: str | None = None) -> Fou
             try:
                 simulate(seed, flavour)
             except SimulationFailure as failure:
-                return Found(seed, runs, str(failure).partition("\nflavour")[0])
+                said = " ".join(str(failure).partition("\nflavour")[0].split())
+                return Found(seed, runs, said[:SAID_CHARACTERS])
     return None
 
 

