@@ -42,7 +42,8 @@ class Transaction:
     the CRC-32C of the binary that ran and `function_name` and `function_version` what that binary
     was registered as, all None where none ran. FUNCTION_REGISTERED has `function_name`; where it
     succeeded also the `function_version` that it made and the `function_crc32c` of its binary, 0
-    for an unregistration.
+    for an unregistration. A client may have sent a kind that does not exist: then `kind` is its
+    number, and the transaction failed.
 
     `timestamp_ns` is Unix time in nanoseconds, given by the sequencer in its `term`. `user_ref` is
     0 where there was none. `entries` are in the order in which they were applied, none if the
@@ -53,7 +54,7 @@ class Transaction:
     tx_id: int
     timestamp_ns: int
     term: int
-    kind: Kind
+    kind: Kind | int
     status: Status | int
     user_ref: int
     account: int | None

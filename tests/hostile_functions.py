@@ -564,21 +564,15 @@ FAILING: dict[str, Failing] = {
     ),
     # Too deep.
     "calls itself": _fails("(call $f) (i32.const 0)", around=f"(func $f {_SELF})"),
-    "calls itself with large frames": Failing(
-        lambda: module(
-            [
-                body(b"\x10\x01" + RETURN_0),
-                body(
-                    b"".join(b"\x20\x00\x21" + unsigned(i) for i in range(900))
-                    + b"\x10\x01"
-                    + b"".join(b"\x20" + unsigned(i) + b"\x1a" for i in range(900)),
-                    [(900, I64)],
-                ),
-            ],
-            types=[NOTHING_TYPE],
-            of_type=[0, 1],
-        ),
-        Status.INVALID_OPERATION,
+    "calls itself with large frames": _fails(
+        "(drop (call $f)) (i32.const 0)",
+        around="(memory 1) (func $f (result i64) (local "
+        + "i64 " * 100
+        + ")"
+        + "".join(f"(local.set {i} (i64.load (i32.const {8 * i})))" for i in range(100))
+        + "(call $f)"
+        + "".join(f"(i64.xor (local.get {i}))" for i in range(100))
+        + ")",
     ),
     "two that call each other": _fails(
         "(call $f) (i32.const 0)", around="(func $f (call $g)) (func $g (call $f))"
@@ -653,9 +647,9 @@ FAILING: dict[str, Failing] = {
         "(call $credit (i64.const 3) (i64.const 1)) (i32.const 0)", Status.ZERO_SUM_VIOLATION
     ),
     "balanced modulo 2^64": _fails(
-        "(call $debit (i64.const 3) (i64.const 0x7fffffffffffffff))"
-        "(call $debit (i64.const 4) (i64.const 0x7fffffffffffffff))"
-        "(call $debit (i64.const 5) (i64.const 2)) (i32.const 0)",
+        "(call $debit (i64.const 13) (i64.const 0x7fffffffffffffff))"
+        "(call $debit (i64.const 14) (i64.const 0x7fffffffffffffff))"
+        "(call $debit (i64.const 15) (i64.const 2)) (i32.const 0)",
         Status.ZERO_SUM_VIOLATION,
     ),
     "a start function that credits": Failing(
@@ -684,7 +678,12 @@ FAILING: dict[str, Failing] = {
         Status.ENTRY_LIMIT_EXCEEDED,
         locals_="(local $i i32)",
     ),
-    "credits until the fuel is spent": _forever("(call $credit (i64.const 3) (i64.const 1))"),
+    "credits for ever": _fails(
+        _FOREVER.format("(call $credit (i64.const 3) (i64.const 1))"), Status.ENTRY_LIMIT_EXCEEDED
+    ),
+    "credits nothing until the fuel is spent": _forever(
+        "(call $credit (i64.const 3) (i64.const 0))"
+    ),
     "balance of the last account of all": _fails(
         "(drop (call $get_balance (i64.const -1))) (i32.const 0)", Status.ACCOUNT_LIMIT_EXCEEDED
     ),

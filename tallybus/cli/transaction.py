@@ -67,13 +67,17 @@ def _is_credit(entry: Entry) -> bool:
     return entry.direction.value == "CREDIT"
 
 
+def _kind_text(kind: Kind | int) -> str:
+    return kind.name if isinstance(kind, Kind) else str(kind)
+
+
 def _as_json(found: Transaction) -> dict[str, Any]:
     crc32c = found.function_crc32c
     return {
         "tx_id": found.tx_id,
         "timestamp_ns": found.timestamp_ns,
         "term": found.term,
-        "kind": found.kind.name,
+        "kind": _kind_text(found.kind),
         "status": status_text(found.status),
         "user_ref": found.user_ref,
         "account": found.account,
@@ -95,7 +99,7 @@ def _as_values(found: Transaction) -> dict[str, object]:
         "transaction": found.tx_id,
         "time": _time_text(found.timestamp_ns),
         "term": found.term,
-        "kind": found.kind.name,
+        "kind": _kind_text(found.kind),
         "status": status_text(found.status),
         "user_ref": found.user_ref or "none",
     }

@@ -93,19 +93,18 @@ def _transaction(
     tx_id: int, snapshot: int, header: Header, record: bytes, entries: bytes
 ) -> Transaction:
     kind, status, entry_count, crc32c, user_ref, account, other, amount = _RECORD.unpack(record)
-    if kind not in Kind._value2member_map_:
-        raise ProtocolError(f"the gateway sent a transaction of the unknown kind {kind}")
     # The record counts the entries of a function; those of a built-in follow from it.
     if len(entries) % ENTRY_SIZE or (
         kind == Kind.FUNCTION and status == 0 and len(entries) != entry_count * ENTRY_SIZE
     ):
         raise ProtocolError(f"the gateway sent entries of {len(entries)} bytes, not as recorded")
-    subject = _subject(Kind(kind), status, header, account, other, amount, crc32c)
+    known = Kind(kind) if kind in Kind._value2member_map_ else kind
+    subject = _subject(known, status, header, account, other, amount, crc32c)
     return Transaction(
         tx_id=tx_id,
         timestamp_ns=u64_field(header, "timestamp"),
         term=u64_field(header, "term"),
-        kind=Kind(kind),
+        kind=known,
         status=status_of(status),
         user_ref=user_ref,
         account=subject.account,
@@ -123,7 +122,13 @@ def _transaction(
 
 
 def _subject(
-    kind: Kind, status: int, header: Header, account: int, other: int, amount: int, crc32c: int
+    kind: Kind | int,
+    status: int,
+    header: Header,
+    account: int,
+    other: int,
+    amount: int,
+    crc32c: int,
 ) -> _Subject:
     match kind:
         case Kind.TRANSFER:
@@ -145,6 +150,9 @@ def _subject(
                 function_crc32c=crc32c or None,
                 params=_params(header),
             )
+        case _:
+            # Whatever a client sent is in the log; nothing but its reference means anything.
+            return _Subject()
 
 
 def _function(header: Header) -> tuple[str | None, int | None]:

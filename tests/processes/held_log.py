@@ -4,7 +4,8 @@
 - `arm` holds N: while it is there calls of any storage operation are counted, all together
 - `reached` appears, with the operation and the path, when the Nth is about to happen; from then on
   no call of any thread goes on
-- `go` says how it ends: `on`, or `power KEEP SEED`: the machine loses its power.
+- `go` says how it ends: `on`, or `power KEEP SEED`: the machine loses its power. It is removed when
+  it was read.
 
 A copy of the files in memory knows what was synced. When the power fails the log and the functions'
 binaries become what a disk may hold then: of what was not synced nothing, all or a random part, and
@@ -30,7 +31,7 @@ from tallybus.common.function_files import FOLDER_NAME
 from tallybus.common.process import run_service
 from tallybus.common.settings import Settings
 from tallybus.services.wal.service import WalService
-from tests.faulty_storage import Keep, MemoryStorage
+from tests.faulty_storage import Inode, Keep, MemoryStorage
 
 VARIABLE: Final = "HELD_LOG"
 POLL_S: Final = 0.002
@@ -76,6 +77,7 @@ class HeldStorage(Storage):
         while not go.exists():
             time.sleep(POLL_S)
         words = go.read_text().split()
+        go.unlink()
         if words[0] == "power":
             self._lose_power(cast("Keep", words[1]), random.Random(int(words[2])))
             os.kill(os.getpid(), signal.SIGKILL)
@@ -105,6 +107,9 @@ class HeldStorage(Storage):
         with self._call("open", path):
             descriptor = super()._sys_open(path, flags)
             self._copy.folders.update((path, *path.parents))
+            if not flags & (os.O_DIRECTORY | os.O_CREAT) and path not in self._copy.names:
+                content = bytearray(path.read_bytes())
+                self._copy.names[path] = Inode(content, content[:])
             self._twins[descriptor] = self._copy._sys_open(path, flags)
             return descriptor
 

@@ -276,7 +276,7 @@ def test_a_snapshot_that_cannot_be_written_stops_the_ledger_and_takes_nothing_wi
             assert up.wait() == EXIT_STORAGE
         assert_explained(up, *case.told, service="snapshotter")
     assert_all_on_disk(settings, load)
-    assert not list(settings.ledger.data.glob("snapshot*"))
+    assert not list(settings.ledger.data.glob("snapshot_*"))
 
 
 @contextmanager

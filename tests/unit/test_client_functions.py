@@ -34,6 +34,8 @@ from tallybus import (
     function_calls,
 )
 from tallybus.client.core import MILLISECOND, CoreSettings
+from tallybus.client.transaction import ReadTransaction
+from tallybus.common.record import RECORD_DTYPE
 from tests.fake_gateway import (
     TIMESTAMP,
     FakeGateway,
@@ -445,3 +447,15 @@ def test_arrays_of_calls_may_be_changed_once_the_call_returns(
     gateway.release()
     assert [pending.result().failed_count for pending in pendings] == [2000] * 6
     assert [message.payload for message in gateway.seen] == expected
+
+
+def test_a_kind_that_does_not_exist_is_read_as_its_number() -> None:
+    record = np.zeros(1, RECORD_DTYPE)
+    record["kind"] = 136
+    record["status"] = Status.INVALID_OPERATION
+    header = {"tx_id": 3, "timestamp": 1, "term": 1, "found": True, "snapshot": 3, "params": []}
+    header |= {"duplicate_of": 0, "function": None, "name": None}
+    found = ReadTransaction(3, 0).decode(header, [record.tobytes(), b""])
+    assert found.kind == 136
+    assert found.status is Status.INVALID_OPERATION
+    assert found.amount is None

@@ -1,0 +1,122 @@
+"""One compose project of the test: how to bring it up, look into it and take it away."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.compose.engine import PROJECT, Docker
+
+START_ORDER = ("snapshotter", "wal", "transactor", "sequencer", "gateway")
+PORTS = {"sequencer": 9464, "transactor": 9465, "wal": 9466, "snapshotter": 9467, "gateway": 9468}
+WAIT_SECONDS = 180
+
+
+class Failed(Exception):
+    """Something is not as it must be."""
+
+
+def check(good: bool, what: str) -> None:
+    """Raises Failed where it is not so."""
+    if not good:
+        raise Failed(what)
+
+
+def until(what: str, condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> float:
+    """Seconds until it holds; raises Failed when it does not in time."""
+    began = time.monotonic()
+    while not condition():
+        check(time.monotonic() - began < seconds, f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+class Stack:
+    """The services of some compose files under a name of their own, on a free port of loopback."""
+
+    count = 0
+
+    def __init__(self, docker: Docker, image: str, files: tuple[str, ...]) -> None:
+        Stack.count += 1
+        self.name = f"tallybus-test-{os.getpid()}-{Stack.count}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        own = {"LEDGER_IMAGE": image, "LEDGER_PORT": str(self.port)}
+        self.docker = Docker(docker.command, {**docker.environment, **own}, docker.own)
+        self.files = files
+        self._client = f"{self.name}-client"
+        self._options = ["--project-name", self.name, "--project-directory", str(PROJECT)]
+        for file in files:
+            self._options += ["--file", str(PROJECT / file)]
+
+    def compose(self, *arguments: str, check: bool = True, text: str | None = None) -> str:
+        """Standard output of `docker compose ARGUMENTS…`."""
+        return self.docker("compose", *self._options, *arguments, check=check, text=text)
+
+    def up(self, *arguments: str) -> float:
+        """Seconds until all are healthy."""
+        began = time.monotonic()
+        self.compose("up", "--detach", "--no-build", *arguments)
+        return time.monotonic() - began
+
+    def remove(self) -> None:
+        """Containers, networks and volumes."""
+        self.docker("rm", "--force", self._client, check=False)
+        self.compose("down", "--volumes", "--timeout", "30", check=False)
+
+    def inside(self, service: str, *command: str, check: bool = True) -> str:
+        """Standard output of a command in a service's container."""
+        return self.compose("exec", "-T", service, *command, check=check)
+
+    def tallybus(self, *arguments: str, text: str | None = None) -> Any:
+        """The answer of `tallybus ARGUMENTS… --json`, called in the gateway's container."""
+        return json.loads(
+            self.compose("exec", "-T", "gateway", "tallybus", *arguments, "--json", text=text)
+        )
+
+    def importing(self, csv: str, batch: int) -> subprocess.Popen[str]:
+        """An import by a container of its own, which outlives every service."""
+        arguments = ["import", csv, "--batch", str(batch), "--timeout", "120", "--json"]
+        return subprocess.Popen(
+            [
+                *(self.docker.command, "run", "--rm", "--interactive", "--read-only"),
+                *("--name", self._client),
+                *("--network", f"{self.name}_ledger", "--env"),
+                *("TALLYBUS_ENDPOINT=tcp://gateway:5550", self.docker.environment["LEDGER_IMAGE"]),
+                *arguments,
+            ],
+            env=dict(self.docker.environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def state(self, service: str) -> dict[str, Any]:
+        """What the engine knows of a service's container; {} without one."""
+        container = self.compose("ps", "--all", "--quiet", service).strip()
+        if not container:
+            return {}
+        found: dict[str, Any] = json.loads(self.docker("inspect", container))[0]
+        return found
+
+    def is_ready(self, service: str) -> bool:
+        """Whether a service says that it is ready."""
+        answer = self.inside(service, "tallybus", "health", service, check=False)
+        return '"ready": true' in answer
+
+    def metrics(self, service: str) -> dict[str, float]:
+        """What a service serves: values by name with labels."""
+        fetch = (
+            "import urllib.request as r;"
+            f"print(r.urlopen('http://127.0.0.1:{PORTS[service]}/metrics').read().decode())"
+        )
+        lines = self.inside(service, "python3", "-c", fetch).splitlines()
+        rows = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+        return {name: float(value) for name, value in rows}

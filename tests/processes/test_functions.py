@@ -1,0 +1,611 @@
+"""Functions on real processes: deaths, restarts, damage, crowds, and clients that mean harm."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from tallybus import (
+    AlreadyExists,
+    Client,
+    Deposit,
+    Function,
+    FunctionVersion,
+    InvalidFunction,
+    NotRegistered,
+    Status,
+    TallybusError,
+    WaitLevel,
+    function_calls,
+)
+from tallybus.common.errors import EXIT_DAMAGED
+from tallybus.common.logcheck import check_log
+from tallybus.common.settings import Settings
+from tallybus.supervisor import START_ORDER
+from tests import hostile_functions as hostile
+from tests.example_functions import binary_path
+from tests.processes.pipeline import PATIENCE_S, eventually, make_settings, pipeline_of
+from tests.processes.registration_kills import ACTIONS, PINNED, PINS, VICTIMS, Kills, binary_of
+from tests.processes.services import Services, Up
+
+# --- deaths -------------------------------------------------------------------------------------
+
+CALLS_OF_THE_LOG = 13
+"""Calls of the storage that a registration takes, at least. The long run goes through all."""
+
+
+def test_a_registration_is_made_wholly_or_not_at_all_wherever_the_log_and_others_die(
+    tmp_path: Path,
+) -> None:
+    with Kills(tmp_path / "ledger", seed=4) as kills:
+        steps = [(nth, action) for nth in range(1, CALLS_OF_THE_LOG) for action in ACTIONS]
+        victims = [victim for victim in VICTIMS for _ in range(3)]
+        for (nth, action), victim in zip(
+            kills.random.sample(steps, len(victims)), victims, strict=True
+        ):
+            assert kills.at_call(nth, action, victim, kills.random.random() < 0.6)
+        kills.look_at_everything()
+        assert sum(kills.done.values()) - kills.done["came late"] == len(victims)
+
+
+def test_a_registration_is_made_wholly_or_not_at_all_when_others_die_on_its_way(
+    tmp_path: Path,
+) -> None:
+    with Kills(tmp_path / "ledger", seed=5) as kills:
+        for pin in PINS:
+            for dead in kills.random.sample(PINNED, 2):
+                action = kills.random.choice(ACTIONS)
+                kills.at_pin(pin, action, dead, kills.random.random() < 0.7)
+        kills.look_at_everything()
+
+
+# --- restarts and damage ------------------------------------------------------------------------
+
+SMALL = {
+    "ledger__transactions_per_segment": 10,
+    "ledger__snapshot_frequency": 1,
+    "ledger__snapshots_kept": 3,
+    "ledger__max_accounts": 1_000,
+}
+Registry = list[tuple[str, int, int, int]]
+
+
+def registry(client: Client) -> Registry:
+    return [(row.name, row.version, row.crc32c, row.tx_id) for row in client.list_functions()]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Registry]:
+    """A ledger that was stopped: functions that are live, replaced, unregistered and registered
+    again, some of them in the snapshots and some only in the log."""
+    folder = tmp_path_factory.mktemp("functions")
+    settings = make_settings(folder / "data", **SMALL)
+    with (
+        pipeline_of(settings, folder / "services.log") as pipeline,
+        pipeline.client() as client,
+    ):
+        client.register_function("a", binary_of(1))
+        client.register_function("a", binary_of(2), override=True)
+        client.register_function("b", binary_of(1))
+        client.unregister_function("b")
+        client.register_function("large", hostile.of_size(50_000))
+        for amount in range(1, 31):
+            client.submit_and_wait(Function("a", (amount,)), WaitLevel.SNAPSHOT)
+        client.register_function("c", binary_of(3))
+        client.unregister_function("c")
+        client.register_function("c", binary_of(4))
+        client.register_function("memory", hostile.wat(TWO_MEBIBYTES))
+        found = registry(client)
+    assert [row[:2] for row in found] == [("a", 2), ("c", 3), ("large", 1), ("memory", 1)]
+    return settings.ledger.data, found
+
+
+TWO_MEBIBYTES = f"(module (memory 32) {hostile.EXECUTE} (i32.const 0)))"
+
+
+def flip(path: Path, offset: int = -2) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern))
+
+
+def remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
+PASSED_OVER: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda _: None, ""),
+    "no snapshots": (lambda data: remove(data, "*snapshot_*"), ""),
+    "no function snapshots": (
+        lambda data: remove(data, "function_snapshot_*"),
+        "function_snapshot_",
+    ),
+    "the newest is damaged": (
+        lambda data: flip(newest(data, "function_snapshot_*.bin")),
+        "function_snapshot_",
+    ),
+    "its sidecar is gone": (
+        lambda data: newest(data, "function_snapshot_*.crc").unlink(),
+        "function_snapshot_",
+    ),
+    "balances are damaged": (lambda data: flip(newest(data, "snapshot_*.bin"), 80), "snapshot_"),
+    "files that nothing names": (
+        lambda data: [
+            (data / "functions" / name).write_bytes(b"rubbish")
+            for name in ("b_v3.wasm", "a_v3.wasm.tmp", "other_v1.wasm")
+        ],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PASSED_OVER)
+def test_the_registry_is_the_same_after_a_restart_whatever_snapshots_there_are(
+    what: str, stopped: tuple[Path, Registry], tmp_path: Path
+) -> None:
+    folder, expected = stopped
+    spoil, told = PASSED_OVER[what]
+    data = tmp_path / "data"
+    shutil.copytree(folder, data, ignore=shutil.ignore_patterns("run", "*.lock"))
+    spoil(data)
+    settings = make_settings(data, **SMALL)
+    with Services(tmp_path) as services:
+        for kill in (False, True):
+            if kill:
+                for stage in START_ORDER:
+                    services[stage].kill()
+            # The snapshotter replaces what is damaged: the transactor reads it before.
+            services.start("wal", settings)
+            transactor = services.start("transactor", settings)
+            eventually(partial(transactor.said, "recovered"), "the transactor recovers")
+            services.start_all(settings, but=("wal", "transactor"))
+            with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+                assert registry(client) == expected
+                for name, status in (("a", 0), ("b", 5), ("c", 0), ("other", 5)):
+                    result = client.submit_and_wait(Function(name, (1,)), WaitLevel.SNAPSHOT)
+                    assert result.status == status
+                # An old call still says what ran.
+                first = client.get_transaction(6)
+                assert (first.function_name, first.function_version) == ("a", 2)
+            warnings = [line for line in transactor.lines if line["level"] == "warning"]
+            assert kill or bool(warnings) == bool(told)
+            assert all(told in line["reason"] for line in warnings)
+        with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+            assert client.register_function("b", binary_of(7)).version == 3
+            assert client.register_function("a", binary_of(8), override=True).version == 3
+        assert not list((data / "functions").glob("*.tmp"))
+
+
+REFUSED_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "missing": ("a_v2.wasm", Path.unlink),
+    "of an old version missing": ("a_v1.wasm", Path.unlink),
+    "changed": ("c_v3.wasm", flip),
+    "of an old version truncated": (
+        "c_v1.wasm",
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    ),
+    "empty": ("large_v1.wasm", lambda path: path.write_bytes(b"")),
+    "of an unregistration missing": ("b_v2.wasm", Path.unlink),
+    "of an unregistration not empty": ("b_v2.wasm", lambda path: path.write_bytes(b"x")),
+    "a folder": ("a_v1.wasm", lambda path: (path.unlink(), path.mkdir())),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_FILES)
+def test_without_the_very_binaries_the_transactor_does_not_start_and_names_the_file(
+    what: str, stopped: tuple[Path, Registry], tmp_path: Path
+) -> None:
+    name, spoil = REFUSED_FILES[what]
+    data = tmp_path / "data"
+    shutil.copytree(stopped[0], data, ignore=shutil.ignore_patterns("run", "*.lock"))
+    before = (data / "functions" / name).read_bytes()
+    spoil(data / "functions" / name)
+    settings = make_settings(data, **SMALL)
+    function, _, version = name.removesuffix(".wasm").partition("_v")
+    with Services(tmp_path) as services:
+        log, transactor = (services.start(stage, settings) for stage in ("wal", "transactor"))
+        assert transactor.wait() == EXIT_DAMAGED
+        message = str(transactor.lines[-1]["message"])
+        assert f"version {version} of the function {function} " in message
+        assert str(data / "functions" / name) in message
+        assert "Traceback" not in transactor.text
+        assert log.running
+        if what not in ("missing", "a folder"):
+            return
+        # Restored, it goes on.
+        path = data / "functions" / name
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(before)
+        services.start_all(settings, but=("wal",))
+        with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+            assert registry(client) == stopped[1]
+
+
+def test_a_ledger_whose_binary_is_missing_stops_as_a_whole_and_says_why(
+    stopped: tuple[Path, Registry], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(stopped[0], data, ignore=shutil.ignore_patterns("run", "*.lock"))
+    (data / "functions" / "a_v2.wasm").unlink()
+    with Up(make_settings(data, **SMALL), tmp_path) as up:
+        assert up.wait() == EXIT_DAMAGED
+        assert str(data / "functions" / "a_v2.wasm") in up.text
+        assert not up.said("a service died and is started again")
+        up.assert_nothing_left()
+
+
+def test_a_function_that_no_longer_fits_into_the_limits_keeps_the_transactor_from_starting(
+    stopped: tuple[Path, Registry], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(stopped[0], data, ignore=shutil.ignore_patterns("run", "*.lock"))
+    for limit, told in (("memory_mib", "memory"), ("max_functions", "max_functions")):
+        settings = make_settings(data, **SMALL, **{f"functions__{limit}": 1})
+        with Services(tmp_path) as services:
+            services.start("wal", settings, f"wal_{limit}")
+            transactor = services.start("transactor", settings, f"transactor_{limit}")
+            assert transactor.wait() == EXIT_DAMAGED
+            message = str(transactor.lines[-1]["message"])
+            assert "is registered and cannot be used" in message
+            assert told in message
+            assert "Traceback" not in transactor.text
+    settings = make_settings(data, **SMALL)
+    with Services(tmp_path) as services:
+        services.start_all(settings)
+        with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+            assert registry(client) == stopped[1]
+
+
+def test_limits_of_the_settings_hold_for_registrations_and_calls(tmp_path: Path) -> None:
+    settings = make_settings(
+        tmp_path / "data",
+        ledger__max_accounts=1_000,
+        functions__max_functions=2,
+        functions__memory_mib=1,
+        functions__fuel=500,
+        functions__fuel_by_name="patient=1000000",
+    )
+    loop = hostile.function(
+        "(loop $l (local.set 0 (i64.sub (local.get 0) (i64.const 1))) "
+        "(br_if $l (i64.gt_s (local.get 0) (i64.const 0)))) (i32.const 0)"
+    )
+    with pipeline_of(settings, tmp_path / "log") as pipeline, pipeline.client() as client:
+        with pytest.raises(InvalidFunction, match="memory"):
+            client.register_function("memory", hostile.wat(TWO_MEBIBYTES))
+        client.register_function("hasty", loop)
+        client.register_function("patient", loop)
+        with pytest.raises(InvalidFunction, match="max_functions"):
+            client.register_function("third", loop)
+        client.register_function("hasty", loop, override=True)
+        for name, turns, status in (
+            ("hasty", 10, Status.NONE),
+            ("hasty", 1_000, Status.QUOTA_EXCEEDED),
+            ("patient", 1_000, Status.NONE),
+            ("patient", 10**9, Status.QUOTA_EXCEEDED),
+        ):
+            assert client.submit_and_wait(Function(name, (turns,))).status == status
+        client.unregister_function("hasty")
+        client.register_function("third", loop)
+
+
+# --- crowds -------------------------------------------------------------------------------------
+
+
+def together(settings: Settings, count: int, act: Callable[[Client, int], Any]) -> list[Any]:
+    """What `act(client, number)` returned or raised, for each of so many clients at once."""
+    barrier = threading.Barrier(count)
+    found: list[Any] = [None] * count
+
+    def run(number: int) -> None:
+        with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+            client.pipeline_index()
+            barrier.wait()
+            try:
+                found[number] = act(client, number)
+            except TallybusError as error:
+                found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * PATIENCE_S)
+        assert not thread.is_alive()
+    return found
+
+
+PIPELINE_SETTINGS = {
+    "ledger__max_accounts": 1_000,
+    "ledger__transactions_per_segment": 20_000,
+    "ledger__snapshot_frequency": 1,
+}
+
+
+def test_of_many_that_register_a_name_at_once_exactly_one_succeeds(pipeline: Any) -> None:
+    found = together(
+        pipeline.settings, 40, lambda client, n: client.register_function("crowd", binary_of(n))
+    )
+    (number,) = [at for at, each in enumerate(found) if isinstance(each, FunctionVersion)]
+    assert found[number].version == 1
+    assert sum(isinstance(each, AlreadyExists) for each in found) == 39
+    with pipeline.client() as client:
+        (row,) = [row for row in client.list_functions() if row.name == "crowd"]
+        assert (row.version, row.crc32c) == (1, found[number].crc32c)
+
+
+def test_versions_of_many_that_replace_at_once_have_no_gap_and_each_has_its_file(
+    pipeline: Any,
+) -> None:
+    found = together(
+        pipeline.settings,
+        40,
+        lambda client, n: client.register_function("busy", binary_of(n % 20), override=True),
+    )
+    assert sorted(each.version for each in found) == list(range(1, 41))
+    by_id = sorted(found, key=lambda each: each.tx_id)
+    assert [each.version for each in by_id] == list(range(1, 41))
+    for number, each in enumerate(found):
+        path = pipeline.data / "functions" / f"busy_v{each.version}.wasm"
+        assert path.read_bytes() == binary_of(number % 20)
+    gone = together(pipeline.settings, 20, lambda client, _: client.unregister_function("busy"))
+    assert Counter(type(each) for each in gone) == {FunctionVersion: 1, NotRegistered: 19}
+
+
+def test_calls_behind_a_registration_run_it_and_calls_before_it_ran_what_was_there(
+    pipeline: Any,
+) -> None:
+    with pipeline.client() as client, pipeline.client() as other:
+        client.submit_and_wait(Deposit(1, 10**9))
+        made: list[FunctionVersion] = []
+
+        def replace() -> None:
+            for number in range(12):
+                made.append(other.register_function("moving", binary_of(number), override=True))
+
+        thread = threading.Thread(target=replace)
+        thread.start()
+        results = []
+        while thread.is_alive() or len(results) < 5:
+            batch = function_calls("moving", np.ones((50, 1), np.int64))
+            results.append(client.submit_batch(batch, WaitLevel.COMPUTED))
+            assert len(results) < 10**5
+        thread.join()
+        last = int(results[-1].tx_ids[-1])
+        client.wait_for(last, WaitLevel.SNAPSHOT)
+        # Every call ran the version whose registration was the last before it.
+        starts = [each.tx_id for each in made]
+        around = [tx_id + step for tx_id in starts for step in (-1, 1)]
+        ids = [tx_id for each in results for tx_id in each.tx_ids.tolist()]
+        seen = set()
+        for tx_id in {*around, *ids[:3], ids[-1]}.intersection(ids):
+            version = sum(start < tx_id for start in starts)
+            found = client.get_transaction(tx_id)
+            assert found.function_version == (version or None)
+            assert found.status == (Status.NONE if version else Status.INVALID_OPERATION)
+            seen.add(version)
+        assert 12 in seen
+
+
+def test_a_module_that_takes_long_to_compile_holds_nobody_up(pipeline: Any) -> None:
+    with pipeline.client() as client, pipeline.client() as other:
+        done = threading.Event()
+
+        def register() -> None:
+            other.register_function("slow", slow_to_compile())
+            done.set()
+
+        thread = threading.Thread(target=register)
+        thread.start()
+        commits = 0
+        while not done.is_set():
+            assert thread.is_alive() or done.is_set()
+            client.submit_and_wait(Deposit(1, 1), WaitLevel.COMMITTED)
+            commits += not done.is_set()
+        thread.join()
+    assert commits > 3
+
+
+def slow_to_compile() -> bytes:
+    """Valid and within the limits, and more than a second of work for the compiler."""
+    step = b"\x20\x00\x42\x83\xda\xc4\x09\x7e\x20\x01\x85\x21\x00"
+    bodies = [hostile.body(step * 2_000 + b"\x20\x00\xa7") for _ in range(40)]
+    return hostile.module([hostile.body(hostile.RETURN_0), *bodies])
+
+
+# --- harm ---------------------------------------------------------------------------------------
+
+
+def test_hostile_modules_through_the_gateway_leave_every_service_as_it_was(pipeline: Any) -> None:
+    pids = pipeline.pids()
+    with pipeline.client() as client:
+        before = client.pipeline_index().committed
+        for what, refused in hostile.REFUSED.items():
+            binary = refused.binary()
+            if 0 < len(binary) <= hostile.MEGABYTES_4:  # the client itself refuses others
+                with pytest.raises(InvalidFunction) as caught:
+                    client.register_function("hostile", binary)
+                assert refused.reason in caught.value.reason, what
+        assert client.pipeline_index().committed == before, "nothing of them is in the log"
+        assert not list((pipeline.data / "functions").glob("hostile_*"))
+        held = client.get_balances(range(1_000)).balances.tolist()
+        for what, failing in hostile.FAILING.items():
+            client.register_function("failing", failing.binary(), override=True)
+            calls = function_calls("failing", [list(failing.params) or [0]] * 3)
+            result = client.submit_batch(calls, WaitLevel.SNAPSHOT)
+            assert set(result.statuses.tolist()) == {failing.status}, what
+        last = client.pipeline_index().committed
+        assert client.get_balances(range(1_000), min_tx_id=last).balances.tolist() == held
+        for what, binary_ in hostile.REMEMBERING.items():
+            client.register_function("remembering", binary_(), override=True)
+            result = client.submit_batch(function_calls("remembering", [[0]] * 3))
+            assert len(set(result.statuses.tolist())) == 1, what
+    assert pipeline.pids() == pids
+
+
+def raw_record(kind: int, rng: random.Random) -> bytes:
+    """An operation of this kind with anything in the other fields."""
+    return struct.pack(
+        "<BBHIQQQQ",
+        kind,
+        rng.randrange(256),
+        rng.choice((0, rng.randrange(65_536))),
+        rng.choice((0, 1, rng.getrandbits(32))),
+        rng.choice((0, rng.randrange(1, 40))),
+        rng.choice((0, 1, rng.randrange(50), 2**63)),
+        rng.randrange(5),
+        rng.choice((0, 1, 8, 255, 2**40, rng.getrandbits(64))),
+    )
+
+
+def test_raw_records_of_registrations_and_calls_register_nothing_and_survive_a_restart(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    settings = make_settings(data, ledger__max_accounts=100)
+    rng = random.Random(6)
+    with Services(tmp_path) as services, zmq.Context() as context:
+        services.start_all(settings)
+        with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+            client.register_function("ok", binary_of(1))
+            dealer = context.socket(zmq.DEALER)
+            dealer.linger = 0
+            dealer.connect(settings.gateway.endpoint)
+            for number in range(1, 120):
+                kinds = rng.choices((1, 3, 4, 5, 5), k=rng.randint(1, 40))
+                encoded = b"".join(raw_record(kind, rng) for kind in kinds)
+                header = {"v": 1, "id": number, "op": "submit", "wait": 2, "count": len(kinds)}
+                header["names"] = rng.choice((["ok"], ["ok", "../x"], ["other", "ok", "ok"]))
+                params = [rng.randbytes(64 * kinds.count(4))] if 4 in kinds else []
+                dealer.send_multipart([msgpack.packb(header), encoded, *params])
+                assert dealer.poll(1_000 * PATIENCE_S)
+                answer = msgpack.unpackb(dealer.recv_multipart()[0])
+                assert answer["level"] == 2
+            dealer.close()
+            last = client.pipeline_index().committed
+            client.wait_for(last, WaitLevel.SNAPSHOT)
+            sample = sorted(rng.sample(range(2, last + 1), 300))
+            before = [client.get_transaction(tx_id) for tx_id in sample]
+            assert {each.status for each in before if each.kind == 5} == {
+                Status.INVALID_OPERATION,
+                Status.DUPLICATE,
+            }
+            balances = client.get_balances(range(100)).balances.tolist()
+            assert sum(balances) == 0
+            assert registry(client)[0][:2] == ("ok", 1)
+            for stage in START_ORDER:
+                services[stage].kill()
+            services.start_all(settings)
+            client.wait_for(last, WaitLevel.SNAPSHOT)
+            assert client.get_balances(range(100)).balances.tolist() == balances
+            assert [row[:2] for row in registry(client)] == [("ok", 1)]
+            for tx_id, old in zip(sample, before, strict=True):
+                new = client.get_transaction(tx_id)
+                assert (new.kind, new.status, new.params) == (old.kind, old.status, old.params)
+                assert (new.entries, new.duplicate_of) == (old.entries, old.duplicate_of)
+    assert check_log(data, settings.ledger.transactions_per_segment).torn is None
+    assert [path.name for path in (data / "functions").iterdir()] == ["ok_v1.wasm"]
+
+
+def test_a_batch_with_millions_of_entries_passes_also_when_services_die_in_it(
+    tmp_path: Path,
+) -> None:
+    """Each call makes 254 entries: 127 units leave account 1, one for each of 127 others."""
+    settings = make_settings(tmp_path / "data", ledger__max_accounts=200)
+    spread = hostile.function(
+        """(local.set $to (i64.const 127))
+        (loop $l
+          (call $credit (i64.const 1) (i64.const 1))
+          (call $debit (i64.add (i64.const 1) (local.get $to)) (i64.const 1))
+          (local.set $to (i64.sub (local.get $to) (i64.const 1)))
+          (br_if $l (i64.gt_s (local.get $to) (i64.const 0))))
+        (i32.const 0)""",
+        locals_="(local $to i64)",
+    )
+    count = 8_000
+    with Services(tmp_path) as services:
+        services.start_all(settings)
+        with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+            client.register_function("spread", spread)
+            refs = iter(range(1, 10**6, count))
+            for victim in ("", "wal", "transactor", "snapshotter", "gateway", "sequencer"):
+                ref = next(refs)
+                calls = function_calls(
+                    "spread", np.zeros((count, 1), np.int64), np.arange(ref, ref + count)
+                )
+                pending = client.begin_batch(calls, WaitLevel.COMMITTED)
+                if victim:
+                    target = client.pipeline_index().committed
+                    eventually(
+                        lambda: pending.done() or client.pipeline_index().computed > target,  # noqa: B023
+                        "it is under way",
+                    )
+                    services[victim].kill()
+                    services.start(victim, settings)
+                assert not pending.result().statuses.any()
+            last = client.pipeline_index().committed
+            moved = 6 * count
+            expected = [0, -127 * moved, *[moved] * 127, *[0] * 71]
+            assert client.get_balances(range(200), min_tx_id=last).balances.tolist() == expected
+            found = client.get_transaction(last - 5)
+            assert len(found.entries) == 254 or found.status == Status.DUPLICATE
+            for stage in START_ORDER:
+                services[stage].kill()
+            services.start_all(settings)
+            assert client.get_balances(range(200), min_tx_id=last).balances.tolist() == expected
+
+
+def test_a_fee_transfer_is_made_once_however_often_and_over_whatever_restart_it_is_sent(
+    tmp_path: Path,
+) -> None:
+    settings = make_settings(tmp_path / "data", ledger__max_accounts=100)
+    with Services(tmp_path) as services:
+        services.start_all(settings)
+        with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
+            client.register_function("fee", binary_path("fee_transfer", "as").read_bytes())
+            client.submit_and_wait(Deposit(1, 10_000))
+            call = Function("fee", (1, 2, 3, 1_000, 50), user_ref=77)
+            first = client.submit_and_wait(call, WaitLevel.COMMITTED)
+            refused = Function("fee", (4, 2, 3, 1_000, 50), user_ref=78)
+            assert client.submit_and_wait(refused, WaitLevel.COMMITTED).status == 1
+            for stages in (("transactor",), ("gateway",), START_ORDER):
+                for stage in stages:
+                    services[stage].kill()
+                for stage in stages:
+                    services.start(stage, settings)
+                again = client.submit_and_wait(call, WaitLevel.SNAPSHOT)
+                assert (again.status, again.duplicate_of) == (Status.DUPLICATE, first.tx_id)
+                # Replaced or gone, the reference is used up all the same.
+                client.register_function("fee", binary_of(1), override=True)
+                again = client.submit_and_wait(refused, WaitLevel.SNAPSHOT)
+                assert again.status == Status.DUPLICATE
+                client.unregister_function("fee")
+                again = client.submit_and_wait(call, WaitLevel.SNAPSHOT)
+                assert (again.status, again.duplicate_of) == (Status.DUPLICATE, first.tx_id)
+                client.register_function("fee", binary_path("fee_transfer", "wat").read_bytes())
+            assert client.get_balances([1, 2, 3]).balances.tolist() == [8_995, 1_000, 5]
+
+
+@pytest.fixture(autouse=True)
+def _all_ended() -> Iterator[None]:
+    """No thread of a test goes on behind it."""
+    before = threading.active_count()
+    yield
+    eventually(lambda: threading.active_count() <= before, "the threads of a test end")
