@@ -287,9 +287,9 @@ class FunctionsAnswer:
 class Hello:
     """A starting stage → its successor: fence older incarnations off and tell where to go on.
 
-    `term` 0 asks a transactor for a new term; a sequencer that already holds one repeats it. A
-    transactor
-    names the term that it is about to grant, and the log keeps it before it answers.
+    `term` is the one that the greeting stage knows, 0 at its start. A sequencer with 0 asks for a
+    new term. A transactor that `asks` names the term that it is about to grant, one more than it
+    knows, and the log keeps it before it answers.
     """
 
     kind: ClassVar[str] = "hello"
@@ -297,6 +297,7 @@ class Hello:
     stage: str
     incarnation: int
     term: int = 0
+    asks: bool = False
 
 
 @dataclass(slots=True)

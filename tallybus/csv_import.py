@@ -1,24 +1,30 @@
 """Transactions in a CSV file: checked in full, turned into batches, and counted when answered.
 
-Sans-IO: bytes go in, `RECORD_DTYPE` arrays come out; the command line owns the file and the client.
+Sans-IO: bytes go in, batches to submit come out; the command line owns the file and the client.
 Nothing is handed out before the whole file has passed, so a malformed file sends nothing.
 
-The file is UTF-8 with a header line. Columns `kind`, `account`, `amount` are needed, `counterparty`
-and `user_ref` may be there, every other column is ignored. What a column may hold:
+The file is UTF-8 with a header line. Columns `kind`, `account`, `amount` are needed;
+`counterparty`, `user_ref`, `function`, `params` may be there; every other column is ignored. A
+column holds:
 
 | column         | holds                                                                   |
 |----------------|-------------------------------------------------------------------------|
-| `kind`         | `deposit`, `withdrawal` or `transfer`                                   |
+| `kind`         | `deposit`, `withdrawal`, `transfer` or `function`                       |
 | `account`      | ASCII digits, 0..2^64-1; the source of a transfer                       |
 | `amount`       | ASCII digits, 1..2^63-1, in minor units                                 |
 | `counterparty` | of a transfer its target, ASCII digits, 1..2^64-1; otherwise empty or 0 |
 | `user_ref`     | ASCII digits, 0..2^64-1, each value once; empty or 0: one is derived    |
+| `function`     | of a call the function's name; otherwise empty                          |
+| `params`       | of a call up to 8 int64, separated by spaces; otherwise empty           |
+
+In a call (kind `function`), `account`, `amount` and `counterparty` are empty. What its own columns
+mean is in `tallybus.csv_functions`.
 
 Every row leaves with a `user_ref`, so that importing the same file again applies nothing twice. A
 derived one follows from the whole content of the file and the number of the row.
 
-Memory: 40 bytes per row while the file is held, and briefly 24 more to find repeated refs. No
-Python object outlives the chunk of rows it belongs to.
+Memory: 40 bytes per row while the file is held (68 more for a call), and briefly 24 more to find
+repeated refs. No Python object of a row outlives the chunk of rows it belongs to.
 """
 
 from __future__ import annotations
@@ -26,46 +32,61 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import compress, islice, repeat
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.record import MAX_AMOUNT, RECORD_DTYPE, Kind, Status
+from tallybus.csv_functions import Calls, WrongCell, read_calls, read_name, read_params
 from tallybus.csv_text import Lines, MalformedCsv, csv_fault, shown
+from tallybus.functions import OperationBatch
 
 KINDS: Final = {
     "deposit": int(Kind.DEPOSIT),
     "withdrawal": int(Kind.WITHDRAWAL),
     "transfer": int(Kind.TRANSFER),
 }
+"""Of the built-in operations."""
+FUNCTION: Final = "function"
 NEEDED_COLUMNS: Final = ("kind", "account", "amount")
-COLUMNS: Final = (*NEEDED_COLUMNS, "counterparty", "user_ref")
+CALL_COLUMNS: Final = ("function", "params")
+COLUMNS: Final = (*NEEDED_COLUMNS, "counterparty", "user_ref", *CALL_COLUMNS)
+_MOVEMENT_COLUMNS: Final = ("account", "amount", "counterparty")
 
 CHUNK_ROWS: Final = 16_384
 _MAX_U64: Final = 2**64 - 1
 _U64_DIGITS: Final = 20
 
 Rows = list[list[str]]
+Batch: TypeAlias = NDArray[np.void] | OperationBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Chunk:
     """Rows that were parsed together, and where they stand.
 
     `records` is RECORD_DTYPE[n]. Row i stands in line `first_line + i`, or in line `lines[i]` where
-    blank lines or line ends inside quotes make that untrue (`lines` is int64[n] or None).
+    blank lines or line ends inside quotes make that untrue (`lines` is int64[n] or None). `calls`
+    has what the records of calls do not hold, or is None where there are no calls.
     """
 
     records: NDArray[np.void]
     first_row: int
     first_line: int
     lines: NDArray[np.int64] | None
+    calls: Calls | None = None
 
     def line_of(self, index: int) -> int:
         return self.first_line + index if self.lines is None else int(self.lines[index])
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        if self.calls is None:
+            yield self.records[start:stop]
+        else:
+            yield from self.calls.batches(self.records, start, min(stop, len(self.records)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +102,15 @@ class ParsedCsv:
     digest: int
     _chunks: list[_Chunk] = field(repr=False)
 
-    def batches(self, batch_rows: int, from_row: int = 1) -> Iterator[NDArray[np.void]]:
-        """Yield RECORD_DTYPE[n] in file order from row `from_row` on, 1 <= n <= `batch_rows`."""
+    def batches(self, batch_rows: int, from_row: int = 1) -> Iterator[Batch]:
+        """Yield batches of n rows in file order from row `from_row` on, 1 <= n <= `batch_rows`.
+
+        RECORD_DTYPE[n], or an OperationBatch of n records where calls are around.
+        """
         for chunk in self._chunks:
             skipped = max(0, from_row - chunk.first_row)
             for start in range(skipped, len(chunk.records), batch_rows):
-                yield chunk.records[start : start + batch_rows]
+                yield from chunk.batches(start, start + batch_rows)
 
     def line_of(self, row: int) -> int:
         """Line of the file in which row `row` (from 1) ends."""
@@ -203,50 +227,97 @@ def _height(row: list[str]) -> int:
 
 
 def _fill(chunk: _Chunk, rows: Rows, layout: _Layout) -> None:
-    """Check the rows and write them into `chunk.records`.
+    """Check the rows and write them into `chunk`.
 
     Whole columns are checked at once. Only when one does not pass are its rows looked at one by
     one: to find the first at fault and say why, or to write overlong numbers (leading zeros)
     shorter.
     """
-    if _fill_columns(chunk.records, rows, layout):
+    if _fill_columns(chunk, rows, layout):
         return
     for index, row in enumerate(rows):
         _check_row(row, chunk.line_of(index), layout)
-    if not _fill_columns(chunk.records, rows, layout):
+    if not _fill_columns(chunk, rows, layout):
         raise AssertionError(
             f"rows from line {chunk.first_line} on were refused together, but none by itself"
         )
 
 
-def _fill_columns(records: NDArray[np.void], rows: Rows, layout: _Layout) -> bool:
-    """Fill `records` from `rows`; False when some row is wrong or needs a closer look."""
+def _fill_columns(chunk: _Chunk, rows: Rows, layout: _Layout) -> bool:
+    """Fill `chunk` from `rows`; False when some row is wrong or needs a closer look."""
     if set(map(len, rows)) != {layout.width}:
         return False
+    if FUNCTION not in layout.positions:
+        return _fill_built_ins(chunk.records, rows, layout)
+    kinds = map(itemgetter(layout.positions["kind"]), rows)
+    is_call = np.fromiter((kind == FUNCTION for kind in kinds), np.bool_, len(rows))
+    if not is_call.any():
+        return _fill_built_ins(chunk.records, rows, layout)
+    built_ins = np.zeros(len(rows) - np.count_nonzero(is_call), RECORD_DTYPE)
+    if len(built_ins):
+        if not _fill_built_ins(built_ins, list(compress(rows, ~is_call)), layout):
+            return False
+        chunk.records[~is_call] = built_ins
+    calls = np.zeros(len(rows) - len(built_ins), RECORD_DTYPE)
+    chunk.calls = _fill_calls(calls, list(compress(rows, is_call)), layout)
+    chunk.records[is_call] = calls
+    return chunk.calls is not None
+
+
+def _fill_built_ins(records: NDArray[np.void], rows: Rows, layout: _Layout) -> bool:
+    """Fill `records` from rows of built-in operations; False as in `_fill_columns`."""
     kinds = records["kind"]
     cells = map(itemgetter(layout.positions["kind"]), rows)
     kinds[:] = np.fromiter(map(KINDS.get, cells, repeat(0)), np.uint8, len(rows))
-    if not kinds.all():
+    if not kinds.all() or _any_filled(rows, CALL_COLUMNS, layout):
         return False
-    for name in ("account", "amount", "counterparty", "user_ref"):
-        position = layout.positions.get(name)
-        if position is None:
-            continue
-        values = list(map(itemgetter(position), rows))
-        if name in ("counterparty", "user_ref") and not all(values):
-            values = [value or "0" for value in values]
-        joined = "".join(values)
-        if not (joined.isascii() and joined.isdigit() and all(values)):
-            return False
-        try:
-            records[name] = np.fromiter(map(int, values), np.uint64, len(rows))
-        except (OverflowError, ValueError):  # over 2^64-1, or over the digits that `int` takes
+    for name in (*_MOVEMENT_COLUMNS, "user_ref"):
+        if not _fill_numbers(records, rows, name, layout):
             return False
     amounts = records["amount"]
     if amounts.min() < 1 or amounts.max() > MAX_AMOUNT:
         return False
     # A transfer has a counterparty, nothing else has one.
     return bool(np.array_equal(kinds == Kind.TRANSFER, records["counterparty"] != 0))
+
+
+def _fill_calls(records: NDArray[np.void], rows: Rows, layout: _Layout) -> Calls | None:
+    """Fill `records` from rows of calls; None where `_fill_columns` gives False."""
+    if _any_filled(rows, _MOVEMENT_COLUMNS, layout):
+        return None
+    if not _fill_numbers(records, rows, "user_ref", layout):
+        return None
+    names = [row[layout.positions["function"]] for row in rows]
+    position = layout.positions.get("params")
+    try:
+        calls = read_calls(names, () if position is None else map(itemgetter(position), rows))
+    except WrongCell:
+        return None
+    records["kind"] = Kind.FUNCTION
+    return calls
+
+
+def _any_filled(rows: Rows, columns: Iterable[str], layout: _Layout) -> bool:
+    positions = [layout.positions[name] for name in columns if name in layout.positions]
+    return any(any(map(itemgetter(position), rows)) for position in positions)
+
+
+def _fill_numbers(records: NDArray[np.void], rows: Rows, name: str, layout: _Layout) -> bool:
+    """Fill one column of `records`, if the file has it; False as in `_fill_columns`."""
+    position = layout.positions.get(name)
+    if position is None:
+        return True
+    values = list(map(itemgetter(position), rows))
+    if name in ("counterparty", "user_ref") and not all(values):
+        values = [value or "0" for value in values]
+    joined = "".join(values)
+    if not (joined.isascii() and joined.isdigit() and all(values)):
+        return False
+    try:
+        records[name] = np.fromiter(map(int, values), np.uint64, len(rows))
+    except (OverflowError, ValueError):  # over 2^64-1, or over the digits that `int` takes
+        return False
+    return True
 
 
 def _check_row(row: list[str], line: int, layout: _Layout) -> None:
@@ -270,22 +341,19 @@ def _check_row(row: list[str], line: int, layout: _Layout) -> None:
             column=layout.width + 1,
         )
     kind = row[layout.positions["kind"]]
-    if kind not in KINDS:
-        raise layout.fault(f"{shown(kind)} is none of {', '.join(KINDS)}", line, "kind")
-    values = {"counterparty": 0}
-    for name in ("account", "amount", "counterparty", "user_ref"):
-        position = layout.positions.get(name)
-        if position is None:
-            continue
-        cell = row[position]
-        if cell == "" and name in ("counterparty", "user_ref"):
-            cell = "0"
-        limit = MAX_AMOUNT if name == "amount" else _MAX_U64
-        problem = _number_problem(cell, limit)
-        if problem:
-            raise layout.fault(problem, line, name)
-        row[position] = cell.lstrip("0") or "0"
-        values[name] = int(row[position])
+    if kind == FUNCTION:
+        _check_call(row, line, layout)
+    elif kind in KINDS:
+        _check_built_in(row, kind, line, layout)
+    else:
+        known = ", ".join((*KINDS, FUNCTION))
+        raise layout.fault(f"{shown(kind)} is none of {known}", line, "kind")
+
+
+def _check_built_in(row: list[str], kind: str, line: int, layout: _Layout) -> None:
+    values = {
+        name: _check_number(row, name, line, layout) for name in (*_MOVEMENT_COLUMNS, "user_ref")
+    }
     if values["amount"] == 0:
         raise layout.fault("an amount is at least 1 minor unit", line, "amount")
     if kind == "transfer" and values["counterparty"] == 0:
@@ -300,6 +368,45 @@ def _check_row(row: list[str], line: int, layout: _Layout) -> None:
             line,
             "counterparty",
         )
+    _check_empty(row, CALL_COLUMNS, f"a {kind}", line, layout)
+
+
+def _check_call(row: list[str], line: int, layout: _Layout) -> None:
+    if FUNCTION not in layout.positions:
+        raise MalformedCsv(
+            "a call, but the file has no column function for the function's name", line=line
+        )
+    _check_empty(row, _MOVEMENT_COLUMNS, "a call", line, layout)
+    for name, read in (("function", read_name), ("params", read_params)):
+        if name in layout.positions:
+            try:
+                read(row[layout.positions[name]])
+            except WrongCell as error:
+                raise layout.fault(str(error), line, name) from None
+    _check_number(row, "user_ref", line, layout)
+
+
+def _check_empty(
+    row: list[str], columns: Iterable[str], what: str, line: int, layout: _Layout
+) -> None:
+    for name in columns:
+        if name in layout.positions and row[layout.positions[name]]:
+            raise layout.fault(f"{what} has no {name}; leave it empty", line, name)
+
+
+def _check_number(row: list[str], name: str, line: int, layout: _Layout) -> int:
+    """The number in column `name`; 0 where it may be empty and is, or the file does not have it."""
+    position = layout.positions.get(name)
+    if position is None:
+        return 0
+    cell = row[position]
+    if cell == "" and name in ("counterparty", "user_ref"):
+        cell = "0"
+    problem = _number_problem(cell, MAX_AMOUNT if name == "amount" else _MAX_U64)
+    if problem:
+        raise layout.fault(problem, line, name)
+    row[position] = cell.lstrip("0") or "0"
+    return int(row[position])
 
 
 def _number_problem(cell: str, limit: int) -> str | None:

@@ -159,6 +159,8 @@ class TransactorCore(StageCore):
             self._granting = None
             self._grant(peer, hello, message.term)
         if self.welcome is not None:
+            if self.running and message.term > self.term:
+                raise Fenced(self.stage, self.incarnation, f"one that granted term {message.term}")
             return
         self.welcome = message
         self.term = message.term
@@ -198,6 +200,10 @@ class TransactorCore(StageCore):
         if self._granting is not None and self._granting[1].incarnation == message.incarnation:
             self._granting = (peer, message)
             return
+        if message.term > self.term:
+            # The log told this one of every term that was granted before it was followed. So
+            # another one was followed since, and what this one holds may be void.
+            raise Fenced(self.stage, self.incarnation, f"one that granted term {message.term}")
         known = message.incarnation == self.receiver.peer
         if message.incarnation in self._retired or (
             not known
@@ -386,7 +392,7 @@ class TransactorCore(StageCore):
             and self.link.expected == self.link.end
             and self.hello_due(now_ns)
         ):
-            self.requests.append(Hello(self.stage, self.incarnation, self.term + 1))
+            self.requests.append(Hello(self.stage, self.incarnation, self.term + 1, asks=True))
         self.heartbeat(now_ns)
 
     def next_data(self) -> Message | None:

@@ -84,10 +84,8 @@ class WalCore(StageCore):
             self._welcome(peer, message)
         if message.stage != "transactor":
             return
-        if message.incarnation in self._retired:
-            self.replies.append(
-                (peer, Refused(self.stage, message.incarnation, self.term, "a newer transactor"))
-            )
+        if message.incarnation in self._retired or self._was_replaced(message):
+            self._refuse(peer, message)
             return
         if self.receiver.peer not in (0, message.incarnation):
             self._retired.add(self.receiver.peer)
@@ -103,8 +101,27 @@ class WalCore(StageCore):
         for peer, message in self.term_due:
             self.term = max(self.term, message.term)
             self.receiver.term = self.term
-            self._welcome(peer, message)
+            if message.incarnation in self._retired:
+                self._refuse(peer, message)
+            else:
+                self._welcome(peer, message)
         self.term_due = []
+
+    def _was_replaced(self, message: Hello) -> bool:
+        """Whether a term was granted since this transactor was followed: then by another one.
+
+        This log stage may have started since and know nothing of either. Nor does it know whether
+        the last one kept a term for this one, and ended before it said so: it takes that for
+        another's, too.
+        """
+        if message.incarnation == self.receiver.peer:
+            return False
+        known = message.term - 1 if message.asks else message.term
+        return 0 < message.term and known < self.term
+
+    def _refuse(self, peer: bytes, message: Hello) -> None:
+        refused = Refused(self.stage, message.incarnation, self.term, "a newer transactor")
+        self.replies.append((peer, refused))
 
     def _welcome(self, peer: bytes, message: Hello) -> None:
         self.replies.append(

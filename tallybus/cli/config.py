@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from tallybus.cli.options import json_option, parse_assignments, settings_options
+from tallybus.cli.options import json_option
 from tallybus.cli.output import print_json, print_table
+from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.settings import Effective, Settings, load
 
 

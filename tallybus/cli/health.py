@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from tallybus.cli.errors import CommandFailed, ExitCode
-from tallybus.cli.options import parse_assignments, settings_options
+from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.settings import SERVICES, load, metrics_address
 
 WANTS: Final = ("alive", "recovered", "ready")

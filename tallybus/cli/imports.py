@@ -51,9 +51,10 @@ def import_command(
 ) -> None:
     """Send the transactions of FILE.csv ("-" is standard input) in its order.
 
-    The first line names the columns: kind (deposit, withdrawal or transfer), account and amount
-    (minor units) are needed, counterparty (of a transfer) and user_ref may be there, others are
-    ignored. A file with a mistake is refused with its line and column before anything is sent.
+    The first line names the columns: kind (deposit, withdrawal, transfer or function), account and
+    amount (minor units) are needed, counterparty (of a transfer), user_ref, function and params (of
+    a call: its name, and up to 8 numbers separated by spaces) may be there, others are ignored. A
+    file with a mistake is refused with its line and column before anything is sent.
 
     Every row is executed once, however often the same file is imported: rows without a user_ref get
     one that follows from the content of the file and the row's number.
@@ -110,11 +111,11 @@ def _size(file: BinaryIO) -> int | None:
 def _send(client: Client, parsed: ParsedCsv, tally: Tally, *, batch: int, from_row: int) -> None:
     with progress_bar("rows") as progress:
         task = progress.add_task("sending", total=parsed.rows, completed=from_row - 1)
-        for records in parsed.batches(batch, from_row):
+        for operations in parsed.batches(batch, from_row):
             # The client sends again by itself what was refused or lost: every row has a user_ref.
-            result = client.submit_batch(records, WaitLevel.COMMITTED)
+            result = client.submit_batch(operations, WaitLevel.COMMITTED)
             tally.add(result.first_tx_id, result.statuses)
-            progress.advance(task, len(records))
+            progress.advance(task, len(operations))
 
 
 def _progress(parsed: ParsedCsv, tally: Tally, from_row: int) -> str:

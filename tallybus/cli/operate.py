@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from tallybus.cli.options import parse_assignments, settings_options
+from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.settings import SERVICES, Settings, load
 
 DATA_HELP: Final = "Folder of the log and the snapshots: ledger.data."

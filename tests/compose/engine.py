@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,7 +174,10 @@ def _stop(daemon: subprocess.Popen[bytes], folder: Path, new: Sequence[Path]) ->
     for path in sorted((each for each in mounts if each.startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "--lazy", path], check=False)
     for path in new:
-        shutil.rmtree(path, ignore_errors=True)
+        # Empty folders alone: another engine may have come meanwhile.
+        for each in (*sorted(path.rglob("*"), reverse=True), path):
+            with suppress(OSError):
+                each.rmdir()
     say("stopped the engine")
 
 

@@ -32,6 +32,7 @@ from tallybus import (
     Deposit,
     Function,
     FunctionVersion,
+    NotRegistered,
     Status,
     WaitLevel,
 )
@@ -197,9 +198,22 @@ class Kills:
         else:
             del self.live[name]
 
-    def at_call(self, nth: int, action: str, victims: str, patient: bool) -> bool:
-        """Kill when the log is about to make its nth call; False when it makes fewer."""
-        name, binary = self.prepare(action)
+    def at_call(
+        self,
+        nth: int,
+        action: str,
+        victims: str,
+        patient: bool,
+        keep: str = "",
+        *,
+        first: bool = False,
+    ) -> bool:
+        """Kill when the log is about to make its nth call; False when it makes fewer.
+
+        `keep`: what the disk has of what was not synced when the power fails, "" any. `first`: no
+        other registration comes before.
+        """
+        name, binary = ("first", binary_of(0)) if first else self.prepare(action)
         self.settle()
         self.order("arm", str(nth))
         waiting = Waiting(self.settings.gateway.endpoint, action, name, binary)
@@ -224,7 +238,7 @@ class Kills:
             told = told or waiting.made
         if victims == "power":
             self.kill(tuple(stage for stage in dead if stage != "wal"))
-            keep = self.random.choice(("synced", "all", "some", "some"))
+            keep = keep or self.random.choice(("synced", "all", "some", "some"))
             case += f" {keep}"
             self.order("go", f"power {keep} {self.random.randrange(2**31)}")
             self.services["wal"].wait()
@@ -413,6 +427,61 @@ class Kills:
         assert not left
 
 
+def crowd(kills: Kills, rounds: int, clients: int = 6) -> int:
+    """Many clients replace and unregister the same few functions while services are killed.
+
+    Every call succeeds in the end, and each made one version of its own. Returns how many.
+    """
+    stopping = threading.Event()
+    made: list[FunctionVersion] = []
+    errors: list[BaseException] = []
+    names = ("one", "two", "three")
+
+    def work(number: int) -> None:
+        rng = random.Random(1_000 * kills.seed + number)
+        try:
+            with Client(kills.settings.gateway.endpoint, timeout=2 * PATIENCE_S) as client:
+                while not stopping.is_set():
+                    name = rng.choice(names)
+                    if rng.random() < 0.2:
+                        with suppress(NotRegistered):
+                            made.append(client.unregister_function(name))
+                        continue
+                    binary = binary_of(1_000_000 + rng.randrange(30))
+                    made.append(client.register_function(name, binary, override=True))
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(rounds):
+            target = len(made) + 2 * clients
+            eventually(lambda: errors or len(made) >= target, "the crowd goes on")  # noqa: B023
+            dead = tuple(kills.random.sample(START_ORDER, kills.random.choice((1, 1, 2, 3, 5))))
+            kills.kill(dead)
+            kills.start(dead)
+            kills.done[f"crowd, {len(dead)} killed"] += 1
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(2 * PATIENCE_S)
+    if errors:
+        raise errors[0]
+    rows = [row for row in kills.registered() if row[0] in names]
+    assert sorted((e.name, e.version, e.crc32c, e.tx_id) for e in made) == sorted(rows)
+    for name in names:
+        own = [row for row in rows if row[0] == name]
+        assert [row[1] for row in own] == list(range(1, len(own) + 1))
+        kills.versions[name] = len(own)
+        if own and own[-1][2]:
+            path = kills.settings.ledger.data / "functions" / f"{name}_v{len(own)}.wasm"
+            kills.live[name] = path.read_bytes()
+        kills.on_disk(name)
+    return len(made)
+
+
 def all_calls(kills: Kills, victims: list[str], actions: tuple[str, ...] = ACTIONS) -> int:
     """Every call of the storage of every action; returns how many cases."""
     cases = 0
@@ -428,6 +497,16 @@ def all_calls(kills: Kills, victims: list[str], actions: tuple[str, ...] = ACTIO
         else:
             raise AssertionError(f"a {action} makes more calls than {MOST_CALLS}")
     return cases
+
+
+def all_calls_of_the_first(folder: Path, seed: int) -> int:
+    """The very first registration makes the folder: a ledger for each of its calls."""
+    for nth in range(1, MOST_CALLS):
+        with Kills(folder / f"first {nth}", seed) as kills:
+            if not kills.at_call(nth, "replace", "power", True, "synced", first=True):
+                return nth - 1
+            kills.look_at_everything()
+    raise AssertionError(f"the first registration makes more calls than {MOST_CALLS}")
 
 
 def all_pins(kills: Kills) -> int:
@@ -453,9 +532,15 @@ def main() -> int:
             Kills(Path(folder) / "ledger", seed) as kills,
         ):
             cases = all_calls(kills, arguments.victims) + all_pins(kills)
+            cases += all_calls_of_the_first(Path(folder), seed)
+            versions = crowd(kills, 15)
             kills.look_at_everything()
             seconds = time.monotonic() - started
-            print(f"seed {seed}: {cases} deaths in {seconds:.0f} s, none did harm", flush=True)
+            print(
+                f"seed {seed}: {cases} deaths, and {versions} versions that a crowd made, "
+                f"in {seconds:.0f} s: none did harm",
+                flush=True,
+            )
             for case, count in sorted(kills.done.items()):
                 print(f"  {count:4} {case}")
     return 0

@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from crc32c import crc32c
 
 from tallybus import (
     AlreadyExists,
@@ -37,7 +38,15 @@ from tallybus.supervisor import START_ORDER
 from tests import hostile_functions as hostile
 from tests.example_functions import binary_path
 from tests.processes.pipeline import PATIENCE_S, eventually, make_settings, pipeline_of
-from tests.processes.registration_kills import ACTIONS, PINNED, PINS, VICTIMS, Kills, binary_of
+from tests.processes.registration_kills import (
+    ACTIONS,
+    PINNED,
+    PINS,
+    VICTIMS,
+    Kills,
+    binary_of,
+    crowd,
+)
 from tests.processes.services import Services, Up
 
 # --- deaths -------------------------------------------------------------------------------------
@@ -60,6 +69,15 @@ def test_a_registration_is_made_wholly_or_not_at_all_wherever_the_log_and_others
         assert sum(kills.done.values()) - kills.done["came late"] == len(victims)
 
 
+@pytest.mark.parametrize("nth", [3, 9, 16])
+def test_the_first_registration_of_a_ledger_survives_a_power_cut_with_its_folder(
+    nth: int, tmp_path: Path
+) -> None:
+    with Kills(tmp_path / "ledger", seed=nth) as kills:
+        assert kills.at_call(nth, "replace", "power", True, "synced", first=True)
+        kills.look_at_everything()
+
+
 def test_a_registration_is_made_wholly_or_not_at_all_when_others_die_on_its_way(
     tmp_path: Path,
 ) -> None:
@@ -68,6 +86,14 @@ def test_a_registration_is_made_wholly_or_not_at_all_when_others_die_on_its_way(
             for dead in kills.random.sample(PINNED, 2):
                 action = kills.random.choice(ACTIONS)
                 kills.at_pin(pin, action, dead, kills.random.random() < 0.7)
+        kills.look_at_everything()
+
+
+def test_a_crowd_that_replaces_functions_gets_one_version_a_call_whoever_is_killed(
+    tmp_path: Path,
+) -> None:
+    with Kills(tmp_path / "ledger", seed=6) as kills:
+        assert crowd(kills, rounds=6) > 50
         kills.look_at_everything()
 
 
@@ -458,6 +484,46 @@ def test_hostile_modules_through_the_gateway_leave_every_service_as_it_was(pipel
             result = client.submit_batch(function_calls("remembering", [[0]] * 3))
             assert len(set(result.statuses.tolist())) == 1, what
     assert pipeline.pids() == pids
+
+
+def with_checksum(binary: bytes, wanted: int) -> bytes:
+    """The module with a custom section behind it that gives it this CRC-32C."""
+    head = (binary + hostile.custom_section(16))[:-4]
+    zero = crc32c(head + bytes(4))
+    # A checksum is linear in the bits: by elimination find those that change it as wanted.
+    basis: dict[int, tuple[int, int]] = {}
+
+    def reduced(value: int, bits: int) -> tuple[int, int]:
+        while value and value.bit_length() in basis:
+            other, its_bits = basis[value.bit_length()]
+            value, bits = value ^ other, bits ^ its_bits
+        return value, bits
+
+    for place in range(32):
+        bits = 1 << place
+        value, bits = reduced(crc32c(head + bits.to_bytes(4, "little")) ^ zero, bits)
+        basis[value.bit_length()] = value, bits
+    _, bits = reduced(wanted ^ zero, 0)
+    made = head + bits.to_bytes(4, "little")
+    assert crc32c(made) == wanted
+    return made
+
+
+def test_binaries_made_to_have_one_checksum_are_told_apart_and_zero_is_none(pipeline: Any) -> None:
+    one, two = (
+        with_checksum(hostile.function(f"(i32.const {status})"), 0x1234) for status in (130, 131)
+    )
+    with pipeline.client() as client:
+        with pytest.raises(TallybusError, match="CRC-32C is 0"):
+            client.register_function("zero", with_checksum(one, 0))
+        results = []
+        for name, binary in (("alike", one), ("alike", two), ("other", one), ("alike", one)):
+            client.register_function(name, binary, override=True)
+            results.append(client.submit_and_wait(Function(name), WaitLevel.SNAPSHOT))
+        assert [int(each.status) for each in results] == [130, 131, 130, 130]
+        found = [client.get_transaction(each.tx_id) for each in results]
+        told = [(each.function_name, each.function_version) for each in found]
+        assert told == [("alike", 1), ("alike", 2), ("other", 1), ("alike", 3)]
 
 
 def raw_record(kind: int, rng: random.Random) -> bytes:

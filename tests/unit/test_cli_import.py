@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from wasmtime import wat2wasm
 
+from tallybus import Ledger
 from tallybus.cli import connect, imports, main
 from tallybus.common.record import Level
 from tallybus.errors import Timeout
 from tests.unit.fake_ledger import FakeLedger
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "functions"
 HEADER = "kind,account,amount,counterparty,user_ref\n"
 
 
@@ -68,6 +73,40 @@ def test_a_second_import_applies_nothing(ledger: FakeLedger, tmp_path: Path) -> 
         "last_tx_id": 6,
     }
     assert ledger.balances[1] == 300
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "data", max_accounts=1_000) as opened:
+        monkeypatch.setattr(connect, "open_client", lambda *_: nullcontext(opened))
+        yield opened
+
+
+@pytest.mark.parametrize("batch", [2, 16_384])
+def test_calls_and_built_in_rows_are_executed_once_in_file_order(
+    embedded: Ledger, tmp_path: Path, batch: int
+) -> None:
+    source = (EXAMPLES / "fee_transfer" / "fee_transfer.wat").read_text("utf-8")
+    embedded.register_function("fee_transfer", bytes(wat2wasm(source)))
+    path = write(
+        tmp_path,
+        "kind,account,amount,counterparty,user_ref,function,params\n"
+        "function,,,,,fee_transfer,1 2 3 1000 50\n"
+        "deposit,1,2000,,,,\n"
+        "function,,,,77,fee_transfer,1 2 3 1000 50\n"
+        "transfer,2,400,1,,,\n"
+        "function,,,,,not_there,\n"
+        "function,,,,,fee_transfer,1 2 3 -1 50\n",
+    )
+    first = report(run(path, "--json", "--batch", batch))
+    assert (first["rows"], first["applied"], first["duplicates"]) == (6, 3, 0)
+    assert first["rejected"] == {"INSUFFICIENT_FUNDS": 1, "INVALID_OPERATION": 1, "FUNCTION_128": 1}
+    again = report(run(path, "--json", "--batch", batch))
+    assert (again["applied"], again["rejected"], again["duplicates"]) == (0, {}, 6)
+    last = again["last_tx_id"]
+    assert isinstance(last, int)
+    balances = embedded.get_balances([0, 1, 2, 3], min_tx_id=last).balances
+    assert balances.tolist() == [-2000, 2000 - 1005 + 400, 1000 - 400, 5]
 
 
 def test_an_interrupted_import_is_finished_by_a_second_one(

@@ -167,7 +167,7 @@ def test_a_term_is_granted_when_the_log_has_kept_it() -> None:
     core.on_hello(PEER, Hello("sequencer", SEQUENCER))
     assert core.replies == []
     core.tick(HELLO_EVERY_NS)
-    assert core.requests == [Hello("transactor", ME, 5)]
+    assert core.requests == [Hello("transactor", ME, 5, asks=True)]
     core.on_welcome(log_welcome(term=4), 0)
     assert core.replies == [], "an answer to an earlier hello"
     core.on_welcome(log_welcome(term=5), 0)
@@ -198,7 +198,7 @@ def test_a_term_waits_until_the_log_has_everything_of_the_one_before() -> None:
     assert core.status().index == 3, "nothing of the old term is taken any more"
     core.on_status(log_status(4, 0), 0)
     core.tick(10 * HELLO_EVERY_NS)
-    assert core.requests == [Hello("transactor", ME, 6)]
+    assert core.requests == [Hello("transactor", ME, 6, asks=True)]
     core.on_welcome(log_welcome(term=6), 0)
     (message,) = replied(core)
     assert isinstance(message, Welcome)
@@ -210,7 +210,7 @@ def test_the_hello_for_a_term_is_repeated_until_it_is_answered() -> None:
     core.on_hello(PEER, Hello("sequencer", SEQUENCER))
     for turn in range(1, 5):
         core.tick(turn * HELLO_EVERY_NS)
-    assert core.requests == [Hello("transactor", ME, 5)] * 4
+    assert core.requests == [Hello("transactor", ME, 5, asks=True)] * 4
 
 
 def test_a_replaced_sequencer_is_refused_for_good() -> None:
@@ -219,14 +219,21 @@ def test_a_replaced_sequencer_is_refused_for_good() -> None:
     core.tick(0)
     core.on_welcome(log_welcome(term=6), 0)
     core.replies.clear()
-    for term in (0, 5, 6, 99):
+    for term in (0, 5, 6):
         core.on_hello(PEER, Hello("sequencer", SEQUENCER, term))
-    assert [type(m) for m in replied(core)] == [Refused] * 4
+    assert [type(m) for m in replied(core)] == [Refused] * 3
     assert (core.term, core.status().peer) == (6, 301)
     core.on_sequenced(sequenced(1, deposits(1)))
     core.on_sequenced(sequenced(1, deposits(1), term=6))
     assert core.stale == 2
     assert core.status().index == 0
+
+
+def test_one_that_hears_of_a_term_that_it_did_not_grant_was_replaced() -> None:
+    with pytest.raises(Fenced):
+        running().on_hello(PEER, Hello("sequencer", 301, 6))
+    with pytest.raises(Fenced):
+        running().on_welcome(log_welcome(term=6), 0)
 
 
 def test_queued_hellos_of_a_dead_sequencer_and_its_successor_end_with_one_of_them() -> None:
@@ -354,7 +361,7 @@ def test_a_new_log_stage_is_greeted_and_sent_what_it_lacks() -> None:
     core.on_status(log_status(2, 1, peer=0, life=201), 0)
     assert core.next_data() is None
     core.tick(HELLO_EVERY_NS)
-    assert core.requests == [Hello("transactor", ME, 5)]
+    assert core.requests == [Hello("transactor", ME, 5, asks=True)]
     core.on_welcome(Welcome("wal", 201, ME, 5, 2, 1, 9), 0)
     core.on_status(log_status(2, 1, life=201), 0)
     assert [m.first for m in taken(core)] == [2, 3]

@@ -149,6 +149,44 @@ def test_a_new_term_is_answered_when_it_is_on_disk() -> None:
 # -- writing and syncing ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("term", "asks", "taken_back"),
+    [
+        (0, False, True),  # a new one
+        (4, False, True),  # it knows of every term
+        (5, True, True),  # it knows of every term and is about to grant one
+        (3, False, False),  # somebody has granted term 4 since
+        (4, True, False),  # somebody has granted it already, or this one died before it heard so
+        (1, True, False),
+    ],
+)
+def test_a_log_that_started_anew_knows_by_the_term_who_was_replaced(
+    term: int, asks: bool, taken_back: bool
+) -> None:
+    core = make(term=4)
+    core.on_hello(PEER, Hello("transactor", TRANSACTOR, term, asks=asks))
+    core.term_kept()
+    assert [type(message) for message in replied(core)] == [Welcome if taken_back else Refused]
+    assert (core.status().peer == TRANSACTOR) is taken_back
+
+
+def test_a_term_that_was_kept_is_told_again() -> None:
+    core = running()
+    for _ in range(2):
+        core.on_hello(PEER, Hello("transactor", TRANSACTOR, 5, asks=True))
+        core.term_kept()
+    assert [type(message) for message in replied(core)] == [Welcome, Welcome]
+
+
+def test_a_term_is_not_told_to_one_that_was_replaced_while_it_was_kept() -> None:
+    core = running()
+    core.on_hello(PEER, Hello("transactor", TRANSACTOR, 5, asks=True))
+    core.on_hello(b"new", Hello("transactor", TRANSACTOR + 1))
+    core.term_kept()
+    found = [(message.kind, message.term) for message in replied(core)]
+    assert found == [("welcome", 4), ("refused", 5)]
+
+
 def test_exactly_what_comes_next_is_taken() -> None:
     core = running()
     assert write(core, 1, 3) == 0
