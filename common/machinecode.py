@@ -28,6 +28,7 @@ ENTRY: Final = "entry"
 _MAGIC: Final = b"TLBKERN1"
 _DIGEST_BYTES: Final = 32
 _LENGTH_BYTES: Final = 8
+_READABLE: Final = 0o644
 _engines: Final[list[Any]] = []
 """What is linked stays so as long as its engine lives."""
 _lock: Final = Lock()
@@ -67,11 +68,13 @@ def store(module: Path, name: str, key: bytes, objects: Sequence[bytes]) -> None
         path = _path(folder, module, name)
         # Services that start at the same time may write the same: each a file of its own.
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        with suppress(StorageError):
+        with suppress(StorageError, OSError):
             storage.make_folder(folder)
             file = storage.create(temporary)
             try:
                 storage.write_all(file, [_MAGIC, key, hashlib.sha256(body).digest(), body], 0)
+                # It may be another user who runs what one has installed.
+                temporary.chmod(_READABLE)
                 storage.rename(temporary, path, replace=True)
             except StorageError:
                 storage.remove(temporary)

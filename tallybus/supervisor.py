@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import select
 import shutil
@@ -51,6 +52,7 @@ LAST_ANSWERS_SECONDS: Final = 0.2
 answered: most of it no longer can."""
 WATCH_SECONDS: Final = 0.05
 ENDING_SECONDS: Final = 0.005
+STILL_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.05
 """Before the second start in a row; before the first there is none."""
 LONGEST_PAUSE: Final = 5.0
@@ -123,13 +125,20 @@ class Supervisor:
             self._spawn(self.children[name])
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Until the pipeline answers. Raises `StartFailed`."""
-        limit = time.monotonic() + timeout
-        with Client(self.settings.gateway.endpoint, timeout=timeout) as client:
-            while time.monotonic() < limit and not self._stopping:
+        """Until the pipeline answers. Raises `StartFailed`.
+
+        With an infinite timeout it waits as long as no service has ended for good: a long log is
+        replayed for minutes. It says so every ten seconds.
+        """
+        began = told = time.monotonic()
+        with Client(self.settings.gateway.endpoint) as client:
+            while (now := time.monotonic()) < began + timeout and not self._stopping:
                 self.watch()
                 if self.failed is not None:
                     raise StartFailed(*self.failed, timeout)
+                if now - told >= STILL_SECONDS:
+                    told = now
+                    self._log.info("still starting", extra=logs.fields(seconds=round(now - began)))
                 try:
                     client.pipeline_index(timeout=0.25)
                     return
@@ -260,7 +269,7 @@ class Supervisor:
         )
         try:
             self.start()
-            self.wait_ready()
+            self.wait_ready(math.inf)
             if on_ready is not None and not self._stopping:
                 on_ready()
             while not self._stopping and self.failed is None:

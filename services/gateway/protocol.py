@@ -261,8 +261,8 @@ def _submit(
     if (
         not isinstance(names, list)
         or len(names) > MAX_NAMES
-        or not all(isinstance(n, str) and _length(n) <= MAX_NAME_BYTES for n in names)
-        or sum(_length(n) for n in names) > MAX_NAMES_BYTES
+        or not all(isinstance(n, str) and name_length(n) <= MAX_NAME_BYTES for n in names)
+        or sum(name_length(n) for n in names) > MAX_NAMES_BYTES
     ):
         raise BadRequest(
             f"field names must be a list of at most {MAX_NAMES} names of at most "
@@ -417,7 +417,8 @@ def _is_int(value: object, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def _length(name: str) -> int:
+def name_length(name: str) -> int:
+    """Bytes of a name, whatever characters it has."""
     return len(name.encode(errors="surrogatepass"))
 
 

@@ -17,7 +17,13 @@ import numpy as np
 
 from tallybus.common.frames import EMPTY, Buffer, Request, size
 from tallybus.common.record import RECORD_DTYPE, Kind, Level
-from tallybus.services.gateway.protocol import MAX_NAMES, Register, Submit
+from tallybus.services.gateway.protocol import (
+    MAX_NAMES,
+    MAX_NAMES_BYTES,
+    Register,
+    Submit,
+    name_length,
+)
 
 JOIN_BYTES: Final = 65_536
 """Submissions below this size are copied into a shared batch; above it a batch of their own is
@@ -69,19 +75,27 @@ class Gatherer:
         group: list[Submit] = []
         count = 0
         names = 0
+        name_bytes = 0
         for submit in self._waiting:
             alone = size(submit.records) >= JOIN_BYTES or isinstance(submit, Register)
+            own_bytes = sum(map(name_length, submit.names))
             names += len(submit.names)
-            if group and (alone or count + submit.count > self._max_batch or names > MAX_NAMES):
+            name_bytes += own_bytes
+            if group and (
+                alone
+                or count + submit.count > self._max_batch
+                or names > MAX_NAMES
+                or name_bytes > MAX_NAMES_BYTES
+            ):
                 yield self._join(next_request, group, count)
                 next_request += 1
-                group, count, names = [], 0, len(submit.names)
+                group, count, names, name_bytes = [], 0, len(submit.names), own_bytes
             group.append(submit)
             count += submit.count
             if alone:
                 yield self._join(next_request, group, count)
                 next_request += 1
-                group, count, names = [], 0, 0
+                group, count, names, name_bytes = [], 0, 0, 0
         if group:
             yield self._join(next_request, group, count)
         self._waiting = []

@@ -64,6 +64,7 @@ def recover_engine(
     limits: FunctionLimits,
     progress: Progress | None,
     stopping: Callable[[], bool],
+    compiling: Progress | None = None,
 ) -> RecoveredEngine:
     """An engine with the state after `next_id - 1`. Raises what the snapshot and log readers raise,
     BinaryDamaged and FunctionUnusable."""
@@ -122,7 +123,14 @@ def recover_engine(
         else:
             results.clear()  # of several blocks; what is kept must be without a gap
     registrar = Registrar(engine)
-    registrar.restore(registry, live_binaries(folder, registry))
+
+    def begins(done: int, total: int) -> None:
+        if stopping():
+            raise Interrupted
+        if compiling is not None:
+            compiling(done, total)
+
+    registrar.restore(registry, live_binaries(folder, registry), begins)
     return RecoveredEngine(engine, registrar, results, rejected, replayed)
 
 

@@ -6,7 +6,7 @@ thread that compiles, which touches no file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tallybus.common.functions import UNREGISTERED, FunctionRegistry, FunctionVe
 from tallybus.common.record import Status
 from tallybus.services.transactor.engine import Engine, Executed
 from tallybus.services.transactor.functions.errors import InvalidFunction
+from tallybus.services.transactor.functions.limits import MAX_LIVE_WORK
 from tallybus.services.transactor.functions.prepared import PreparedModules
 
 if TYPE_CHECKING:
@@ -46,20 +47,33 @@ class Registrar:
     def __init__(self, engine: Engine) -> None:
         self.registry = FunctionRegistry()
         self._engine = engine
+        self._live: dict[str, CompiledFunction] = {}
         self.prepared: PreparedModules[Any, CompiledFunction] = PreparedModules(self._compile)
 
     def _compile(self, binary: bytes) -> CompiledFunction:
         return self._engine.functions.compile(binary)
 
-    def restore(self, registry: FunctionRegistry, binaries: Mapping[int, bytes]) -> None:
+    def restore(
+        self,
+        registry: FunctionRegistry,
+        binaries: Mapping[int, bytes],
+        begins: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> None:
         """Take over what the log registered. `binaries`: of each live version, by the transaction
-        that registered it.
+        that registered it. `begins` is called before each function with how many are done, of how
+        many in all; what it raises ends this.
 
         Raises FunctionUnusable.
         """
-        for version in registry.all_live():
+        shared: dict[bytes, CompiledFunction] = {}
+        live = registry.all_live()
+        for done, version in enumerate(live):
+            begins(done, len(live))
+            binary = binaries[version.transaction_id]
             try:
-                compiled = self._compile(binaries[version.transaction_id])
+                compiled = shared.get(binary)
+                if compiled is None:
+                    compiled = shared[binary] = self._compile(binary)
                 self._engine.functions.install(
                     version.name,
                     version.version,
@@ -69,18 +83,29 @@ class Registrar:
                 )
             except (InvalidFunction, ServiceError) as error:
                 raise FunctionUnusable(version.name, version.version, str(error)) from error
+            self._live[version.name] = compiled
         self.registry = registry
 
-    def refusal(self, name: str) -> str | None:
-        """Why no function could be registered under this name as things are, whatever module it
-        has."""
+    def refusal(self, name: str, binary: bytes) -> str | None:
+        """Why this module could not be registered under this name as things are: too many
+        functions, or, once it is compiled, too much to compile at every start."""
         engine = self._engine
-        if not engine.has_functions or engine.functions.takes(name):
-            return None
-        return (
-            f"{len(engine.functions)} functions are registered, and functions.max_functions allows "
-            "no more"
-        )
+        if engine.has_functions and not engine.functions.takes(name):
+            return (
+                f"{len(engine.functions)} functions are registered, and functions.max_functions "
+                "allows no more"
+            )
+        compiled = self.prepared.ready(binary)
+        if compiled is not None and self._work_with(name, compiled) > MAX_LIVE_WORK:
+            return (
+                f"it takes {compiled.facts.work} units of work to compile, and all live functions "
+                f"would take more than the {MAX_LIVE_WORK} that a start may take"
+            )
+        return None
+
+    def _work_with(self, name: str, compiled: CompiledFunction) -> int:
+        modules = {id(each): each for each in (self._live | {name: compiled}).values()}
+        return sum(each.facts.work for each in modules.values())
 
     def register(
         self, record: NDArray[np.void], first_id: int, name: str, binary: bytes
@@ -90,7 +115,7 @@ class Registrar:
 
         It fails with INVALID_OPERATION when the name is taken and may not be replaced, when there
         is nothing to unregister or when the module is not valid, and with QUOTA_EXCEEDED when there
-        are too many functions.
+        are too many functions or they take too long to compile.
         """
         outcome, compiled = self._outcome(record, name, binary)
         version = self.registry.next_version(name)
@@ -98,6 +123,10 @@ class Registrar:
         if executed.records["status"][0] == Status.NONE:
             crc = int(executed.records["function"][0])
             self.registry.apply(FunctionVersion(name, version, crc, first_id))
+            if compiled is None:
+                del self._live[name]
+            else:
+                self._live[name] = compiled
         return executed
 
     def _outcome(
@@ -113,7 +142,8 @@ class Registrar:
             compiled = self.prepared.take(binary)
         except InvalidFunction:
             return Status.INVALID_OPERATION, None
-        if not self._engine.functions.takes(name):
+        takes_long = self._work_with(name, compiled) > MAX_LIVE_WORK
+        if takes_long or not self._engine.functions.takes(name):
             return Status.QUOTA_EXCEEDED, None
         return Status.NONE, compiled
 

@@ -70,13 +70,13 @@ class TransactorService(Shell):
     def _look_at_modules(self, registrar: Registrar) -> None:
         while self.core.modules:
             module = self.core.modules.popleft()
-            refusal = registrar.refusal(module.name)
+            refusal = registrar.refusal(module.name, module.binary)
             if refusal is None:
                 registrar.prepared.ask(module, module.binary)
             else:
                 self.core.prepared(module, refusal)
         for module, refusal in registrar.prepared.done():
-            self.core.prepared(module, refusal)
+            self.core.prepared(module, refusal or registrar.refusal(module.name, module.binary))
 
     def close(self) -> None:
         super().close()
@@ -125,6 +125,7 @@ class TransactorService(Shell):
                 seed=int.from_bytes(os.urandom(8), "little"),
                 limits=limits_from(self.settings.functions),
                 progress=self.report_progress("replaying the log"),
+                compiling=self.report_progress("compiling functions"),
                 stopping=lambda: self.stopping,
             )
         except Interrupted:

@@ -117,7 +117,7 @@ class WalCore(StageCore):
         if message.incarnation == self.receiver.peer:
             return False
         known = message.term - 1 if message.asks else message.term
-        return 0 < message.term and known < self.term
+        return message.term > 0 and known < self.term
 
     def _refuse(self, peer: bytes, message: Hello) -> None:
         refused = Refused(self.stage, message.incarnation, self.term, "a newer transactor")

@@ -7,6 +7,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from tallybus.cli.setting_options import parse_assignments as parse_assignments
+from tallybus.cli.setting_options import settings_options as settings_options
 from tallybus.common.function_names import NAME_RULE, is_function_name
 from tallybus.common.record import MAX_AMOUNT, Level
 from tallybus.common.settings import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE

@@ -1,4 +1,4 @@
-"""The options by which a command takes settings. Apart from the others: it loads nothing but click."""
+"""The options by which a command takes settings. Apart from the others: it loads only click."""
 
 from __future__ import annotations
 

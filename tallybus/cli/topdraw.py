@@ -1,8 +1,7 @@
 """How `tallybus top` looks: a report in, something that rich prints out.
 
 Pure: decides nothing about the ledger, and writes nothing. What does not fit the terminal is left
-out from the right (columns) and from below (functions), so what matters most stands first. States
-are told in words as well as in colours.
+out: the columns that matter least, and from below. States are told in words as well as in colours.
 """
 
 from __future__ import annotations
@@ -22,8 +21,14 @@ from tallybus.cli.topview import FunctionRow, Report, StageRow
 NONE: Final = "-"
 BARS: Final = "▁▂▃▄▅▆▇█"
 ASCII_BARS: Final = "_.:-=+*#"
-WIDE: Final = 110
-"""Columns of a terminal from which on the stages show everything."""
+ROOMY: Final = 100
+"""Columns of a terminal from which on two spaces stand between those of a table, not one."""
+_STAGE_COLUMNS: Final = (
+    *("stage", "state", "index", "behind", "tx/s", "restarts", "heard", "retained", "uptime"),
+    *("in flight", "pid", "term"),
+)
+_AT_LEAST: Final = {"state": 9, "tx/s": 9, "heard": 6, "uptime": 12}
+"""Room for what these columns may soon hold, lest others come and go with every frame."""
 _STYLES: Final = {"up": "green", "down": "bold red", "not ready": "yellow", "unknown": "dim"}
 _MAX_FAILURES: Final = 6
 
@@ -32,7 +37,7 @@ def frame(
     report: Report,
     history: Sequence[float | None],
     endpoint: str,
-    width: int = WIDE,
+    width: int = 120,
     ascii_only: bool = False,
 ) -> RenderableType:
     """One frame for a terminal of `width` columns."""
@@ -122,37 +127,53 @@ def _rate(
 
 
 def _stages(rows: Sequence[StageRow], width: int) -> Table:
-    wide = width >= WIDE
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("stage", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    numbers = ["index", "behind", "tx/s", "retained"]
-    numbers += ["in flight"] if wide else []
-    numbers += ["last word", "restarts", "uptime"]
-    numbers += ["term", "pid"] if wide else []
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        cells = {
-            "index": count(row.index),
-            "behind": count(row.behind),
-            "tx/s": per_second(row.tx_per_s),
-            "retained": _of(row.retained, row.max_in_flight),
-            "in flight": count(row.in_flight),
-            "last word": "never" if row.last_word_s is None else span(row.last_word_s),
-            "restarts": str(row.restarts),
-            "uptime": span(row.uptime_s),
-            "term": NONE if row.term is None else str(row.term),
-            "pid": NONE if row.pid is None else str(row.pid),
+    cells = [
+        {
+            "stage": Text(row.stage),
+            "state": Text(row.state, _STYLES.get(row.state, "")),
+            "index": Text(count(row.index)),
+            "behind": Text(count(row.behind)),
+            "tx/s": Text(per_second(row.tx_per_s)),
+            "retained": Text(_of(row.retained, row.max_in_flight)),
+            "in flight": Text(count(row.in_flight)),
+            "heard": Text("never" if row.last_word_s is None else span(row.last_word_s)),
+            "restarts": Text(str(row.restarts), "yellow" if row.restarts else ""),
+            "uptime": Text(span(row.uptime_s)),
+            "term": Text(NONE if row.term is None else str(row.term)),
+            "pid": Text(NONE if row.pid is None else str(row.pid)),
         }
-        table.add_row(
-            row.stage,
-            Text(row.state, _STYLES.get(row.state, "")),
-            *(
-                Text(cells[name], "yellow" if name == "restarts" and row.restarts else "")
-                for name in numbers
-            ),
-        )
+        for row in rows
+    ]
+    return _fitted(cells, _STAGE_COLUMNS, width, left=("stage", "state"))
+
+
+def _fitted(
+    rows: Sequence[dict[str, Text]],
+    by_weight: Sequence[str],
+    width: int,
+    left: Sequence[str],
+) -> Table:
+    """A table of the columns that have room, those that weigh most first, in the rows' order.
+
+    A number is shown whole or not at all: a part of one could be taken for another.
+    """
+    gap = 2 if width >= ROOMY else 1
+    needed = {
+        name: max(len(name), _AT_LEAST.get(name, 0), *(row[name].cell_len for row in rows)) + gap
+        for name in rows[0]
+    }
+    taken: set[str] = set()
+    room = width + gap  # the last one needs none
+    for name in by_weight:
+        if needed[name] <= room or not taken:
+            room -= needed[name]
+            taken.add(name)
+    table = Table(box=None, header_style="bold", padding=(0, gap, 0, 0), pad_edge=False)
+    names = [name for name in rows[0] if name in taken]
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
 
 
@@ -251,27 +272,20 @@ def _functions(report: Report, width: int, ascii_only: bool) -> list[RenderableT
 
 
 def _function_table(rows: Sequence[FunctionRow], width: int) -> Table:
-    wide = width >= WIDE
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    numbers = ["calls", "calls/s", "failures", "fuel"]
-    numbers += ["mean fuel", "mean time", "version"] if wide else []
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("failed with", overflow="ellipsis", no_wrap=True)
+    cells = []
     for row in rows:
-        cells = {
-            "calls": count(row.calls),
-            "calls/s": per_second(row.calls_per_s),
-            "failures": count(sum(row.failures.values())),
-            "fuel": count(row.fuel_total),
-            "mean fuel": count(row.fuel_mean),
-            "mean time": NONE if row.mean_ns is None else f"{row.mean_ns:,.0f} ns",
-            "version": str(row.version),
-        }
         why = ", ".join(f"{name} {number:,}" for name, number in row.failures.items())
-        table.add_row(
-            Text(row.name), *(cells[name] for name in numbers), *([Text(why)] if wide else [])
+        cells.append(
+            {
+                "name": Text(row.name),
+                "calls": Text(count(row.calls)),
+                "calls/s": Text(per_second(row.calls_per_s)),
+                "failures": Text(count(sum(row.failures.values()))),
+                "fuel": Text(count(row.fuel_total)),
+                "mean fuel": Text(count(row.fuel_mean)),
+                "mean time": Text(NONE if row.mean_ns is None else f"{row.mean_ns:,.0f} ns"),
+                "version": Text(str(row.version)),
+                "failed with": Text(why),
+            }
         )
-    return table
+    return _fitted(cells, list(cells[0]), width, left=("name", "failed with"))

@@ -106,8 +106,8 @@ class Report:
     """Everything that one frame shows. Without `answers` the rest is as it was last told.
 
     `tx_per_s`: growth of the commit index; `in_flight`: sequenced and not yet committed.
-    `interval_s`: between the two samples that rates come from. `lost_s`: how long the gateway has
-    not answered.
+    `interval_s`: between the two samples that rates come from. `lost_s`: how long ago the
+    gateway answered last (or the first look was taken, if it never did), None while it answers.
     """
 
     unix_ns: int
@@ -179,7 +179,7 @@ class TopView:
         unreachable = self._take_metrics(sample)
         if sample.index is None:
             if self._lost_at_s is None:
-                self._lost_at_s = sample.at_s
+                self._lost_at_s = before.at_s if before else sample.at_s
             rates: dict[str, float | None] = {}
             interval_s = None
         else:

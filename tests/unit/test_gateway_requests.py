@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.frames import MAX_HEADER_BYTES, PARAMS_SIZE, Request, encode, size
+from tallybus.common.frames import MAX_HEADER_BYTES, PARAMS_SIZE, Request, decode, encode, size
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
 from tallybus.services.gateway.protocol import Submit
 from tallybus.services.gateway.requests import JOIN_BYTES, Batch, Gatherer
@@ -105,6 +105,17 @@ def test_a_batch_holds_no_more_than_the_cap() -> None:
         10,
         1,
     ]
+
+
+def test_joint_names_make_no_header_that_nobody_takes() -> None:
+    many = [
+        calls([f"{each:02}{n:03}".ljust(256, "x") for n in range(250)], [0]) for each in range(40)
+    ]
+    batches = cut(many)
+    assert [member for batch, _ in batches for _, member in batch.members] == many
+    assert len(batches) > 1
+    for _, message in batches:
+        assert decode(encode(message)) == message
 
 
 def test_nothing_gathered_makes_no_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from tallybus.common.functions import FunctionRegistry, FunctionVersion, registr
 from tallybus.common.payload import make_payload
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.services.transactor import core as module
+from tallybus.services.transactor import registrar as registrar_module
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.functions.limits import FunctionLimits
@@ -225,10 +227,10 @@ def test_live_functions_are_told_with_what_they_did(rig: Rig) -> None:
 
 def test_what_is_too_many_is_refused_with_the_reason() -> None:
     rig = Rig(FunctionLimits(max_functions=1))
-    assert rig.registrar.refusal("move") is None
+    assert rig.registrar.refusal("move", MOVE) is None
     rig.send(rig.registration("move", MOVE))
-    assert rig.registrar.refusal("move") is None
-    assert "max_functions" in str(rig.registrar.refusal("other"))
+    assert rig.registrar.refusal("move", MOVE) is None
+    assert "max_functions" in str(rig.registrar.refusal("other", MOVE))
     (executed,) = rig.send(rig.registration("other", MANY))
     assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.QUOTA_EXCEEDED
 
@@ -249,3 +251,40 @@ def test_a_registered_function_that_cannot_run_here_is_refused_by_name(rig: Rig)
     with pytest.raises(FunctionUnusable) as caught:
         rig.registrar.restore(registry, {1: b"\0asm"})
     assert (caught.value.name, caught.value.version) == ("move", 1)
+
+
+def test_what_a_start_would_compile_for_too_long_is_refused(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.send(rig.registration("move", MOVE))
+    work = rig.engine.functions.compile(MOVE).facts.work
+    monkeypatch.setattr(registrar_module, "MAX_LIVE_WORK", work)
+    rig.registrar.prepared.ask("ticket", MANY)
+    while not rig.registrar.prepared.done():
+        time.sleep(0.001)
+    assert rig.registrar.refusal("same", MOVE) is None
+    assert "units of work" in str(rig.registrar.refusal("many", MANY))
+    (executed,) = rig.send(rig.registration("many", MANY))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.QUOTA_EXCEEDED
+    rig.send(rig.registration("move", b""))
+    (executed,) = rig.send(rig.registration("again", MOVE))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+    rig.registrar.close()
+
+
+def test_a_restart_compiles_each_module_once_and_tells_how_far_it_is(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [FunctionVersion(f"f{n}", 1, crc32c(MOVE), n) for n in range(1, 6)]
+    compiled: list[bytes] = []
+    monkeypatch.setattr(rig.registrar, "_compile", lambda binary: compiled.append(binary) or made)
+    made = rig.engine.functions.compile(MOVE)
+    told: list[tuple[int, int]] = []
+    rig.registrar.restore(
+        FunctionRegistry(versions),
+        {version.transaction_id: MOVE for version in versions},
+        lambda done, total: told.append((done, total)),
+    )
+    assert compiled == [MOVE]
+    assert told == [(n, 5) for n in range(5)]
+    assert [row["name"] for row in rig.registrar.rows()] == ["f1", "f2", "f3", "f4", "f5"]

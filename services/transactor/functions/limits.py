@@ -11,6 +11,10 @@ from tallybus.common.settings import FunctionSettings
 
 _DEFAULTS: Final = FunctionSettings()
 
+MAX_LIVE_WORK: Final = 30_000_000
+"""Units of work (see `module.MAX_WORK`) to compile all live functions, each module counted once: a
+transactor that starts does so before it executes anything, and this takes it some three seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionLimits:

@@ -63,6 +63,11 @@ class PreparedModules(Generic[Ticket, Compiled]):
                 self._ready.move_to_end(binary)
         return self._compile(binary) if found is None else found
 
+    def ready(self, binary: bytes) -> Compiled | None:
+        """The compiled module if it is at hand."""
+        with self._changed:
+            return self._ready.get(binary)
+
     def close(self) -> None:
         """End the thread; what was asked for and not begun is dropped."""
         with self._changed:
