@@ -24,6 +24,7 @@ from tallybus.client import Client
 from tallybus.common import logs
 from tallybus.common.metrics import METRICS
 from tallybus.common.metrics_server import MetricsServer, Response
+from tallybus.common.settings import load
 from tallybus.functions import FunctionInfo
 from tallybus.operations import Deposit, Status
 from tallybus.pipeline import PipelineIndex, ServiceInfo
@@ -513,7 +514,7 @@ def test_once_prints_a_frame_with_the_rates_of_an_interval(
 ) -> None:
     with Gateway() as gateway:
         pauses.append(deposit(gateway))
-        done = run("--once", "--endpoint", gateway.endpoint)
+        done = run("--timeout", 30, "--once", "--endpoint", gateway.endpoint)
     assert (done.exit_code, done.stderr) == (0, "")
     for stage in STAGES:
         assert stage in done.stdout
@@ -526,7 +527,7 @@ def test_json_is_an_object_for_each_interval_until_ctrl_c(
 ) -> None:
     with Gateway() as gateway:
         pauses += [deposit(gateway), nothing, deposit(gateway)]
-        done = run("--json", "--endpoint", gateway.endpoint)
+        done = run("--timeout", 30, "--json", "--endpoint", gateway.endpoint)
     assert (done.exit_code, done.stderr) == (0, "")
     first, second, third = map(json.loads, done.stdout.splitlines())
     assert [each["stages"][3]["index"] for each in (first, second, third)] == [7, 7, 14]
@@ -554,7 +555,7 @@ def test_it_goes_on_over_a_restart_of_the_gateway(pauses: list[Callable[[], None
         # One look while it is away; then as many as it takes until it is found again.
         pauses += [nothing, first.stop, restart, *[nothing] * 100]
         try:
-            done = run("--json", "--endpoint", first.endpoint, "--timeout", 0.3)
+            done = run("--json", "--endpoint", first.endpoint, "--timeout", 1.5)
         finally:
             for each in gateways:
                 each.stop()
@@ -583,7 +584,7 @@ def test_the_live_view_takes_the_other_screen_and_gives_it_back(
     monkeypatch.setenv("TERM", "xterm")
     pauses += [nothing, nothing]
     with Gateway() as gateway:
-        arguments = ["top", "--endpoint", gateway.endpoint]
+        arguments = ["top", "--timeout", "30", "--endpoint", gateway.endpoint]
         main.main(arguments, standalone_mode=False)
     text = terminal.getvalue()
     assert text.startswith("\x1b[?1049h")
@@ -612,8 +613,9 @@ def serving(text: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("by_option", [True, False])
 def test_metrics_are_fetched_where_they_are_served(
-    by_option: bool, pauses: list[Callable[[], None]]
+    by_option: bool, pauses: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(top, "SCRAPE_SECONDS", 30.0)
     pauses.append(nothing)
     with Gateway() as gateway, serving(WAL) as port:
         base = port - 2  # the wal's port is the third
@@ -622,14 +624,15 @@ def test_metrics_are_fetched_where_they_are_served(
             if by_option
             else ("--set", "metrics.address=127.0.0.1", "--set", f"metrics.base_port={base}")
         )
-        done = run("--once", "--json", "--endpoint", gateway.endpoint, *given)
+        done = run("--timeout", 30, "--once", "--json", "--endpoint", gateway.endpoint, *given)
     found = json.loads(done.stdout)["metrics"]
     assert found["segment"]["transactions"] == 250_000
     assert "wal" not in found["unreachable"]
     assert f":{base}: " in found["unreachable"]["sequencer"]
 
 
-def test_what_is_no_page_of_metrics_is_told() -> None:
+def test_what_is_no_page_of_metrics_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "SCRAPE_SECONDS", 30.0)
     with serving("") as port:
         assert not isinstance(top._scrape(("127.0.0.1", port)), str)
     told = top._scrape(("127.0.0.1", port))
@@ -655,7 +658,7 @@ def test_a_wrong_address_of_metrics_is_refused(base: str) -> None:
     ],
 )
 def test_an_address_of_metrics_stands_for_five(base: str, host: str, port: int) -> None:
-    found = top._addresses(base, top.load(None, {}))
+    found = top._addresses(base, load(None, {}))
     assert found is not None
     assert found["sequencer"] == (host, port)
     assert found["gateway"] == (host, port + 4)
