@@ -18,6 +18,7 @@ from tallybus.common.frames import (
     StageStatus,
     Welcome,
 )
+from tallybus.common.logreader import DamagedLog
 from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
 from tallybus.common.snapshotformat import SnapshotMismatch
@@ -130,8 +131,9 @@ class TransactorService(Shell):
             )
         except Interrupted:
             return
-        except SnapshotMismatch:
-            # Another transactor may have taken over and moved on since: then the log will say so.
+        except (SnapshotMismatch, DamagedLog):
+            # Another transactor may have taken over and moved on since, or the log stage has died
+            # and cuts off what it never synced: then it has another answer now.
             if self._mismatched_at == welcome.next:
                 raise
             self._mismatched_at = welcome.next
