@@ -119,7 +119,8 @@ class Supervisor:
 
         Raises LockHeld when another supervisor works on this run folder.
         """
-        self._lock = lock_run_folder(self.settings, Storage(), LOCK_NAME)
+        if self._lock is None:
+            self._lock = lock_run_folder(self.settings, Storage(), LOCK_NAME)
         self._started = time.monotonic()
         for name in START_ORDER:
             self._spawn(self.children[name])

@@ -203,6 +203,7 @@ def test_acknowledged_transactions_survive_sigkill_of_all_processes_under_load(
                     time.sleep(random_.random() * 1.5)
                 finally:
                     Pipeline(started, settings, errors).kill()
+                    started.stop()
         with pipeline_of(settings, errors) as pipeline:
             slowest = load.slowest()
             eventually(lambda: load.error or load.slowest() > slowest, "the load goes on")
