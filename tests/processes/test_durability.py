@@ -379,10 +379,13 @@ def test_batches_of_clients_that_vanish_are_whole_or_not_there(
             except (OutcomeUnknown, ClientClosed):
                 continue
     with pipeline.client() as client:
-        last = client.submit_and_wait(Deposit(9, 1), WaitLevel.SNAPSHOT).tx_id
-        log = replay(pipeline.settings, last)
-        assert_balances(client, log.oracle, 10, last)
-    logged = log.records["user_ref"][:-1].reshape(-1, 3)
+        mine = client.submit_and_wait(Deposit(9, 1), WaitLevel.SNAPSHOT).tx_id
+        # What the others have sent may still be on its way: compare as of one moment.
+        read = client.get_balances(np.arange(10), min_tx_id=mine)
+        log = replay(pipeline.settings, read.last_snapshot_tx_id)
+        assert read.balances.tolist() == [log.oracle.balance(number) for number in range(10)]
+    logged = log.records["user_ref"][log.records["account"] != 9]
+    logged = logged[: len(logged) // 3 * 3].reshape(-1, 3)
     assert (logged - logged[:, :1] == [0, 1, 2]).all()
     assert len(np.unique(logged)) == logged.size
     for first_ref, tx_id in told.items():

@@ -361,7 +361,7 @@ def test_a_new_log_stage_is_greeted_and_sent_what_it_lacks() -> None:
     core.on_status(log_status(2, 1, peer=0, life=201), 0)
     assert core.next_data() is None
     core.tick(HELLO_EVERY_NS)
-    assert core.requests == [Hello("transactor", ME, 5, asks=True)]
+    assert core.requests == [Hello("transactor", ME, 5)]
     core.on_welcome(Welcome("wal", 201, ME, 5, 2, 1, 9), 0)
     core.on_status(log_status(2, 1, life=201), 0)
     assert [m.first for m in taken(core)] == [2, 3]
