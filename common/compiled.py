@@ -133,30 +133,16 @@ def inlined(function: _Function) -> _Function:
     return cast(_Function, Inlined(cast(Any, function)))
 
 
-def kernel(signature: Any) -> Callable[[_Function], _Function]:
+def kernel(signature: Signature) -> Callable[[_Function], _Function]:
     """Compile a function for one signature; calls with other dtypes are a TypeError.
 
     Everything that the function uses must be defined before it. Without reference counts (`_nrt`):
     the caller holds the arrays, and counting the arguments of inlined calls cost 60 ns an
     operation. So a kernel cannot make arrays.
-
-    A signature in numba's own types compiles with numba at every start, or takes it from numba's
-    cache; either loads numba.
     """
 
     def prepare(function: _Function) -> _Function:
-        if isinstance(signature, Signature):
-            return cast(_Function, Kernel(cast(Any, function), signature))
-        from numba import njit
-
-        try:
-            compiled = njit(signature, cache=True, **_OPTIONS)(function)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
-            # No folder for the cache is writable: every start compiles, some seconds.
-            compiled = njit(signature, **_OPTIONS)(function)
-        return cast(_Function, compiled)
+        return cast(_Function, Kernel(cast(Any, function), signature))
 
     return prepare
 

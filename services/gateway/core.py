@@ -24,6 +24,7 @@ from tallybus.common.frames import (
     Answer,
     Assigned,
     Buffer,
+    FrameError,
     FunctionsAnswer,
     Message,
     Prepared,
@@ -642,7 +643,11 @@ class GatewayCore(StageCore):
                 self._finish(read, {"count": len(read.keys), "snapshot": message.index}, values)
             elif read.what == "transaction":
                 tx_id = int(read.keys[0])
-                found = transaction_in(message, tx_id)
+                try:
+                    found = transaction_in(message, tx_id)
+                except FrameError as error:
+                    self._fail(read, protocol.INTERNAL, str(error))
+                    continue
                 fields = reply_fields(tx_id, message.index, found)
                 self._finish(read, fields, *reply_payloads(found))
             else:

@@ -60,16 +60,19 @@ class Registrar:
         begins: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
         """Take over what the log registered. `binaries`: of each live version, by the transaction
-        that registered it. `begins` is called before each function with how many are done, of how
-        many in all; what it raises ends this.
+        that registered it. `begins` is called before each function with the bytes of modules that
+        are done, of all bytes; what it raises ends this.
 
         Raises FunctionUnusable.
         """
         shared: dict[bytes, CompiledFunction] = {}
         live = registry.all_live()
-        for done, version in enumerate(live):
-            begins(done, len(live))
+        total = sum(len(binaries[version.transaction_id]) for version in live)
+        done = 0
+        for version in live:
+            begins(done, total)
             binary = binaries[version.transaction_id]
+            done += len(binary)
             try:
                 compiled = shared.get(binary)
                 if compiled is None:

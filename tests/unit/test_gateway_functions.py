@@ -9,6 +9,7 @@ import pytest
 from crc32c import crc32c
 
 from tallybus.common.frames import (
+    Answer,
     FunctionsAnswer,
     FunctionsQuery,
     Message,
@@ -210,3 +211,11 @@ def test_a_checksum_that_means_unregistered_is_refused(rig: FunctionRig) -> None
     assert crc32c(binary) == 0
     rig.register(1, binary)
     assert rig.answer()["details"]["field"] == "binary"
+
+
+def test_an_answer_that_holds_no_transaction_is_an_error_and_no_end(rig: FunctionRig) -> None:
+    rig.hear(5)
+    rig.ask("transaction", 1, tx_id=5)
+    (query,) = rig.queries()
+    rig.core.on_answer(Answer(query.query, 5, values=b"short"))
+    assert rig.answer()["error"] == "internal"
