@@ -38,8 +38,10 @@ from tallybus.common.settings_table import (
     check_name,
     check_optional_endpoint,
     check_optional_host,
+    check_optional_host_and_port,
     parse_cpus,
     parse_fuel_by_name,
+    parse_unprotected,
     rows,
     setting,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "ENDPOINT_VARIABLE",
     "ENVIRONMENT_PREFIX",
     "MAX_IPC_PATH_BYTES",
+    "KEY_VARIABLE",
     "SERVICES",
     "SETTINGS",
     "SOCKETS",
@@ -61,6 +64,7 @@ __all__ = [
     "LedgerSettings",
     "LoggingSettings",
     "MetricsSettings",
+    "SecuritySettings",
     "ServiceSettings",
     "Setting",
     "Settings",
@@ -71,6 +75,7 @@ __all__ = [
     "endpoint",
     "load",
     "metrics_address",
+    "page_address",
     "parse_cpus",
     "run_folder",
 ]
@@ -79,6 +84,8 @@ CONFIG_VARIABLE: Final = "TALLYBUS_CONFIG"
 """Names the TOML file to read. Empty: none."""
 ENDPOINT_VARIABLE: Final = "TALLYBUS_ENDPOINT"
 """Where clients look for the gateway. Not a setting of the services, which ignore it."""
+KEY_VARIABLE: Final = "TALLYBUS_KEY"
+"""Names the file with a client's key. Not a setting of the services, which ignore it."""
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5550"
 
 STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter")
@@ -258,6 +265,37 @@ class GatewaySettings(ServiceSettings):
     max_reads: int = setting(
         65_536, "Accounts or transactions in one read.", minimum=1, maximum=1_048_576
     )
+    max_connections: int = setting(
+        4_096,
+        "Connections of clients over tcp at a time; beyond it the newest are closed.",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    client_in_flight: int = setting(
+        0,
+        "Operations and reads of one client that may wait for an answer at a time; beyond it the "
+        "client is told `overloaded`. 0: no limit of its own. With keys a client is a key, "
+        "without them a connection.",
+        maximum=2**31,
+    )
+    client_rate: int = setting(
+        0,
+        "Operations and reads that one client may ask for in a second; beyond it the client is "
+        "told `overloaded`. 0: no limit.",
+        maximum=2**31,
+    )
+    client_message_bytes: int = setting(
+        0,
+        "Bytes of the longest request that one client may send. 0: as `max_batch` and `max_reads` "
+        "say.",
+        maximum=2**31,
+    )
+    page: str = setting(
+        "",
+        "Where the gateway serves a page that shows the pipeline as it is now, such as "
+        "`127.0.0.1:5580`. Empty: there is none. Whoever reaches it may read every balance.",
+        check=check_optional_host_and_port,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +368,29 @@ class MetricsSettings(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class SecuritySettings(Section):
+    """Who may reach the ledger over the network."""
+
+    keys: Path | None = setting(
+        None,
+        "Folder of keys, made by `tallybus keys create`: then every tcp connection of clients and "
+        "services is encrypted, and only who has a key is let in. Empty: tcp is plain.",
+        kind="path",
+    )
+    unprotected: str = setting(
+        "",
+        "What may listen beyond this machine without keys: any of `clients`, `bus`, `metrics` and "
+        "`page`, separated by commas. `metrics` and `page` never have keys.",
+        check=parse_unprotected,
+    )
+
+    @property
+    def exposed(self) -> frozenset[str]:
+        """`unprotected` as a set."""
+        return parse_unprotected(self.unprotected)
+
+
+@dataclass(frozen=True, slots=True)
 class Effective:
     """One effective value, and where it came from: for `tallybus config show`."""
 
@@ -356,6 +417,7 @@ class Settings:
     functions: FunctionSettings = field(default_factory=FunctionSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    security: SecuritySettings = field(default_factory=SecuritySettings)
     origins: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )
@@ -405,6 +467,7 @@ _SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
         "functions": FunctionSettings,
         "logging": LoggingSettings,
         "metrics": MetricsSettings,
+        "security": SecuritySettings,
     }
 )
 
@@ -513,11 +576,12 @@ def _read_file(path: str) -> Iterator[tuple[Setting, object]]:
 
 
 def _read_environment(environ: Mapping[str, str]) -> Iterator[tuple[Setting, str]]:
-    known = (*_BY_VARIABLE, CONFIG_VARIABLE, ENDPOINT_VARIABLE)
+    others = (CONFIG_VARIABLE, ENDPOINT_VARIABLE, KEY_VARIABLE)
     for name in sorted(environ):
-        if not name.startswith(ENVIRONMENT_PREFIX) or name in (CONFIG_VARIABLE, ENDPOINT_VARIABLE):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in others:
             continue
         if name not in _BY_VARIABLE:
+            known = (*_BY_VARIABLE, *others)
             raise SettingsError(name, "environment", _unknown("variable", name, known))
         yield _BY_VARIABLE[name], environ[name]
 
@@ -591,3 +655,11 @@ def metrics_address(settings: Settings, stage: str) -> tuple[str, int] | None:
     if not settings.metrics.address or settings.bus.transport == "inproc":
         return None
     return settings.metrics.address, port
+
+
+def page_address(settings: Settings) -> tuple[str, int] | None:
+    """Host and port of the gateway's page; None when there is none, as in an embedded ledger."""
+    if not settings.gateway.page or settings.bus.transport == "inproc":
+        return None
+    host, _, port = settings.gateway.page.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)

@@ -212,6 +212,30 @@ def check_listen_address(text: str) -> None:
         raise ValueError(f"{text!r} is not an address; give one without a port: 127.0.0.1")
 
 
+def check_optional_host_and_port(text: str) -> None:
+    """Raise ValueError unless `text` is empty, or an address to listen on with a port."""
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if text and not (host and re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
+        raise ValueError(f"{text!r} needs an address and a port from 1 to 65535: 127.0.0.1:5580")
+    if text and ":" in host and bare == host:
+        raise ValueError(f"{text!r} is not an address; an IPv6 one stands in brackets: [::1]:5580")
+    check_listen_address(bare)
+
+
+UNPROTECTED: Final = ("clients", "bus", "metrics", "page")
+"""What may be told to listen beyond this machine without keys."""
+
+
+def parse_unprotected(text: str) -> frozenset[str]:
+    """Names of a list like `bus, metrics`; empty text gives none. Raises ValueError."""
+    names = [part.strip() for part in text.split(",")] if text.strip() else []
+    for name in names:
+        if name not in UNPROTECTED:
+            raise ValueError(f"{name!r} is not one of {either(UNPROTECTED)}")
+    return frozenset(names)
+
+
 def check_name(text: str) -> None:
     """Raise ValueError unless `text` is empty or fit for a part of an address."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{0,64}", text):

@@ -1,0 +1,40 @@
+"""Encryption and authentication of sockets: CURVE, as libzmq has it. Sets options, decides nothing.
+
+A server proves that it has its secret, and lets in only whom the ZAP handler of its context (see
+`common/zap.py`) allows. It fails closed: with a domain that is enforced, no handler means no
+connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zmq
+
+from tallybus.common.keys import KeyPair
+
+
+def new_key_pair() -> KeyPair:
+    """A new pair, from the system's source of randomness."""
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public, secret)
+
+
+def matches(pair: KeyPair) -> bool:
+    """Whether the public key belongs to the secret."""
+    return bool(zmq.curve_public(pair.secret) == pair.public)
+
+
+def secure_server(socket: zmq.Socket[Any], pair: KeyPair, domain: str) -> None:
+    """Take only encrypted connections that the ZAP handler allows for `domain`. Before `bind`."""
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
+    socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode("ascii"))
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def secure_client(socket: zmq.Socket[Any], pair: KeyPair, server: bytes) -> None:
+    """Connect as the holder of `pair` to who has the secret of `server`. Before `connect`."""
+    socket.setsockopt(zmq.CURVE_SERVERKEY, server)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)

@@ -1,0 +1,257 @@
+"""Keys of the network: who may talk to a ledger over tcp, and as what. Reads files, writes none.
+
+A folder of keys (`security.keys`) holds `gateway.key` and `bus.key`, the key pairs with which the
+gateway meets its clients and the services one another, and `clients/NAME.toml`, a grant for each
+client: its public key, its role and its limits. A client has a file of its own with its pair and
+the gateway's public key. All are small TOML files; keys are CURVE25519 in Z85, 40 characters.
+
+A file that holds a secret is refused when others could read it. No message, and no `repr`, shows a
+secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from tallybus.common.errors import EXIT_SETTINGS, ServiceError
+
+GATEWAY_KEY: Final = "gateway.key"
+BUS_KEY: Final = "bus.key"
+CLIENTS_FOLDER: Final = "clients"
+GRANT_SUFFIX: Final = ".toml"
+MAX_FILE_BYTES: Final = 65_536
+MAX_LIMIT: Final = 2**63 - 1
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
+NAME_RULE: Final = (
+    "1 to 64 letters, digits, '.', '_' and '-', of which the first is a letter or a digit"
+)
+LIMITS: Final = ("max_in_flight", "max_rate", "max_message_bytes")
+
+
+class KeyFileError(ServiceError):
+    """A file of keys cannot be used. Fields: `path`, `reason`."""
+
+    exit_code: ClassVar[int] = EXIT_SETTINGS
+    restart: ClassVar[bool] = False
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"the key file {path} {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class Role(IntEnum):
+    """What a client may do; each may do what those before it may."""
+
+    READ = 1
+    SUBMIT = 2
+    ADMIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A public key and its secret, each 40 characters of Z85."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the holder of a public key may do.
+
+    `created` and `revoked` are times as RFC 3339 has them; an empty `revoked` means that it is
+    good. Limits of 0 are those that the gateway has for everyone (`gateway.client_…`).
+    """
+
+    name: str
+    public: bytes
+    role: Role
+    created: str
+    revoked: str = ""
+    max_in_flight: int = 0
+    max_rate: int = 0
+    max_message_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """What a client's own file holds: its name, its pair, and the gateway's public key."""
+
+    name: str
+    pair: KeyPair
+    gateway: bytes
+
+
+def is_name(text: str) -> bool:
+    """Whether a key may be called so; see NAME_RULE."""
+    return _NAME.fullmatch(text) is not None
+
+
+def read_pair(path: Path) -> KeyPair:
+    """A key pair of the gateway or the bus. Raises KeyFileError."""
+    table = _read(path, secret=True)
+    return _pair(path, table)
+
+
+def read_client_key(path: Path) -> ClientKey:
+    """A client's own file. Raises KeyFileError."""
+    table = _read(path, secret=True)
+    return ClientKey(
+        _name(path, table.get("name")), _pair(path, table), _key(path, table, "gateway")
+    )
+
+
+def read_grants(folder: Path) -> dict[bytes, Grant]:
+    """The grants in a folder of keys, by public key, also those that were revoked.
+
+    Raises KeyFileError for one that cannot be used: who is refused must never depend on a file
+    that is passed over.
+    """
+    clients = folder / CLIENTS_FOLDER
+    try:
+        names = sorted(os.listdir(clients))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise KeyFileError(clients, f"cannot be listed: {error.strerror}") from error
+    grants: dict[bytes, Grant] = {}
+    for file in names:
+        if not file.endswith(GRANT_SUFFIX) or file.startswith("."):
+            continue
+        grant = read_grant(clients / file)
+        other = grants.setdefault(grant.public, grant)
+        if other is not grant:
+            raise KeyFileError(clients / file, f"has the public key of {other.name}, too")
+    return grants
+
+
+def read_grant(path: Path) -> Grant:
+    """One client's grant; its name is the file's. Raises KeyFileError."""
+    table = _read(path, secret=False)
+    known = {"public", "role", "created", "revoked", *LIMITS}
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise KeyFileError(path, f"has an unknown field {unknown[0]!r}")
+    role = table.get("role")
+    if not isinstance(role, str) or role.upper() not in Role.__members__:
+        raise KeyFileError(path, "needs a role: read, submit or admin")
+    limits = {name: _limit(path, table, name) for name in LIMITS}
+    return Grant(
+        name=_name(path, path.name.removesuffix(GRANT_SUFFIX)),
+        public=_key(path, table, "public"),
+        role=Role[role.upper()],
+        created=_text(path, table, "created"),
+        revoked=_text(path, table, "revoked"),
+        **limits,
+    )
+
+
+def grant_path(folder: Path, name: str) -> Path:
+    """The file of the grant called `name` in a folder of keys."""
+    return folder / CLIENTS_FOLDER / f"{name}{GRANT_SUFFIX}"
+
+
+def pair_text(pair: KeyPair, what: str) -> str:
+    """The file of a key pair; `what` it is for stands in its first line."""
+    return _toml(
+        f"{what}. Keep it secret.", {"public": pair.public.decode(), "secret": pair.secret.decode()}
+    )
+
+
+def client_key_text(key: ClientKey) -> str:
+    """A client's own file."""
+    fields = {
+        "name": key.name,
+        "public": key.pair.public.decode(),
+        "secret": key.pair.secret.decode(),
+        "gateway": key.gateway.decode(),
+    }
+    return _toml(f"Key of the client {key.name} of a Tallybus ledger. Keep it secret.", fields)
+
+
+def grant_text(grant: Grant) -> str:
+    """The file of a grant."""
+    fields: dict[str, str | int] = {
+        "public": grant.public.decode(),
+        "role": grant.role.name.lower(),
+        "created": grant.created,
+    }
+    if grant.revoked:
+        fields["revoked"] = grant.revoked
+    for name in LIMITS:
+        if limit := getattr(grant, name):
+            fields[name] = limit
+    return _toml(f"What the client {grant.name} may do.", fields)
+
+
+def _toml(comment: str, fields: Mapping[str, str | int]) -> str:
+    # No value holds a quote or a backslash: names, times and Z85 have none.
+    lines = [
+        f"{name} = {value}" if isinstance(value, int) else f'{name} = "{value}"'
+        for name, value in fields.items()
+    ]
+    return "\n".join([f"# {comment}", *lines, ""])
+
+
+def _read(path: Path, *, secret: bool) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            state = os.fstat(file.fileno())
+            text = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise KeyFileError(path, f"cannot be read: {error.strerror}") from error
+    if secret and (state.st_uid not in (os.getuid(), 0) or stat.S_IMODE(state.st_mode) & 0o077):
+        raise KeyFileError(
+            path,
+            f"belongs to user {state.st_uid} with mode {stat.S_IMODE(state.st_mode):04o}, so "
+            f"others may know its secret; it must belong to user {os.getuid()} with mode 0600",
+        )
+    if len(text) > MAX_FILE_BYTES:
+        raise KeyFileError(path, "is too long for a key")
+    try:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        # What is wrong in it could show a part of a secret.
+        raise KeyFileError(path, "is not valid TOML") from (None if secret else error)
+
+
+def _pair(path: Path, table: Mapping[str, Any]) -> KeyPair:
+    return KeyPair(_key(path, table, "public"), _key(path, table, "secret"))
+
+
+def _key(path: Path, table: Mapping[str, Any], name: str) -> bytes:
+    value = table.get(name)
+    if not isinstance(value, str) or _KEY.fullmatch(value) is None:
+        raise KeyFileError(path, f"has no key {name!r} of 40 characters in Z85")
+    return value.encode("ascii")
+
+
+def _name(path: Path, value: object) -> str:
+    if not isinstance(value, str) or not is_name(value):
+        raise KeyFileError(path, f"has no good name; a name has {NAME_RULE}")
+    return value
+
+
+def _text(path: Path, table: Mapping[str, Any], name: str) -> str:
+    value = table.get(name, "")
+    if not isinstance(value, str) or re.fullmatch(r"[0-9TZ:.+-]{0,40}", value, re.ASCII) is None:
+        raise KeyFileError(path, f"has a field {name!r} that is no time")
+    return value
+
+
+def _limit(path: Path, table: Mapping[str, Any], name: str) -> int:
+    value = table.get(name, 0)
+    if type(value) is not int or not 0 <= value <= MAX_LIMIT:
+        raise KeyFileError(path, f"has a field {name!r} that is no whole number from 0 on")
+    return value
