@@ -34,7 +34,7 @@ def main() -> int:
         "Without it one is made",
     )
     parser.add_argument("--folder", help="where the temporary folder is made (needs 3 GB)")
-    parser.add_argument("--without-tcp", action="store_true", help="leave compose.tcp.yaml out")
+    parser.add_argument("--without-tcp", action="store_true", help="leave tcp and keys out")
     arguments = parser.parse_args()
     started = time.monotonic()
     # So that everything is cleared away then, too.
@@ -55,6 +55,10 @@ def main() -> int:
                 over_tcp = Stack(docker, built, ("compose.yaml", "compose.tcp.yaml"))
                 stack.callback(over_tcp.remove)
                 Scenario(over_tcp, bank, folder).run_briefly()
+                files = ("compose.yaml", "compose.tcp.yaml", "compose.keys.yaml")
+                with_keys = Stack(docker, built, files)
+                stack.callback(with_keys.remove)
+                Scenario(with_keys, bank, folder).run_with_keys()
         except (Failed, Unavailable) as error:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1

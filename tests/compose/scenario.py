@@ -18,6 +18,8 @@ BATCH = 8
 FIRST_OTHER = 100_000
 """Accounts of those imports; the bank's are below."""
 OTHERS = 500
+REFUSED = 6
+"""Exit code of a command to which the ledger has refused access."""
 
 
 class Scenario:
@@ -43,11 +45,20 @@ class Scenario:
         self.stops_and_starts()
 
     def run_briefly(self) -> None:
-        """Start, load, one kill each, stop."""
+        """Start, load, stop."""
+        self.starts()
+        self.loads_the_bank()
+        self.stops_and_starts()
+
+    def run_with_keys(self) -> None:
+        """The same with keys, one kill each, and who is refused."""
+        self.stack.key = self.stack.keys("create", "ops", "--role", "admin", "--out", "-")
+        reader = self.stack.keys("create", "auditor", "--role", "read", "--out", "-")
         self.starts()
         self.loads_the_bank()
         for service in START_ORDER:
             self.survives_a_kill(service)
+        self.refuses_strangers(reader)
         self.stops_and_starts()
 
     # -- steps -----------------------------------------------------------------------------------
@@ -213,6 +224,27 @@ class Scenario:
         }
         check(not missing, f"the dashboards ask for what nobody tells: {sorted(missing)}")
         say(f"metrics: {sum(map(len, scraped.values()))} series; indexes and counts as the API's")
+
+    def refuses_strangers(self, reader: str) -> None:
+        """No key, a role that does not do, and a key that was revoked end with 6."""
+        admin, self.stack.key = self.stack.key, ""
+        check(self.stack.exit_code("index") == REFUSED, "without a key nobody gets in")
+        self.stack.key = reader
+        check(self.stack.exit_code("index") == 0, "the auditor may read")
+        check(self.stack.exit_code("deposit", "1", "1") == REFUSED, "and not deposit")
+        self.stack.keys("revoke", "auditor")
+        until("the auditor gets in no more", lambda: self.stack.exit_code("index") == REFUSED, 10)
+        self.stack.key = admin
+        check(self.stack.exit_code("index") == 0, "ops may still do everything")
+        listed = {
+            each["name"]: each for each in json.loads(self.stack.keys("list", "--json"))["keys"]
+        }
+        check(set(listed) == {"ops", "auditor"}, f"two keys: {listed}")
+        log = self.stack.compose("logs", "--no-log-prefix", "gateway")
+        check("revoked" in log, "the gateway's log says who was refused")
+        secrets = [line.split('"')[1] for line in (admin + reader).splitlines() if "secret" in line]
+        check(bool(secrets) and not any(each in log for each in secrets), "no secret in the log")
+        say("no key, a wrong role and a revoked key were refused with exit code 6, and logged")
 
     def stops_and_starts(self) -> None:
         self.stack.compose("stop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import time
@@ -50,6 +51,8 @@ class Stack:
         own = {"LEDGER_IMAGE": image, "LEDGER_PORT": str(self.port)}
         self.docker = Docker(docker.command, {**docker.environment, **own}, docker.own)
         self.files = files
+        self.key = ""
+        """The file of the key with which `tallybus` and `importing` connect; empty: none."""
         self._client = f"{self.name}-client"
         self._options = ["--project-name", self.name, "--project-directory", str(PROJECT)]
         for file in files:
@@ -74,22 +77,43 @@ class Stack:
         """Standard output of a command in a service's container."""
         return self.compose("exec", "-T", service, *command, check=check)
 
+    def keys(self, *arguments: str) -> str:
+        """Standard output of `tallybus keys ARGUMENTS…` on the folder of keys."""
+        return self.compose("run", "--rm", "-T", "keys", *arguments)
+
     def tallybus(self, *arguments: str, text: str | None = None) -> Any:
         """The answer of `tallybus ARGUMENTS… --json`, called in the gateway's container."""
-        return json.loads(
-            self.compose("exec", "-T", "gateway", "tallybus", *arguments, "--json", text=text)
+        environment = ["--env", f"KEY={self.key}"] if self.key else []
+        command = self._command(*arguments, "--json")
+        return json.loads(self.compose("exec", "-T", *environment, "gateway", *command, text=text))
+
+    def _command(self, *arguments: str) -> list[str]:
+        """`tallybus` in a container, with the key in a file where there is one."""
+        if not self.key:
+            return ["tallybus", *arguments]
+        connect = (
+            'umask 077; printf %s "$KEY" > /tmp/own.key; unset KEY; export TALLYBUS_KEY=/tmp/own.key; '
+            'exec tallybus "$@"'
         )
+        return ["sh", "-c", connect, "tallybus", *arguments]
+
+    def exit_code(self, *arguments: str) -> int:
+        """How `tallybus ARGUMENTS…` ends in the gateway's container."""
+        command = shlex.join(self._command(*arguments))
+        environment = ["--env", f"KEY={self.key}"] if self.key else []
+        script = f"({command}) > /tmp/told 2>&1; echo $?"
+        return int(self.compose("exec", "-T", *environment, "gateway", "sh", "-c", script))
 
     def importing(self, csv: str, batch: int) -> subprocess.Popen[str]:
         """An import by a container of its own, which outlives every service."""
-        arguments = ["import", csv, "--batch", str(batch), "--timeout", "120", "--json"]
+        command = self._command("import", csv, "--batch", str(batch), "--timeout", "120", "--json")
         return subprocess.Popen(
             [
                 *(self.docker.command, "run", "--rm", "--interactive", "--read-only"),
-                *("--name", self._client),
-                *("--network", f"{self.name}_ledger", "--env"),
-                *("TALLYBUS_ENDPOINT=tcp://gateway:5550", self.docker.environment["LEDGER_IMAGE"]),
-                *arguments,
+                *("--name", self._client, "--network", f"{self.name}_ledger", "--tmpfs", "/tmp"),
+                *("--env", "TALLYBUS_ENDPOINT=tcp://gateway:5550", "--env", f"KEY={self.key}"),
+                *("--entrypoint", command[0], self.docker.environment["LEDGER_IMAGE"]),
+                *command[1:],
             ],
             env=dict(self.docker.environment),
             stdin=subprocess.PIPE,

@@ -15,6 +15,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 ZMQ_USERS = {
     "tallybus.common.bus",
+    "tallybus.common.curve",  # options of sockets
+    "tallybus.common.zap",  # the socket that libzmq asks whom to let in
     "tallybus.client.sync",
     "tallybus.client.aio",
     "tallybus.client.wire",  # what these two share
@@ -42,6 +44,7 @@ IMPURE = {
     "tallybus.common.bus",
     "tallybus.common.files",
     "tallybus.common.service",
+    "tallybus.common.zap",
 }
 WRITING_OS = {
     "fallocate",
