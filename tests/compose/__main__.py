@@ -48,7 +48,7 @@ def main() -> int:
             base_image(docker, folder, stack)
             bank = _bank(arguments.csv, folder)
             built = docker.build(stack)
-            pipeline = Stack(docker, built, ("compose.yaml",))
+            pipeline = Stack(docker, built, ("compose.yaml", "compose.page.yaml"))
             stack.callback(pipeline.remove)
             Scenario(pipeline, bank, folder).run()
             if not arguments.without_tcp:

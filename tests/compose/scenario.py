@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import socket
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 from tests.bank_data import BankFile
 from tests.compose.dashboards import metrics_used
@@ -42,6 +44,7 @@ class Scenario:
             self.survives_a_restart(service)
         self.goes_on_without_the_snapshotter()
         self.tells_its_metrics()
+        self.shows_its_page()
         self.stops_and_starts()
 
     def run_briefly(self) -> None:
@@ -66,7 +69,7 @@ class Scenario:
     def starts(self) -> None:
         seconds = self.stack.up("--wait")
         say(f"{' + '.join(self.stack.files)}: five services healthy after {seconds:.1f} s")
-        if len(self.stack.files) > 1:
+        if "compose.tcp.yaml" in self.stack.files:
             sockets = self.stack.inside("wal", "sh", "-c", "ls /run/tallybus").split()
             check(not sockets, f"over tcp the run folder stays empty, it has {sockets}")
 
@@ -224,6 +227,29 @@ class Scenario:
         }
         check(not missing, f"the dashboards ask for what nobody tells: {sorted(missing)}")
         say(f"metrics: {sum(map(len, scraped.values()))} series; indexes and counts as the API's")
+
+    def shows_its_page(self) -> None:
+        address = f"http://127.0.0.1:{self.stack.page_port}"
+
+        def get(path: str) -> dict[str, Any]:
+            with urllib.request.urlopen(f"{address}{path}", timeout=10) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+
+        index = self.stack.tallybus("index")
+        rows = {"sequencer": "sequenced", "transactor": "computed", "wal": "committed"}
+
+        def is_there() -> bool:
+            stages = {each["stage"]: each for each in get("/api/report")["stages"]}
+            return all(stages[stage]["index"] == index[level] for stage, level in rows.items())
+
+        until("the page shows the API's indexes", is_there, 10)
+        account = next(iter(self.expected))
+        told = get(f"/api/balance?account={account}")
+        check(int(told["balance"]) == self.expected[account], f"balance of {account}: {told}")
+        bound = self.stack.state("gateway")["HostConfig"]["PortBindings"]["5580/tcp"]
+        check(bound[0]["HostIp"] == "127.0.0.1", f"the page is on loopback alone: {bound}")
+        say("the page shows the API's indexes and balances")
 
     def refuses_strangers(self, reader: str) -> None:
         """No key, a role that does not do, and a key that was revoked end with 6."""

@@ -37,6 +37,13 @@ def until(what: str, condition: Callable[[], bool], seconds: float = WAIT_SECOND
     return time.monotonic() - began
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Stack:
     """The services of some compose files under a name of their own, on a free port of loopback."""
 
@@ -45,10 +52,12 @@ class Stack:
     def __init__(self, docker: Docker, image: str, files: tuple[str, ...]) -> None:
         Stack.count += 1
         self.name = f"tallybus-test-{os.getpid()}-{Stack.count}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        own = {"LEDGER_IMAGE": image, "LEDGER_PORT": str(self.port)}
+        self.port, self.page_port = _free_port(), _free_port()
+        own = {
+            "LEDGER_IMAGE": image,
+            "LEDGER_PORT": str(self.port),
+            "LEDGER_PAGE_PORT": str(self.page_port),
+        }
         self.docker = Docker(docker.command, {**docker.environment, **own}, docker.own)
         self.files = files
         self.key = ""
@@ -92,8 +101,8 @@ class Stack:
         if not self.key:
             return ["tallybus", *arguments]
         connect = (
-            'umask 077; printf %s "$KEY" > /tmp/own.key; unset KEY; export TALLYBUS_KEY=/tmp/own.key; '
-            'exec tallybus "$@"'
+            'umask 077; printf %s "$KEY" > /tmp/own.key; unset KEY; '
+            'TALLYBUS_KEY=/tmp/own.key exec tallybus "$@"'
         )
         return ["sh", "-c", connect, "tallybus", *arguments]
 
