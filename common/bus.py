@@ -1,10 +1,8 @@
 """Sockets between the stages. With the clients' shells, the only place that imports zmq.
 
 Every stage binds three sockets: `data` (PULL), `index` (PUB) and `control` (ROUTER); the gateway
-binds one
-ROUTER for clients. All sends and receives are non-blocking: what a socket does not take now stays
-with its
-sender, whose link keeps it anyway. Large frames are passed on without a copy.
+binds one ROUTER for clients. All sends and receives are non-blocking: what a socket does not take
+now stays with its sender, whose link keeps it anyway. Large frames are passed on without a copy.
 """
 
 from __future__ import annotations
@@ -19,14 +17,20 @@ from typing import Any, Final, TypeAlias
 
 import zmq
 
+from tallybus.common.curve import secure_client, secure_server
 from tallybus.common.errors import EXIT_BUSY, ServiceError
 from tallybus.common.frames import Buffer
+from tallybus.common.handshakes import Handshakes
+from tallybus.common.monitor import SocketMonitor
+from tallybus.common.security import BUS, CLIENTS, Security
 
 # As plain integers: operators of zmq's enumerations cost microseconds.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN: Final = int(zmq.POLLIN)
+_SOURCE: Final = int(zmq.SRCFD)
 _POLLOUT: Final = int(zmq.POLLOUT)
+_TCP: Final = "tcp://"
 
 DEAD_PEER_OPTIONS: Final = {
     int(zmq.TCP_KEEPALIVE): 1,
@@ -36,8 +40,7 @@ DEAD_PEER_OPTIONS: Final = {
     int(zmq.TCP_MAXRT): 10_000,
 }
 """How a dead host is noticed over tcp. Not by ZMTP heartbeats: libzmq 4.3 aborts the process when
-one
-is due on a connection whose peer died while its queue was full."""
+one is due on a connection whose peer died while its queue was full."""
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
@@ -48,6 +51,8 @@ SOCKET_BUFFER_BYTES: Final = 4 << 20
 middle."""
 RECONNECT_MS: Final = 20
 """How long a socket waits before it looks again for a peer that is not there."""
+CLIENT_HANDSHAKE_MS: Final = 10_000
+"""How long a client's connection may take until both sides have greeted."""
 CLIENT_MESSAGES: Final = 64
 """Messages queued in each direction for one client."""
 
@@ -81,18 +86,27 @@ class EndpointUnusable(ServiceError):
 
 
 class Bus:
-    """Makes the sockets of one service. `endpoint(stage, socket, bind)` names where they meet."""
+    """Makes the sockets of one service. `endpoint(stage, socket, bind)` names where they meet.
+
+    With `security` every socket that listens or connects over tcp is encrypted; set it before the
+    first one is made.
+    """
 
     def __init__(
         self,
         context: Context,
         endpoint: Callable[[str, str, bool], str],
         limits: BusLimits,
+        security: Security | None = None,
     ) -> None:
         self._context = context
         self._endpoint = endpoint
         self._limits = limits
+        self.security = security
+        self.handshakes = Handshakes()
+        """Those of the encrypted sockets between services."""
         self._sockets: list[zmq.Socket[bytes]] = []
+        self._monitors: list[SocketMonitor] = []
         self.socket_files: list[Path] = []
         """Files of the ipc endpoints bound here: libzmq leaves them behind, so their owner must
         not."""
@@ -101,7 +115,7 @@ class Bus:
         """Where this stage takes batches from its predecessor."""
         socket = self._socket(zmq.PULL)
         socket.setsockopt(zmq.RCVHWM, self._limits.high_water_mark)
-        self._bind(socket, self._endpoint(stage, "data", True))
+        self._listen(socket, stage, "data")
         return Port(socket)
 
     def push(self, stage: str) -> Port:
@@ -110,14 +124,14 @@ class Bus:
         socket.setsockopt(zmq.SNDHWM, self._limits.high_water_mark)
         # Without it, messages queue for a peer that is not there and die with the queue.
         socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.connect(self._endpoint(stage, "data", False))
+        self._connect(socket, [stage], "data")
         return Port(socket)
 
     def publisher(self, stage: str) -> Port:
         """Where this stage broadcasts."""
         socket = self._socket(zmq.PUB)
         socket.setsockopt(zmq.SNDHWM, self._limits.broadcasts)
-        self._bind(socket, self._endpoint(stage, "index", True))
+        self._listen(socket, stage, "index")
         return Port(socket)
 
     def subscriber(self, stages: Sequence[str], topics: Sequence[bytes]) -> Port:
@@ -126,25 +140,24 @@ class Bus:
         socket.setsockopt(zmq.RCVHWM, self._limits.broadcasts)
         for topic in topics:
             socket.setsockopt(zmq.SUBSCRIBE, topic)
-        for stage in stages:
-            socket.connect(self._endpoint(stage, "index", False))
+        self._connect(socket, stages, "index")
         return Port(socket)
 
     def router(self, stage: str) -> Port:
         """Where this stage answers hellos and queries."""
         socket = self._socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._bind(socket, self._endpoint(stage, "control", True))
+        self._listen(socket, stage, "control")
         return Port(socket)
 
     def dealer(self, stage: str) -> Port:
         """Where hellos and queries for `stage` go out."""
         socket = self._socket(zmq.DEALER)
         socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.connect(self._endpoint(stage, "control", False))
+        self._connect(socket, [stage], "control")
         return Port(socket)
 
-    def clients(self, endpoint: str, max_message_bytes: int) -> Port:
+    def clients(self, endpoint: str, max_message_bytes: int) -> ClientPort:
         """The gateway's socket for clients; `Port.endpoint` tells the port where `*` was asked
         for."""
         socket = self._socket(zmq.ROUTER)
@@ -155,16 +168,31 @@ class Bus:
         socket.setsockopt(zmq.SNDHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.RCVHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.MAXMSGSIZE, min(max_message_bytes, self._limits.max_message_bytes))
-        self._bind(socket, endpoint)
-        return Port(socket)
+        # Who has not said hello by then is not going to.
+        socket.setsockopt(zmq.HANDSHAKE_IVL, CLIENT_HANDSHAKE_MS)
+        port = ClientPort(socket)
+        if endpoint.startswith(_TCP):
+            # From before the first connection on.
+            port.monitor = SocketMonitor(socket)
+            port.tells_source = True
+            port.has_users = self.security is not None
+            self._monitors.append(port.monitor)
+        self._bind(socket, endpoint, CLIENTS)
+        return port
 
     def close(self) -> None:
         """Close every socket at once: what mattered was acknowledged, the rest is sent again."""
+        self.handshakes.close()
+        for monitor in self._monitors:
+            monitor.close()
+        self._monitors.clear()
         for socket in self._sockets:
             socket.close(linger=0)
         self._sockets.clear()
 
-    def _bind(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+    def _bind(self, socket: zmq.Socket[bytes], endpoint: str, domain: str) -> None:
+        if self.security is not None and endpoint.startswith(_TCP):
+            secure_server(socket, self.security.pair(domain), domain)
         if endpoint.startswith("ipc:///") and _answers(endpoint.removeprefix("ipc://")):
             raise EndpointUnusable(endpoint, "another process listens there")
         try:
@@ -173,6 +201,28 @@ class Bus:
             raise EndpointUnusable(endpoint, str(error)) from error
         if endpoint.startswith("ipc:///"):
             self.socket_files.append(Path(endpoint.removeprefix("ipc://")))
+
+    def _listen(self, socket: zmq.Socket[bytes], stage: str, name: str) -> None:
+        """Let other services connect."""
+        endpoint = self._endpoint(stage, name, True)
+        if self.security is not None and endpoint.startswith(_TCP):
+            self.handshakes.watch(socket, f"{stage}.{name}")
+        self._bind(socket, endpoint, BUS)
+
+    def _connect(self, socket: zmq.Socket[bytes], stages: Sequence[str], name: str) -> None:
+        """Connect to other services, each of which has the same pair."""
+        endpoints = [self._endpoint(stage, name, False) for stage in stages]
+        # What is set holds for the connections made from then on.
+        for endpoint in endpoints:
+            if not endpoint.startswith(_TCP):
+                socket.connect(endpoint)
+        over_tcp = [endpoint for endpoint in endpoints if endpoint.startswith(_TCP)]
+        if over_tcp and self.security is not None:
+            pair = self.security.pair(BUS)
+            secure_client(socket, pair, pair.public)
+            self.handshakes.watch(socket, f"{','.join(stages)}.{name}", over_tcp)
+        for endpoint in over_tcp:
+            socket.connect(endpoint)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
@@ -245,6 +295,53 @@ class Port:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             return None
+
+
+class ClientPort(Port):
+    """The gateway's socket, which also tells who sent the last message that was received."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        super().__init__(socket)
+        self.monitor: SocketMonitor | None = None
+        """Of its connections, where they have descriptors: over tcp."""
+        self.tells_source = False
+        self.source = -1
+        """With `tells_source`: descriptor of the connection that the last message came by."""
+        self.has_users = False
+        self.user = b""
+        """With `has_users`: the public key that its sender has proved to hold."""
+
+    def receive(self) -> list[Buffer] | None:
+        """As `Port.receive`."""
+        socket = self.socket
+        try:
+            frame: Any = socket.recv(_NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        frames: list[Buffer] = [frame.bytes]
+        while frame.more:
+            frame = socket.recv(_NOBLOCK, copy=False)
+            frames.append(frame.bytes if len(frame) < COPY_BELOW else frame.buffer)
+        if self.tells_source:
+            try:
+                self.source = frame.get(_SOURCE)
+            except zmq.ZMQError:
+                self.source = -1  # it was gone before its address could be asked for
+        if self.has_users:
+            self.user = _user(frame)
+        return frames
+
+    @property
+    def empty(self) -> bool:
+        """Whether no whole message waits to be received."""
+        return not int(self.socket.getsockopt(zmq.EVENTS)) & _POLLIN
+
+
+def _user(frame: Any) -> bytes:
+    try:
+        return bytes(frame.get("User-Id").encode("ascii", "replace"))
+    except zmq.ZMQError:
+        return b"?"  # no key is called so
 
 
 def _shared(frame: Buffer) -> Any:

@@ -74,6 +74,7 @@ class LockHeld(StorageError):
 
 
 _FATAL_HINT: Final = "stop and start again: recovery goes by what the disk holds"
+_FULL_HINT: Final = "make room there and start again: recovery goes by what the disk holds"
 _FATAL_OPERATIONS: Final = frozenset({"write", "fdatasync", "fsync", "fsync_folder", "truncate"})
 
 
@@ -81,9 +82,10 @@ def _typed(path: Path, operation: str, error: OSError) -> StorageError:
     number = error.errno or errno.EIO
     if number == errno.ENOENT:
         return FileMissing(path, operation, number)
-    return StorageError(
-        path, operation, number, _FATAL_HINT if operation in _FATAL_OPERATIONS else ""
-    )
+    hint = ""
+    if operation in _FATAL_OPERATIONS:
+        hint = _FULL_HINT if number in (errno.ENOSPC, errno.EDQUOT) else _FATAL_HINT
+    return StorageError(path, operation, number, hint)
 
 
 @dataclass(slots=True, eq=False)

@@ -2,9 +2,8 @@
 
 Encoding and decoding only; nothing here touches a socket. Payload frames are never decoded element
 by element: whoever needs numbers views them with `numpy.frombuffer`. Decoding checks every field
-and
-every length against its frame, so a message that decodes is safe to use; one that does not raises
-`FrameError` and harms nobody. `docs/protocol.md` describes every message.
+and every length against its frame, so a message that decodes is safe to use; one that does not
+raises `FrameError` and harms nobody. `docs/protocol.md` describes every message.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ PARAMS_SIZE: Final = 64
 TOPIC_STATUS: Final = b"s"
 TOPIC_ACKNOWLEDGE: Final = b"sa"
 TOPIC_EVENT: Final = b"e"
-"""First frame of a broadcast. Gateways subscribe to `s` and `e`; a predecessor to `sa`, the
-statuses
-that acknowledge, so that those that only clients wait for do not wake it."""
+TOPIC_METRICS: Final = b"m"
+"""First frame of a broadcast. Gateways subscribe to `s` and `e`, with a page to `m` too; a
+predecessor to `sa`, the statuses that acknowledge, so that those that only clients wait for do not
+wake it."""
 
 Buffer: TypeAlias = bytes | memoryview
 """One payload frame: contiguous, and never written again once it is part of a message."""
@@ -149,14 +149,10 @@ class StageStatus:
     """Every stage's broadcast: acknowledgement, heartbeat and rewind request in one.
 
     `index` is the last transaction that has this stage's guarantee, `next` the id it expects next
-    from
-    its predecessor, `durable` the highest id it knows to be on disk. `gap` asks for a rewind at
-    once;
-    `full` says that nothing is taken for now.
-    `peer` is the predecessor's incarnation that it takes data from (0: none yet). `start` is the
-    first
-    id of the sequencer's term. `gateways` maps a gateway's incarnation to the request expected
-    next.
+    from its predecessor, `durable` the highest id it knows to be on disk. `gap` asks for a rewind
+    at once; `full` says that nothing is taken for now. `peer` is the predecessor's incarnation that
+    it takes data from (0: none yet). `start` is the first id of the sequencer's term. `gateways`
+    maps a gateway's incarnation to the request expected next.
     """
 
     kind: ClassVar[str] = "status"
@@ -190,6 +186,23 @@ class Presence:
 
 
 @dataclass(slots=True)
+class StageMetrics:
+    """Every stage's broadcast of its numbers, once a second, where a page is to show them.
+
+    `incarnation` is 0 while the stage has none yet, `time` Unix time in ns, `reasons` why it is not
+    ready, in words. `samples` is for `common.metrics_bus`, and not looked into here.
+    """
+
+    kind: ClassVar[str] = "metrics"
+    payloads: ClassVar[tuple[str, ...]] = ("samples",)
+    stage: str
+    incarnation: int
+    time: int
+    reasons: list[str] = field(default_factory=list)
+    samples: Buffer = EMPTY
+
+
+@dataclass(slots=True)
 class Assigned:
     """Sequencer → gateways: rows of gateway, request, first id (0: lost), count."""
 
@@ -204,8 +217,7 @@ class Results:
     """Transactor → gateways: outcomes of the contiguous range `first` … `first + count - 1`.
 
     `batches` has rows of gateway, request, first id, count, number of failures; `failures` holds
-    the
-    FAILURE_DTYPE rows of all batches in order, each with offsets from its own batch's first id.
+    the FAILURE_DTYPE rows of all batches in order, each with offsets from its own batch's first id.
     """
 
     kind: ClassVar[str] = "results"
@@ -349,13 +361,15 @@ class Query:
 @dataclass(slots=True)
 class Answer:
     """Snapshotter → gateway: i64 balances, STATUS_DTYPE rows or a transaction (as
-    `common.transaction` has it), as of `index`; or an error."""
+    `common.transaction` has it), as of `index`; or an error, with `overloaded` one that another try
+    may not meet."""
 
     kind: ClassVar[str] = "answer"
     payloads: ClassVar[tuple[str, ...]] = ("values",)
     query: int
     index: int
     error: str = ""
+    overloaded: bool = False
     details: dict[str, int | str] = field(default_factory=dict)
     values: Buffer = EMPTY
 
@@ -366,6 +380,7 @@ Message = (
     | Executed
     | StageStatus
     | Presence
+    | StageMetrics
     | Assigned
     | Results
     | ResultsQuery
@@ -388,6 +403,7 @@ _TYPES: Final[dict[str, type[Any]]] = {
         Executed,
         StageStatus,
         Presence,
+        StageMetrics,
         Assigned,
         Results,
         ResultsQuery,

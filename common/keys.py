@@ -27,6 +27,8 @@ GATEWAY_KEY: Final = "gateway.key"
 BUS_KEY: Final = "bus.key"
 CLIENTS_FOLDER: Final = "clients"
 GRANT_SUFFIX: Final = ".toml"
+GATEWAY_NAME: Final = "gateway"
+"""Who comes with the gateway's own key: the supervisor, and tools on the gateway's host."""
 MAX_FILE_BYTES: Final = 65_536
 MAX_LIMIT: Final = 2**63 - 1
 
@@ -115,25 +117,46 @@ def read_client_key(path: Path) -> ClientKey:
 def read_grants(folder: Path) -> dict[bytes, Grant]:
     """The grants in a folder of keys, by public key, also those that were revoked.
 
-    Raises KeyFileError for one that cannot be used: who is refused must never depend on a file
-    that is passed over.
+    Raises KeyFileError for one that cannot be used: who is refused must never depend on a file that
+    is passed over.
+    """
+    grants, errors = good_grants(folder)
+    if errors:
+        raise errors[0]
+    return grants
+
+
+def good_grants(folder: Path) -> tuple[dict[bytes, Grant], list[KeyFileError]]:
+    """The grants in a folder of keys that can be used, and what is wrong with the others.
+
+    For a service that runs: a file that was damaged locks its own client out, and nobody else. A
+    public key that stands in two files counts in neither, for one of them may be revoked.
     """
     clients = folder / CLIENTS_FOLDER
     try:
         names = sorted(os.listdir(clients))
     except FileNotFoundError:
-        return {}
+        return {}, []
     except OSError as error:
-        raise KeyFileError(clients, f"cannot be listed: {error.strerror}") from error
+        return {}, [KeyFileError(clients, f"cannot be listed: {error.strerror}")]
     grants: dict[bytes, Grant] = {}
+    twice: set[bytes] = set()
+    errors = []
     for file in names:
         if not file.endswith(GRANT_SUFFIX) or file.startswith("."):
             continue
-        grant = read_grant(clients / file)
+        try:
+            grant = read_grant(clients / file)
+        except KeyFileError as error:
+            errors.append(error)
+            continue
         other = grants.setdefault(grant.public, grant)
         if other is not grant:
-            raise KeyFileError(clients / file, f"has the public key of {other.name}, too")
-    return grants
+            twice.add(grant.public)
+            errors.append(KeyFileError(clients / file, f"has the public key of {other.name}, too"))
+    for public in twice:
+        del grants[public]
+    return grants, errors
 
 
 def read_grant(path: Path) -> Grant:

@@ -1,27 +1,20 @@
 """Delivery between two stages: go-back-N over numbered items, without any I/O.
 
 PUSH/PULL has no acknowledgement, so what is queued dies with a peer. A link makes up for that with
-four
-duties, the same on every hop:
+four duties, the same on every hop:
 
 1. Every data message says who sends it and which ids it holds. `LinkReceiver` takes exactly the id
-that it
-   expects next, slices off what it already has, and drops what leaves a gap.
+   that it expects next, slices off what it already has, and drops what leaves a gap.
 2. The receiver's broadcast repeats the id that it expects next: acknowledgement, heartbeat and
-rewind
-   request in one.
-3. `LinkSender` keeps what it has sent until the *durable* index has passed it, and sends again
-from the id
-   expected when the receiver's incarnation changes, asks for it, or stalls.
+   rewind request in one.
+3. `LinkSender` keeps what it has sent until the *durable* index has passed it, and sends again from
+   the id expected when the receiver's incarnation changes, asks for it, or stalls.
 4. What a sender keeps is bounded; when it is full, its stage stops taking input. That is the only
-flow
-   control there is.
+   flow control there is.
 
-Ids are transaction ids between stages and request numbers between a gateway and the sequencer.
-Time comes
-in as nanoseconds of a monotonic clock. Invariant of a sender: `base <= cursor <= end`, where
-`base` is the
-oldest id kept, `cursor` the next id to send and `end` the next id to be offered.
+Ids are transaction ids between stages and request numbers between a gateway and the sequencer. Time
+comes in as nanoseconds of a monotonic clock. Invariant of a sender: `base <= cursor <= end`, where
+`base` is the oldest id kept, `cursor` the next id to send and `end` the next id to be offered.
 """
 
 from __future__ import annotations
@@ -86,8 +79,7 @@ class LinkSender(Generic[T]):
     kept.
 
     With `from_disk=True` the receiver can read older items elsewhere (the snapshotter reads the
-    log), so an
-    expectation below `base` is no error.
+    log), so an expectation below `base` is no error.
     """
 
     def __init__(self, next_id: int, capacity: int, peer: str, *, from_disk: bool = False) -> None:
@@ -157,8 +149,7 @@ class LinkSender(Generic[T]):
         full: bool = False,
     ) -> None:
         """The receiver's broadcast: its incarnation, the id it expects next, whether it saw a gap,
-        and
-        whether it takes no input now because its own link is full."""
+        and whether it takes no input now because its own link is full."""
         if incarnation == self.peer_incarnation and expected < self.expected:
             return  # older than what this receiver has said since
         if expected > self.end:

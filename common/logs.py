@@ -25,6 +25,9 @@ from typing import Any, Final, Literal, TextIO
 ROOT: Final = "tallybus"
 Format = Literal["auto", "text", "json"]
 
+THROTTLE_LINES: Final = 5
+THROTTLE_SECONDS: Final = 10.0
+
 _FIELDS: Final = "tallybus_fields"
 _OWN: Final = frozenset(("time", "level", "stage", "pid", "logger", "message", "exception"))
 _SECRET: Final = re.compile(
@@ -46,6 +49,36 @@ def get(name: str = "") -> logging.Logger:
 def fields(**values: object) -> dict[str, Any]:
     """Values for `extra=`: `log.info("started", extra=fields(port=5550))`."""
     return {_FIELDS: values}
+
+
+class Throttle:
+    """Keeps what others can cause at will from flooding the log.
+
+    Lets `lines` messages through at once, and later one more for every `seconds` that have passed.
+    For one thread; one throttle for each kind of message, so that none hides another.
+    """
+
+    def __init__(self, lines: int = THROTTLE_LINES, seconds: float = THROTTLE_SECONDS) -> None:
+        self._lines = lines
+        self._seconds = seconds
+        self._left = float(lines)
+        self._looked = -math.inf
+        self._held_back = 0
+
+    def passes(self, now: float) -> int | None:
+        """None: hold this one back. Else write it, and that so many were held back before it.
+
+        `now` is the time of a monotonic clock in seconds.
+        """
+        passed = max(0.0, now - self._looked)
+        self._left = min(float(self._lines), self._left + passed / self._seconds)
+        self._looked = now
+        if self._left < 1.0:
+            self._held_back += 1
+            return None
+        self._left -= 1.0
+        held_back, self._held_back = self._held_back, 0
+        return held_back
 
 
 def setup(

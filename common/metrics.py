@@ -233,6 +233,12 @@ _TABLE: Final = (
     Metric(
         "tallybus_malformed_messages_total", "counter", "Messages on the bus that were dropped."
     ),
+    Metric(
+        "tallybus_refused_connections_total",
+        "counter",
+        "Connections over tcp that were not let in, by reason.",
+        ("reason",),
+    ),
     Metric("tallybus_term", "gauge", "Number of the sequencer's term that this service follows."),
     Metric(
         "tallybus_index",
@@ -357,6 +363,13 @@ _TABLE: Final = (
         "tallybus_function_fuel_total",
         "counter",
         "Fuel that the calls of a function have used.",
+        ("function",),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_function_version",
+        "gauge",
+        "Number of the live version of a function.",
         ("function",),
         _TRANSACTOR,
     ),
@@ -496,6 +509,23 @@ _TABLE: Final = (
         "gauge",
         "Clients that were answered within the last one to two minutes.",
         (),
+        _GATEWAY,
+    ),
+    Metric("tallybus_connections", "gauge", "Connections of clients over tcp.", (), _GATEWAY),
+    Metric(
+        "tallybus_cut_connections_total",
+        "counter",
+        "Connections over tcp that were cut, by reason: `endless_message`, `memory` (it had grown "
+        "much, and a message was unfinished for long), `too_many`.",
+        ("reason",),
+        _GATEWAY,
+    ),
+    Metric(
+        "tallybus_limited_requests_total",
+        "counter",
+        "Requests beyond what their client may ask for, by limit: `in_flight`, `rate`, "
+        "`message_bytes`. Nothing was done about them.",
+        ("limit",),
         _GATEWAY,
     ),
     Metric(

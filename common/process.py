@@ -72,8 +72,7 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
 
 def _keep_freed_memory() -> None:
     """Let malloc keep what is freed: batches of megabytes come and go, and giving their pages back
-    to the
-    system only to get them again, zeroed, cost 6-10% of the throughput."""
+    to the system only to get them again, zeroed, cost 6-10% of the throughput."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

@@ -5,25 +5,16 @@ and never change meaning. Everything is little-endian and naturally aligned.
 
 A record's fields (`RECORD_DTYPE`):
 
-| offset | field        | type | on the wire from a client     | in the log
-         |
-|--------|--------------|------|-------------------------------|---------------------------------------------|
-| 0      | kind         | u8   | `Kind`                        | the same
-         |
-| 1      | status       | u8   | 0                             | `Status` of the execution
-         |
-| 2      | entry_count  | u16  | 0                             | entries the transaction produced
-         |
-| 4      | function     | u32  | index into the header's names | CRC-32C of the binary that ran,
-else 0      |
-| 8      | user_ref     | u64  | idempotency key, 0 = none     | the same
-         |
-| 16     | account      | u64  | account, or a transfer's source | the same
-         |
-| 24     | counterparty | u64  | a transfer's target, else 0   | the same
-         |
-| 32     | amount       | u64  | minor units                   | the same; of a function:
-parameters kept    |
+| at | field        | type | on the wire from a client       | in the log                          |
+|----|--------------|------|---------------------------------|-------------------------------------|
+| 0  | kind         | u8   | `Kind`                          | the same                            |
+| 1  | status       | u8   | 0                               | `Status` of the execution           |
+| 2  | entry_count  | u16  | 0                               | entries the transaction produced    |
+| 4  | function     | u32  | index into the header's names   | CRC-32C of its binary, else 0       |
+| 8  | user_ref     | u64  | idempotency key, 0 = none       | the same                            |
+| 16 | account      | u64  | account, or a transfer's source | the same                            |
+| 24 | counterparty | u64  | a transfer's target, else 0     | the same                            |
+| 32 | amount       | u64  | minor units                     | the same; in calls: parameters kept |
 """
 
 from __future__ import annotations
@@ -119,8 +110,7 @@ FAILURE_DTYPE: Final = np.dtype(
 )
 """Outcome of one transaction that did not succeed, in a sparse list: `offset` counts from the first
 transaction of the list's range. For DUPLICATE, `duplicate_of` is the id of the first transaction
-with
-that user_ref and `original_status` is how that one ended; otherwise both are 0."""
+with that user_ref and `original_status` is how that one ended; otherwise both are 0."""
 FAILURE_SIZE: Final = 16
 
 STATUS_DTYPE: Final = np.dtype(

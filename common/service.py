@@ -1,10 +1,8 @@
 """The loop of every service: wait, drain, step, publish.
 
 A shell owns sockets and files and decides nothing. `Shell.turn` hands what arrived to the core,
-ticks it and
-sends what it put out. Other threads (the committer) wake the loop through `wake`; signals and an
-embedding
-process stop it through `stop`.
+ticks it and sends what it put out. Other threads (the committer) wake the loop through `wake`;
+signals and an embedding process stop it through `stop`.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from tallybus.common import logs
+from tallybus.common import exposure, logs, security
 from tallybus.common import settings as configuration
 from tallybus.common.bus import Bus, BusLimits, Context, Port, Selector
 from tallybus.common.errors import EXIT_SETTINGS, ServiceError
@@ -25,22 +23,33 @@ from tallybus.common.files import FileLock, FileMissing, Storage
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
     TOPIC_EVENT,
+    TOPIC_METRICS,
     TOPIC_STATUS,
     Buffer,
     FrameError,
     Message,
     Presence,
+    StageMetrics,
     StageStatus,
     decode,
     encode,
 )
-from tallybus.common.health import Vitals
+from tallybus.common.handshakes import (
+    BAD_HANDSHAKE,
+    LOOK_NS,
+    NO_ENCRYPTION,
+    HandshakeReport,
+)
+from tallybus.common.health import Vitals, readiness
 from tallybus.common.metrics import Meter
+from tallybus.common.metrics_bus import pack
+from tallybus.common.metrics_samples import samples_of
 from tallybus.common.settings import Settings
 from tallybus.common.stage import HELLO_EVERY_NS, PACE_NS, StageCore
 
 if TYPE_CHECKING:
     from tallybus.common.metrics_server import MetricsServer
+    from tallybus.common.zap import Doorkeeper
 
 REST_NS: Final = 1_000_000
 """How long a `low_cpu` service rests after a turn with work, so that more gathers for the next."""
@@ -49,6 +58,10 @@ DRAIN_NS: Final = 5_000_000_000
 DRAIN_INPUT_NS: Final = 4_000_000
 """How long a turn reads one socket: expensive messages of some must not hold up all."""
 PROGRESS_NS: Final = 1_000_000_000
+METRICS_NS: Final = 1_000_000_000
+"""How often a service tells its metrics where the gateway has a page to show them on."""
+READY_LOOK_NS: Final = 20_000_000
+"""How often a service that is not ready yet looks whether it is."""
 
 
 class UnsafeRunFolder(ServiceError):
@@ -108,11 +121,20 @@ class Shell(ABC):
             lambda stage, socket, bind: configuration.endpoint(settings, stage, socket, bind=bind),
             BusLimits(settings.bus.high_water_mark, settings.bus.max_message_bytes),
         )
+        self._context = context
         self.malformed = 0
         self.restarts = 0
+        self.refused: dict[str, int] = {}
+        """Connections that were not let in, by reason; each reason is counted by one thread."""
+        self.doorkeeper: Doorkeeper | None = None
+        self._handshakes = HandshakeReport(self.log, self.refused)
+        self._handshakes_due_ns = 0
         self.vitals = Vitals(time.monotonic_ns())
         self.meter: Meter | None = None
         self._metrics: MetricsServer | None = None
+        self._watched = configuration.page_address(settings) is not None
+        self._metrics_due_ns = 0
+        self._started = time.time()
         self.heartbeat_ns = settings.bus.heartbeat_ms * 1_000_000
         self._inputs: list[Input] = []
         self._stopping = False
@@ -165,13 +187,18 @@ class Shell(ABC):
 
         With `hello`, also the one over which it says hello to the successor.
         """
-        self._publisher = self.bus.publisher(self.stage)
+        if self._publisher is None:
+            self.open_publisher()
         self._router = self.bus.router(self.stage)
         self.read(self._router, self._on_control)
         if successor is not None:
             self._push = self.bus.push(successor)
             if hello:
                 self.open_control(successor)
+
+    def open_publisher(self) -> None:
+        """The socket for broadcasts alone, for a stage that recovers before it opens the others."""
+        self._publisher = self.bus.publisher(self.stage)
 
     def open_control(self, stage: str) -> None:
         """The socket for hellos and questions to another stage."""
@@ -188,30 +215,99 @@ class Shell(ABC):
         """Turn until `stop` is called. Raises what makes the service unable to go on."""
         try:
             self.pin()
+            exposure.check(self.settings, (self.stage,))
+            self._set_doorkeeper()
             self._serve_metrics()
             self.prepare()
             self._present()
             self.vitals.prepared = True
-            self.log.info("ready")
+            self.log.info("started")
+            self._turn_until_ready()
             while not self._stopping:
                 self.turn()
             self._drain_out()
         finally:
             self.close()
 
+    def _turn_until_ready(self) -> None:
+        """The log says "ready" when /readyz does for the first time, and not before."""
+        look_ns = 0
+        while not self._stopping:
+            self.turn()
+            now = time.monotonic_ns()
+            if now < look_ns:
+                continue
+            if readiness(self, now).good:
+                self.log.info("ready")
+                return
+            look_ns = now + READY_LOOK_NS
+
+    def _set_doorkeeper(self) -> None:
+        """With keys: read those of this service, and let in nobody else from the first socket on.
+
+        Raises KeyFileError.
+        """
+        keys = security.load(self.settings, self.stage)
+        self.bus.security = keys
+        folder = self.settings.security.keys
+        if keys is None or folder is None:
+            return
+        if (keys.clients if self.stage == "gateway" else keys.bus) is None:
+            return  # nothing of it listens over tcp
+        # Told from the start, as 0: rates of them are right from the first one on.
+        self.refused.update({NO_ENCRYPTION: 0, BAD_HANDSHAKE: 0})
+        # Not for those who do without.
+        from tallybus.common.zap import Doorkeeper
+
+        self.doorkeeper = Doorkeeper(
+            self._context, keys, folder, self.log, self.refused, changed=self.wake
+        )
+        self.doorkeeper.start()
+
+    def _look_at_handshakes(self, now_ns: int) -> None:
+        if self.bus.security is None or now_ns < self._handshakes_due_ns:
+            return
+        self._handshakes_due_ns = now_ns + LOOK_NS
+        self._handshakes.take(self.bus.handshakes.look(), now_ns / 1e9)
+
     def new_meter(self) -> Meter:
-        """What this service counts; asked for only when its metrics are on."""
+        """What this service counts; asked for only when its metrics are served or told."""
         return Meter()
 
     def _serve_metrics(self) -> None:
         address = configuration.metrics_address(self.settings, self.stage)
+        if address is not None or self._watched:
+            self.meter = self.new_meter()
         if address is None:
             return
         # Not for those who do without: the exposition alone takes 9 MB.
         from tallybus.common.metrics_export import serve
 
-        self.meter = self.new_meter()
         self._metrics = serve(self, address)
+
+    def _tell_metrics_in_time(self, now_ns: int) -> None:
+        if not self._watched or now_ns < self._metrics_due_ns:
+            return
+        self._metrics_due_ns = now_ns + METRICS_NS
+        try:
+            self.tell_metrics(
+                StageMetrics(
+                    stage=self.stage,
+                    incarnation=self.core.incarnation if self.vitals.prepared else 0,
+                    time=time.time_ns(),
+                    reasons=readiness(self, now_ns).facts["reasons"],
+                    samples=pack(samples_of(self, self._started, now_ns)),
+                )
+            )
+        except Exception:
+            # Whatever it is, the ledger goes on without being watched.
+            self._watched = False
+            self.log.exception("metrics are not told to the gateway's page any more")
+
+    def tell_metrics(self, message: StageMetrics) -> None:
+        """Hand the service's numbers to whoever shows them: gateways, by broadcast."""
+        if self._publisher is not None:
+            self._publisher.send([TOPIC_METRICS, *encode(message)])
 
     def _present(self) -> None:
         own = self.settings.service(self.stage)
@@ -257,6 +353,8 @@ class Shell(ABC):
             nonlocal told_ns
             now = time.monotonic_ns()
             self.vitals.working(now, what, done, total)
+            self._tell_metrics_in_time(now)
+            self._look_at_handshakes(now)
             if now - told_ns >= PROGRESS_NS:
                 told_ns = now
                 share = round(100 * done / total, 1) if total else 100.0
@@ -291,8 +389,10 @@ class Shell(ABC):
                 self._drain(item, now)
         if not ready:
             self.idle()
+        self._tell_metrics_in_time(now)
         self.step(now)
         self.flush(now)
+        self._look_at_handshakes(now)
         if self._rests and ready:
             time.sleep(REST_NS / 1e9)
 
@@ -342,6 +442,10 @@ class Shell(ABC):
             self._metrics.close()
             self._metrics = None
         self.bus.close()
+        if self.doorkeeper is not None:
+            # After the sockets: one that listens and asks nobody looks like another's to clients.
+            self.doorkeeper.close()
+            self.doorkeeper = None
         for path in self.bus.socket_files:
             with suppress(FileMissing):
                 self.storage.remove(path)
@@ -380,7 +484,7 @@ class Shell(ABC):
 
     def receive_broadcast(self, frames: list[Buffer], now_ns: int) -> None:
         """Handler of a subscriber socket."""
-        if frames[0] not in (TOPIC_STATUS, TOPIC_ACKNOWLEDGE, TOPIC_EVENT):
+        if frames[0] not in (TOPIC_STATUS, TOPIC_ACKNOWLEDGE, TOPIC_EVENT, TOPIC_METRICS):
             return
         message = self.decoded(frames[1:])
         if message is not None:

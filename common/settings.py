@@ -446,8 +446,8 @@ class Settings:
     def to_environment(self) -> dict[str, str]:
         """Variables that give another process exactly these settings.
 
-        They name every setting, and say that no file is to be read. Merge them over the
-        environment of the child.
+        They name every setting, and say that no file is to be read. Merge them over the environment
+        of the child.
         """
         variables = {CONFIG_VARIABLE: ""}
         for entry in self.effective():

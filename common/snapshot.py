@@ -225,10 +225,10 @@ def load_latest_snapshot(
 
     `durable_index` is the last transaction id that the log holds. The list names the newer
     snapshots that were passed over; the caller logs each.
+
     Raises SnapshotMismatch when the newest valid snapshot belongs to another cluster or another
     `transactions_per_segment`, or is newer than the log: then the log lost data or the folder was
-    mixed.
-    Raises AccountLimitTooLow, SnapshotUnreadable.
+    mixed. Raises AccountLimitTooLow, SnapshotUnreadable.
     """
     rejected: list[DamagedSnapshot] = []
     for path in list_snapshots(folder):

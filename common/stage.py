@@ -1,12 +1,9 @@
 """What the cores of all stages have in common: an identity, broadcasts, answers and a heartbeat.
 
 A core turns messages into messages. Its shell hands it what arrived, then sends what the core has
-put
-into `broadcasts` (topic and message for the PUB socket), `replies` (peer and message for the
-control
-ROUTER) and `requests` (for the successor's control socket), and whatever `next_data()` gives for
-the data
-socket. Time comes in as nanoseconds; a core reads no clock.
+put into `broadcasts` (topic and message for the PUB socket), `replies` (peer and message for the
+control ROUTER) and `requests` (for the successor's control socket), and whatever `next_data()`
+gives for the data socket. Time comes in as nanoseconds; a core reads no clock.
 """
 
 from __future__ import annotations
@@ -109,8 +106,7 @@ class StageCore(ABC):
 
     def heartbeat(self, now_ns: int) -> None:
         """Broadcast the status: at once when somebody waits for what is new in it, soon when
-        anything
-        is, and at least once in every heartbeat interval.
+        anything is, and at least once in every heartbeat interval.
 
         Called last in a turn, so that what the status acknowledges was announced before it.
         """

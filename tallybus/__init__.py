@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tallybus.client import AsyncClient, Client, Pending
     from tallybus.embedded import Ledger
     from tallybus.errors import (
+        AccessDenied,
         AlreadyExists,
         ClientClosed,
         InvalidFunction,
@@ -62,6 +63,7 @@ __version__: Final = "0.1.0"
 
 __all__ = [
     "OPERATION_DTYPE",
+    "AccessDenied",
     "AlreadyExists",
     "AsyncClient",
     "Balance",
@@ -120,6 +122,7 @@ _MODULES: Final = {
         "Pending",
     ),
     "tallybus.errors": (
+        "AccessDenied",
         "AlreadyExists",
         "ClientClosed",
         "InvalidFunction",

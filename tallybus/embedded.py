@@ -23,7 +23,7 @@ from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
 from tallybus.common.bus import Context, new_context
 from tallybus.common.files import Storage
 from tallybus.common.service import Shell
-from tallybus.common.settings import Settings, load
+from tallybus.common.settings import SecuritySettings, Settings, load
 from tallybus.errors import InvalidFunction, InvalidRequest, TallybusError, Timeout, Unavailable
 from tallybus.functions import Trial, checked_binary
 from tallybus.operations import status_of
@@ -65,10 +65,9 @@ class Ledger(Client):
         """Open the ledger in folder `path`, made when missing; returns when it answers.
 
         `overrides` are settings of the section `ledger`, such as `max_accounts=1000`; for all
-        others
-        pass `settings` (from `tallybus.common.settings.load`). `timeout` is the default of every
-        method's. Raises what keeps a service from starting: `LockHeld` when the folder is in use,
-        `DamagedLog` when it is damaged.
+        others pass `settings` (from `tallybus.common.settings.load`). `timeout` is the default of
+        every method's. Raises what keeps a service from starting: `LockHeld` when the folder is in
+        use, `DamagedLog` when it is damaged.
         """
         base = settings or load(environ={})
         if overrides:
@@ -86,6 +85,8 @@ class Ledger(Client):
             ledger=dataclasses.replace(base.ledger, data=Path(path)),
             bus=dataclasses.replace(base.bus, transport="inproc", inproc_name=name),
             gateway=dataclasses.replace(base.gateway, endpoint=f"inproc://tallybus-{name}/clients"),
+            # Nothing of it is on a network.
+            security=SecuritySettings(),
         )
         context = new_context()
         threads: dict[str, _ServiceThread] = {}

@@ -119,6 +119,22 @@ class OutcomeUnknown(TallybusError):
         self.first_tx_id = first_tx_id
 
 
+class AccessDenied(TallybusError):
+    """The ledger does not let this client in, or not do this; nothing was sequenced.
+
+    `request` is the protocol's name of the operation that was refused, None when the connection
+    was. `reason`: "key" (the ledger does not take this client's key), "encryption" (it asks for a
+    key and none was given, or the other way round, or it is not the ledger that the key was made
+    for), "revoked" (the key was good when the connection was made), "role" (the key may do less
+    than this). A client that was refused may go on being used: each later call tries again.
+    """
+
+    def __init__(self, message: str, *, request: str | None, reason: str) -> None:
+        super().__init__(message)
+        self.request = request
+        self.reason = reason
+
+
 class LostTransaction(TallybusError):
     """Transactions were sequenced and lost with their sequencer before execution: they had no
     effect.

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any, Final
 
 from tallybus.client.sync import Client
-from tallybus.common import logs
+from tallybus.common import exposure, logs, security
 from tallybus.common import settings as configuration
 from tallybus.common.errors import (
     EXIT_BUSY,
@@ -37,10 +37,11 @@ from tallybus.common.errors import (
     ServiceError,
 )
 from tallybus.common.files import FileLock, FileMissing, Storage, StorageError
+from tallybus.common.keys import GATEWAY_NAME, ClientKey
 from tallybus.common.process import RESTARTS, SUPERVISED, run_service
 from tallybus.common.service import lock_run_folder
 from tallybus.common.settings import Settings
-from tallybus.errors import TallybusError
+from tallybus.errors import AccessDenied, TallybusError
 
 START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
 STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
@@ -61,6 +62,8 @@ HEALTHY_SECONDS: Final = 10.0
 MOST_REPLACED: Final = 3
 """How often in a row a service may have been replaced by one that was not started here."""
 LOCK_NAME: Final = "supervisor"
+_HERE: Final = {"*": "127.0.0.1", "lo": "127.0.0.1"}
+"""What listens there cannot be reached by that name, or not on every machine."""
 
 
 class StartFailed(ServiceError):
@@ -107,6 +110,7 @@ class Supervisor:
         self._hurried = False
         self._lock: FileLock | None = None
         self._started = 0.0
+        self._key: ClientKey | None = None
         self._environment = _environment(settings)
 
     def pid(self, service: str) -> int:
@@ -117,8 +121,11 @@ class Supervisor:
     def start(self) -> None:
         """Start all five; they find one another in any order.
 
-        Raises LockHeld when another supervisor works on this run folder.
+        Raises LockHeld when another supervisor works on this run folder, ExposedAddress and
+        KeyFileError when what the services would do on the network is not safe.
         """
+        exposure.check(self.settings)
+        self._key = _own_key(self.settings)
         if self._lock is None:
             self._lock = lock_run_folder(self.settings, Storage(), LOCK_NAME)
         self._started = time.monotonic()
@@ -132,7 +139,7 @@ class Supervisor:
         replayed for minutes. It says so every ten seconds.
         """
         began = told = time.monotonic()
-        with Client(self.settings.gateway.endpoint) as client:
+        with self._client() as client:
             while (now := time.monotonic()) < began + timeout and not self._stopping:
                 self.watch()
                 if self.failed is not None:
@@ -143,10 +150,17 @@ class Supervisor:
                 try:
                     client.pipeline_index(timeout=0.25)
                     return
+                except AccessDenied:
+                    # Told without delay: it would be asked again and again, all the time.
+                    self.wait(WATCH_SECONDS)
                 except TallybusError:
                     continue
         if not self._stopping:
             raise StartFailed("", None, timeout)
+
+    def _client(self) -> Client:
+        endpoint = reached_at(self.settings.gateway.endpoint)
+        return Client(endpoint) if self._key is None else Client(endpoint, key=self._key)
 
     def watch(self) -> None:
         """Restart what died and is due; note what cannot be restarted in `failed`."""
@@ -361,6 +375,22 @@ def free_endpoint() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def reached_at(endpoint: str) -> str:
+    """Where this machine reaches the gateway that listens on `endpoint`."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if endpoint.startswith("tcp://") and host in _HERE:
+        return f"tcp://{_HERE[host]}:{port}"
+    return endpoint
+
+
+def _own_key(settings: Settings) -> ClientKey | None:
+    """With keys, the gateway's own: its host may ask with it, and change nothing."""
+    keys = security.load(settings, "gateway")
+    if keys is None or keys.clients is None:
+        return None
+    return ClientKey(GATEWAY_NAME, keys.clients, keys.clients.public)
 
 
 def _environment(settings: Settings) -> Mapping[str, str]:

@@ -69,8 +69,8 @@ class Registered:
 
 @dataclass
 class FakeLedger:
-    """Outlives its gateways. `effects` counts the executions per (kind, user_ref, account,
-    amount), of registrations per (5, override, crc, version).
+    """Outlives its gateways. `effects` counts the executions per (kind, user_ref, account, amount),
+    of registrations per (5, override, crc, version).
     """
 
     next_id: int = 1
@@ -201,7 +201,8 @@ class FakeGateway:
 
     `script` says what becomes of each message that is no ping: "answer"; "ignore" (lost on its way
     here); "mute" (executed, the reply lost); "hold" (executed and kept until `release`); "garbage";
-    or an error code, with `details`. Pings are answered truthfully, unless `silent`.
+    or an error code, with `details`. Pings are answered truthfully, unless `silent`. `secure` sets
+    options of the socket before it is bound.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class FakeGateway:
         context: zmq.Context[Any] | None = None,
         incarnation: int = 1,
         silent: bool = False,
+        secure: Callable[[zmq.Socket[Any]], None] = lambda _: None,
     ) -> None:
         self.ledger = ledger or FakeLedger()
         self.script = script
@@ -228,6 +230,7 @@ class FakeGateway:
         self._socket.set(zmq.ROUTER_HANDOVER, 1)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.LINGER, 0)
+        secure(self._socket)
         self._socket.bind(endpoint)
         bound = self._socket.get(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
@@ -386,6 +389,8 @@ class FakeGateway:
                 ids = struct.unpack(f"<{len(payload[0]) // 8}Q", payload[0])
                 rows = [struct.pack("<BB6xQ", 4 if tx_id <= last else 0, 0, 0) for tx_id in ids]
                 return [self._header(message, {"count": len(ids)}), b"".join(rows)]
+            case "services":
+                return [self._header(message, {"services": []})]
             case "index":
                 names = ("sequenced", "computed", "committed", "snapshot")
                 return [self._header(message, dict.fromkeys(names, last) | {"term": 1})]

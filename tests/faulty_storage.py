@@ -1,7 +1,7 @@
 """Disks that fail: test doubles for `Storage`.
 
-`MemoryStorage` keeps files in memory and knows, as a real disk does, the difference between
-written and synced; `after_crash` gives the disk that a machine finds after losing its power.
+`MemoryStorage` keeps files in memory and knows, as a real disk does, the difference between written
+and synced; `after_crash` gives the disk that a machine finds after losing its power.
 `FaultyStorage` puts failures in front of any storage: the Nth call of an operation fails, a write
 is short, or the process dies at the Nth call. Both override single system calls only, so what runs
 above them is the product's own code.

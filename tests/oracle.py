@@ -112,15 +112,9 @@ def to_batch(operations: Iterable[Operation]) -> Batch:
 
 def to_operations(records: NDArray[np.void]) -> list[Operation]:
     """RECORD_DTYPE[n] as operations."""
+    names = ("kind", "account", "counterparty", "amount", "user_ref")
     return [
-        Operation(
-            int(record["kind"]),
-            int(record["account"]),
-            int(record["counterparty"]),
-            int(record["amount"]),
-            int(record["user_ref"]),
-        )
-        for record in records
+        Operation(*row) for row in zip(*(records[name].tolist() for name in names), strict=True)
     ]
 
 
@@ -229,9 +223,11 @@ class Oracle:
     ) -> list[Outcome]:
         """Execute records or operations as the next transactions."""
         if isinstance(operations, np.ndarray):
-            operations = to_operations(operations)
+            rows = to_operations(operations)
+        else:
+            rows = [Operation(*operation) for operation in operations]
         self.kept = Kept()
-        return [self._execute_one(Operation(*operation)) for operation in operations]
+        return [self._execute_one(row) for row in rows]
 
     def register(
         self, name: str, function: Function | None, crc32c: int, override: bool, user_ref: int = 0

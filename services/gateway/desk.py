@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from tallybus.common.frames import Buffer
 from tallybus.services.gateway import protocol
-from tallybus.services.gateway.protocol import BadRequest, ClientRequest, Submit
+from tallybus.services.gateway.protocol import BadRequest, ClientRequest, Refusal, Submit
+from tallybus.services.gateway.quotas import let_go
 from tallybus.services.gateway.waits import Marks
 
 MAX_HELD: Final = 262_144
@@ -88,6 +89,13 @@ class Desk:
         frames = protocol.error_reply(error.request_id, error.code, str(error), error.details)
         self.answers.append((client, frames))
 
+    def deny(self, request: ClientRequest, refusal: Refusal) -> None:
+        """Answer a request that its client may not make, or not now."""
+        if self.answered is not None:
+            self.answered(request, refusal.code)
+        frames = protocol.error_reply(request.id, refusal.code, refusal.message, refusal.details)
+        self.answers.append((request.client, frames))
+
     def overloaded(self, request: ClientRequest, why: str) -> None:
         """Answer a request for which there is no room; nothing was done about it."""
         self.overloads += 1
@@ -99,4 +107,6 @@ class Desk:
 
     def _let_go(self, request: ClientRequest) -> None:
         request.done = True
+        if request.usage is not None:
+            let_go(request)
         del self._held[request.client, request.id]

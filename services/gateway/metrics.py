@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tallybus.common.metrics import Histogram, Meter, Sample, times
 from tallybus.common.record import Level
+from tallybus.services.gateway.connections import REASONS
 from tallybus.services.gateway.protocol import (
     OVERLOADED,
     TIMEOUT,
@@ -61,14 +62,16 @@ class GatewayMeter(Meter):
             self._waits[level].observe(time.monotonic_ns() - request.held_ns)
             if outcome == "ok" and isinstance(request, Submit):
                 self.operations += request.count
-        if len(self._clients) < MAX_CLIENTS:
+        # An empty id is no client's on the network: the page's own.
+        if request.client and len(self._clients) < MAX_CLIENTS:
             self._clients.add(request.client)
 
     def samples(self) -> Iterator[Sample]:
         service, core = self._service, self._service.core
+        progress = core.progress
         # The later stages first, so that none is ahead of the one before it.
-        snapshot, committed = core.snapshot, core.committed
-        computed, sequenced = core.computed, core.sequenced
+        snapshot, committed = progress.snapshot, progress.committed
+        computed, sequenced = progress.computed, progress.sequenced
         yield Sample("tallybus_pipeline_index", sequenced, ("sequenced",))
         yield Sample("tallybus_pipeline_index", computed, ("computed",))
         yield Sample("tallybus_pipeline_index", committed, ("committed",))
@@ -84,6 +87,13 @@ class GatewayMeter(Meter):
         yield Sample("tallybus_submitted_operations_total", self.operations)
         yield Sample("tallybus_requests_held", len(core.desk))
         yield Sample("tallybus_clients", self._clients_heard())
+        guard = service.guard
+        yield Sample("tallybus_connections", 0 if guard is None else len(guard.connections))
+        cuts = dict.fromkeys(REASONS, 0) if guard is None else guard.cuts
+        for reason, count in tuple(cuts.items()):
+            yield Sample("tallybus_cut_connections_total", count, (reason,))
+        for limit, count in tuple(service.limited.items()):
+            yield Sample("tallybus_limited_requests_total", count, (limit,))
         yield Sample("tallybus_answers_dropped_total", service.answers.dropped)
 
     def _clients_heard(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 import numpy as np
@@ -30,6 +30,9 @@ from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_funct
 from tallybus.common.functions import UNREGISTERED
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
 
+if TYPE_CHECKING:
+    from tallybus.services.gateway.quotas import Usage
+
 _FUNCTION: Final = np.uint8(Kind.FUNCTION)
 """Of the column's own type: a plain number would have the whole column converted first."""
 MAX_NAMES: Final = 4096
@@ -46,9 +49,19 @@ LOST: Final = "lost"
 OUTCOME_UNKNOWN: Final = "outcome_unknown"
 INVALID_FUNCTION: Final = "invalid_function"
 UNAVAILABLE: Final = "unavailable"
+FORBIDDEN: Final = "forbidden"
 INTERNAL: Final = "internal"
 
 Details = dict[str, int | str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request that is well formed is not taken; nothing was done about it."""
+
+    code: str
+    message: str
+    details: Details
 
 
 class BadRequest(Exception):
@@ -77,6 +90,8 @@ class ClientRequest:
     timeout_ms: int | None
     done: bool = field(default=False, init=False)
     held_ns: int = field(default=0, init=False)
+    usage: Usage | None = field(default=None, init=False)
+    """Of a client that has limits: where this counts until it is answered."""
 
 
 @dataclass(slots=True, eq=False)

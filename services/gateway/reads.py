@@ -1,9 +1,8 @@
 """Reads on their way to the snapshotter and back.
 
 Balance reads of a turn share one query. A query names the snapshot index that was told to clients
-when
-it was made, so that what was readable once stays readable, whatever is restarted meanwhile. Open
-queries are sent again to a new snapshotter.
+when it was made, so that what was readable once stays readable, whatever is restarted meanwhile.
+Open queries are sent again to a new snapshotter.
 """
 
 from __future__ import annotations

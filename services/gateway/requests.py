@@ -1,10 +1,8 @@
 """Clients' submissions, gathered into pipeline batches, and the way back from batch to client.
 
 Gathering is adaptive: a turn's submissions share as few batches as the cap allows, and there is no
-timer.
-A large submission travels alone and uncopied; small ones are joined. Order is kept: two
-submissions of one
-client are never reordered.
+timer. A large submission travels alone and uncopied; small ones are joined. Order is kept: two
+submissions of one client are never reordered.
 """
 
 from __future__ import annotations

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from tallybus.common import logs
-from tallybus.common.bus import Port
+from tallybus.common.bus import ClientPort, Port
 from tallybus.common.frames import (
     TOPIC_EVENT,
+    TOPIC_METRICS,
     TOPIC_STATUS,
     Answer,
     Assigned,
@@ -18,18 +23,28 @@ from tallybus.common.frames import (
     Presence,
     Results,
     ResultsGone,
+    StageMetrics,
     StageStatus,
     encode,
 )
 from tallybus.common.function_names import MAX_BINARY_BYTES
 from tallybus.common.service import Shell
-from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES
+from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES, STAGES, page_address
 from tallybus.services.gateway.answers import AnswerQueue
+from tallybus.services.gateway.connections import Connections
 from tallybus.services.gateway.core import GatewayCore
+from tallybus.services.gateway.guard import ConnectionGuard, allow_files
 from tallybus.services.gateway.metrics import GatewayMeter
-from tallybus.services.gateway.protocol import Limits
+from tallybus.services.gateway.page.feed import Heard, Index, as_services
+from tallybus.services.gateway.page.lookup import PAGE_CLIENT
+from tallybus.services.gateway.protocol import FORBIDDEN, ClientRequest, Limits, Refusal
+from tallybus.services.gateway.quotas import LIMITS, Quotas
+
+if TYPE_CHECKING:
+    from tallybus.services.gateway.page.page import Page
 
 CLIENT_MESSAGES_PER_TURN: Final = 512
+MONITOR_EVENTS_PER_TURN: Final = 4_096
 RETRY_NS: Final = 1_000_000
 """How long answers wait that a client's connection did not take."""
 
@@ -39,10 +54,13 @@ class GatewayService(Shell):
 
     stage = "gateway"
     core: GatewayCore
+    _page: Page | None = None
+    _guard: ConnectionGuard | None = None
 
     def prepare(self) -> None:
         self.lock_run_folder()
         settings = self.settings
+        watched = page_address(settings) is not None
         self.core = GatewayCore(
             self.new_incarnation(),
             settings.bus.max_in_flight,
@@ -53,24 +71,32 @@ class GatewayService(Shell):
                 max_accounts=settings.ledger.max_accounts,
             ),
             settings.gateway.max_request_wait_ms,
+            Quotas(
+                settings.gateway.client_in_flight,
+                settings.gateway.client_rate,
+                settings.gateway.client_message_bytes,
+            ),
         )
+        self._take_grants()
+        self.core.denied = self._on_denied
+        self.limited = dict.fromkeys(LIMITS, 0)
+        self._denials = {code: logs.Throttle() for code in (FORBIDDEN, "limit")}
         self.open_client_of("sequencer")
-        self._clients: Port = self.bus.clients(
-            settings.gateway.endpoint,
-            max(
-                settings.gateway.max_batch * OPERATION_BYTES,
-                settings.gateway.max_reads * 8,
-                MAX_BINARY_BYTES,
-            )
-            + HEADER_BYTES,
+        longest = HEADER_BYTES + max(
+            settings.gateway.max_batch * OPERATION_BYTES,
+            settings.gateway.max_reads * 8,
+            MAX_BINARY_BYTES,
         )
-        self._answers = AnswerQueue(self._clients.send_to)
+        self._clients: ClientPort = self.bus.clients(settings.gateway.endpoint, longest)
+        self._open_guard(longest)
+        self._answers = AnswerQueue(self._send_to_client)
         self.endpoint = self._clients.endpoint
         self._snapshotter = self.bus.dealer("snapshotter")
         self._transactor = self.bus.dealer("transactor")
         self.read(
             self.bus.subscriber(
-                ["sequencer", "transactor", "wal", "snapshotter"], [TOPIC_STATUS, TOPIC_EVENT]
+                ["sequencer", "transactor", "wal", "snapshotter"],
+                [TOPIC_STATUS, TOPIC_EVENT, *([TOPIC_METRICS] if watched else [])],
             ),
             self.receive_broadcast,
             most=1024,
@@ -85,8 +111,41 @@ class GatewayService(Shell):
         )
         if isinstance(self.meter, GatewayMeter):
             self.core.desk.answered = self.meter.answered
-            self.core.gathered = self.meter.batch_transactions.observe
+            self.core.submissions.gathered = self.meter.batch_transactions.observe
         self.log.info("listening", extra=logs.fields(endpoint=self.endpoint))
+        self._metrics_heard: dict[str, tuple[StageMetrics, int]] = {}
+        if watched:
+            self._open_page()
+
+    def _open_guard(self, longest: int) -> None:
+        monitor = self._clients.monitor
+        if monitor is None:
+            return  # not over tcp: who reaches it is whom the file system lets
+        most = allow_files(self.settings.gateway.max_connections, self.log)
+        encrypted = self.bus.security is not None
+        self._guard = ConnectionGuard(
+            self._clients, Connections(most, longest), self.refused, self.log, encrypted=encrypted
+        )
+        self.read(Port(monitor.socket), self._guard.on_monitor, most=MONITOR_EVENTS_PER_TURN)
+
+    @property
+    def guard(self) -> ConnectionGuard | None:
+        """Of the connections of clients, where they come over tcp."""
+        return self._guard
+
+    def _open_page(self) -> None:
+        # Not for those who do without.
+        from tallybus.services.gateway.page.page import Page
+
+        address = page_address(self.settings)
+        assert address is not None
+        facts = {
+            "version": getattr(sys.modules["tallybus"], "__version__", ""),
+            "endpoint": self.endpoint,
+            "max_accounts": self.settings.ledger.max_accounts,
+        }
+        self._page = Page(address, facts, self.wake, self.log)
+        self._page.start()
 
     def new_meter(self) -> GatewayMeter:
         return GatewayMeter(self)
@@ -99,10 +158,44 @@ class GatewayService(Shell):
     def timeout_ns(self, now_ns: int) -> int:
         deadline = self.core.desk.next_deadline_ns()
         wait = RETRY_NS if self._answers.waiting else super().timeout_ns(now_ns)
+        if self._guard is not None and (look_ns := self._guard.next_ns()) is not None:
+            wait = max(0, min(wait, look_ns - now_ns))
         return wait if deadline is None else max(0, min(wait, deadline - now_ns))
 
     def finished(self) -> bool:
         return not self.core.under_way
+
+    def _take_grants(self) -> None:
+        """What clients may do, as the files say now; nothing where clients have no keys."""
+        if self.doorkeeper is not None:
+            self.core.access.grants = self.doorkeeper.grants
+
+    def step(self, now_ns: int) -> None:
+        self._take_grants()
+        if self._guard is not None:
+            self._guard.step(now_ns)
+        if self._page is None:
+            return
+        for frames in self._page.lookups.take_questions():
+            self.core.on_client(PAGE_CLIENT, frames, now_ns)
+        if self._page.due(now_ns):
+            self._page.take(self._heard(now_ns))
+
+    def _heard(self, now_ns: int) -> Heard:
+        core = self.core
+        sequenced, computed, committed, snapshot = (core.index_heard(each) for each in STAGES)
+        index = Index(sequenced, computed, committed, snapshot, core.term or None)
+        services = as_services(core.services(now_ns))
+        return Heard(now_ns, time.time_ns(), index, services, dict(self._metrics_heard))
+
+    def tell_metrics(self, message: StageMetrics) -> None:
+        self._metrics_heard[message.stage] = message, time.monotonic_ns()
+
+    def _send_to_client(self, client: bytes, frames: Sequence[Buffer]) -> bool | None:
+        if client == PAGE_CLIENT and self._page is not None:
+            self._page.lookups.answered(frames)
+            return True
+        return self._clients.send_to(client, frames)
 
     def flush(self, now_ns: int) -> None:
         super().flush(now_ns)
@@ -129,6 +222,8 @@ class GatewayService(Shell):
             self.core.on_results(message)
         elif isinstance(message, Presence):
             self.core.on_presence(message)
+        elif isinstance(message, StageMetrics) and message.stage in STAGES:
+            self._metrics_heard[message.stage] = message, now_ns
         elif isinstance(message, Assigned):
             self.core.on_assigned(message)
 
@@ -146,4 +241,32 @@ class GatewayService(Shell):
             self.core.on_functions(message)
 
     def _on_client(self, frames: list[Buffer], now_ns: int) -> None:
-        self.core.on_client(bytes(frames[0]), frames[1:], now_ns)
+        clients = self._clients
+        if self._guard is not None:
+            self._guard.connections.heard(clients.source)
+        self.core.on_client(bytes(frames[0]), frames[1:], now_ns, clients.user)
+
+    def _on_denied(self, request: ClientRequest, key: str, refusal: Refusal) -> None:
+        forbidden = refusal.code == FORBIDDEN
+        if not forbidden:
+            self.limited[str(refusal.details["limit"])] += 1
+        throttle = self._denials[FORBIDDEN if forbidden else "limit"]
+        held_back = throttle.passes(time.monotonic())
+        if held_back is not None:
+            self.log.log(
+                logging.WARNING if forbidden else logging.INFO,
+                "refused a request" if forbidden else "a client is beyond its limits",
+                extra=logs.fields(
+                    key=key,
+                    request=type(request).__name__.lower(),
+                    why=refusal.message,
+                    held_back=held_back,
+                ),
+            )
+
+    def close(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+        if self._page is not None:
+            self._page.close()
+        super().close()

@@ -2,8 +2,7 @@
 
 It starts by asking the transactor for a term and the next id, then numbers what the gateways send.
 Each gateway's requests are taken exactly in the order of their request numbers. What was numbered
-is
-kept until it is durable, so that a new transactor can be fed what the log does not have yet.
+is kept until it is durable, so that a new transactor can be fed what the log does not have yet.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The snapshotter's decisions, without I/O.
 
 It applies committed batches in order, answers queries, and hands frozen balances to its shell at
-segment
-boundaries. When it is behind what the stream still holds (after a start, or after a pause), it
-names the
-range of the log that its shell has to read to it, then goes on with the stream.
+segment boundaries. When it is behind what the stream still holds (after a start, or after a pause),
+it names the range of the log that its shell has to read to it, then goes on with the stream.
 """
 
 from __future__ import annotations
@@ -36,8 +34,8 @@ BEHIND_NS: Final = 300_000_000
 """After this long without progress, below the durable index, the files are read instead."""
 
 MAX_PARKED: Final = 65_536
-"""Queries that wait for a higher index, as after a restart; more are left to the gateway's
-time-out."""
+"""Queries that wait for a higher index, as after a restart, and as many look-ups of transactions;
+who asks for more is told so at once."""
 
 
 class QueryRefused(Exception):
@@ -214,6 +212,9 @@ class SnapshotterCore(StageCore):
         if message.least > self._state.index:
             if len(self._parked) < MAX_PARKED:
                 self._parked.append((peer, message))
+            else:
+                waiting = f"{len(self._parked)} queries wait for the snapshot to come as far"
+                self._turn_away(peer, message.query, waiting)
             return
         self._answer(peer, message)
 
@@ -248,7 +249,14 @@ class SnapshotterCore(StageCore):
             return False
         if len(self.lookups) < MAX_PARKED:
             self.lookups.append(Lookup(peer, query, tx_id))
+        else:
+            waiting = f"{len(self.lookups)} transactions are still to be looked up"
+            self._turn_away(peer, query, waiting)
         return True
+
+    def _turn_away(self, peer: bytes, query: int, waiting: str) -> None:
+        answer = Answer(query, self.receiver.next_id - 1, error=waiting, overloaded=True)
+        self.replies.append((peer, answer))
 
     def looked_up(self, lookup: Lookup, found: LoggedTransaction) -> None:
         """The shell has read the transaction that `lookup`, taken from `lookups`, asks for."""

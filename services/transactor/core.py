@@ -1,12 +1,10 @@
 """The transactor's decisions, without I/O.
 
 It starts with a hello to the log stage, which fences older transactors off and says which id comes
-next;
-its shell replays the files up to exactly there, and only then does it execute. Executed records
-are kept
-until durable, so that a new log stage can be given what its files do not have. Outcomes are kept
-for a
-while, so that a gateway that missed a broadcast can ask again instead of assuming success.
+next; its shell replays the files up to exactly there, and only then does it execute. Executed
+records are kept until durable, so that a new log stage can be given what its files do not have.
+Outcomes are kept for a while, so that a gateway that missed a broadcast can ask again instead of
+assuming success.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ def functions(rows: list[dict[str, Any]]) -> Iterator[Sample]:
     rows = sorted(rows, key=lambda row: row["calls"], reverse=True)
     for row in rows[:MAX_FUNCTIONS]:
         yield from _one(row["name"], row["calls"], row["fuel"], row["failures"])
+        yield Sample("tallybus_function_version", row["version"], (row["name"],))
         if row["mean_ns"] is not None:
             yield Sample("tallybus_function_call_seconds", row["mean_ns"] / 1e9, (row["name"],))
     rest = rows[MAX_FUNCTIONS:]

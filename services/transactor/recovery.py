@@ -1,8 +1,7 @@
 """Bringing a new engine to the end of the log: snapshot, then replay. Reads files, writes none.
 
 Balances start at the latest valid snapshot, the duplicate window at the older one of its two
-segments;
-whichever needs the older records decides where reading starts.
+segments; whichever needs the older records decides where reading starts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """The log stage's decisions, without I/O.
 
 The shell appends what `accept` lets through and reports with `written`; the committer thread syncs
-it and
-the shell reports with `synced`. Only then does the commit index move, and only then is a batch
-offered to
-the snapshotter. A snapshotter that is away, or does not keep up, never holds commits back: it can
-read the
-files.
+it and the shell reports with `synced`. Only then does the commit index move, and only then is a
+batch offered to the snapshotter. A snapshotter that is away, or does not keep up, never holds
+commits back: it can read the files.
 """
 
 from __future__ import annotations

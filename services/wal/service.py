@@ -36,6 +36,7 @@ class WalService(Shell):
         self.lock_run_folder()
         ledger = self.settings.ledger
         folder = data_folder(self.settings)
+        self.open_publisher()
         started = time.monotonic()
         self._log = Log.open(
             folder,

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "import": ("imports", "Send the transactions of a CSV file."),
     "load": ("load", "Measure how many transactions per second a ledger takes."),
     "latency": ("latency", "Measure how long one transaction takes."),
+    "keys": ("keys", "Make, list and revoke the keys of clients."),
     "config": ("config", "Show the settings."),
 }
 """Every command: the module of this package that has it (under the name NAME_command), and its
@@ -95,6 +96,6 @@ def main() -> None:
     """A financial ledger: five services on a bus, and the tools to use and measure it.
 
     Amounts are whole numbers of minor units. Exit codes: 0 done, 1 rejected by the ledger, 2 wrong
-    use or malformed file, 3 ledger unreachable, overloaded or too slow, 4 outcome unknown, 5
-    failed otherwise.
+    use or malformed file, 3 ledger unreachable, overloaded or too slow, 4 outcome unknown, 5 failed
+    otherwise, 6 access refused.
     """

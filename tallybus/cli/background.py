@@ -120,17 +120,30 @@ def _failed(errors: str) -> CommandFailed:
 
 @contextmanager
 def background(
-    endpoint: str, *, rate: int | None, accounts: int, timeout_s: float
+    endpoint: str,
+    *,
+    rate: int | None,
+    accounts: int,
+    timeout_s: float,
+    key: str | None = None,
 ) -> Iterator[Background]:
-    """Start a load and wait until it runs. It is ended in any case when the block is left."""
+    """Start a load and wait until it runs. It is ended in any case when the block is left.
+
+    `key` is the path of a client's key file.
+    """
+    asked = {
+        "endpoint": endpoint,
+        "rate": rate,
+        "accounts": accounts,
+        "timeout_s": timeout_s,
+        "key": key,
+    }
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "tallybus.cli.background",
-            json.dumps(
-                {"endpoint": endpoint, "rate": rate, "accounts": accounts, "timeout_s": timeout_s}
-            ),
+            json.dumps(asked),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -159,7 +172,7 @@ def _main(arguments: dict[str, Any]) -> None:
 
     rate, accounts = arguments["rate"], arguments["accounts"]
     timeout_s = float(arguments["timeout_s"])
-    with connect.open_client(arguments["endpoint"], timeout_s) as client:
+    with connect.open_client(arguments["endpoint"], timeout_s, arguments["key"]) as client:
         fund_accounts(client, accounts)
         batch = batch_of(rate)
         source = Workload(

@@ -79,8 +79,8 @@ def drive(
     """Send `ops` operations in batches of `batch`, over the clients in turn.
 
     At any time `window` requests are under way, as evenly over the clients as goes. `progress` is
-    told how many operations were answered since it was last told. Raises what the clients raise,
-    as soon as one request fails.
+    told how many operations were answered since it was last told. Raises what the clients raise, as
+    soon as one request fails.
     """
     measured = Measured()
     under_way: deque[tuple[Pending, int, int]] = deque()

@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 3
     OUTCOME_UNKNOWN = 4
     FAILED = 5
+    DENIED = 6
     INTERRUPTED = 130
 
 
@@ -56,6 +57,8 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
                 text += "; sending the same with the same user_ref again cannot apply it twice"
         case errors.Timeout() | errors.Overloaded() | errors.Unavailable():
             code = ExitCode.UNREACHABLE
+        case errors.AccessDenied():
+            code = ExitCode.DENIED
         case errors.TallybusError():
             code = ExitCode.FAILED
         case ServiceError():

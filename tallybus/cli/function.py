@@ -64,7 +64,13 @@ def function_command() -> None:
 @client_options(30.0)
 @json_option
 def register_command(
-    name: str, file: str, override: bool, endpoint: str, timeout: float, as_json: bool
+    name: str,
+    file: str,
+    override: bool,
+    endpoint: str,
+    key: str | None,
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Register the WebAssembly module in FILE as function NAME.
 
@@ -72,7 +78,7 @@ def register_command(
     on disk and every later call sees it.
     """
     binary = read_module(file)
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         made = client.register_function(name, binary, override)
     _print_version(made, as_json)
 
@@ -81,9 +87,11 @@ def register_command(
 @click.argument("name", type=FUNCTION_NAME)
 @client_options(30.0)
 @json_option
-def unregister_command(name: str, endpoint: str, timeout: float, as_json: bool) -> None:
+def unregister_command(
+    name: str, endpoint: str, key: str | None, timeout: float, as_json: bool
+) -> None:
     """Unregister function NAME; from then on calls of it are rejected."""
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         made = client.unregister_function(name)
     _print_version(made, as_json)
 
@@ -91,9 +99,9 @@ def unregister_command(name: str, endpoint: str, timeout: float, as_json: bool) 
 @function_command.command("list")
 @client_options()
 @json_option
-def list_command(endpoint: str, timeout: float, as_json: bool) -> None:
+def list_command(endpoint: str, key: str | None, timeout: float, as_json: bool) -> None:
     """List the registered functions with what they did since the transactor started."""
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         functions = client.list_functions()
     if as_json:
         print_json({"functions": [_as_json(each) for each in functions]})

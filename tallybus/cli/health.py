@@ -1,7 +1,7 @@
 """`tallybus health STAGE`: whether a service of this machine lives, has recovered, is ready.
 
-For container health checks, so it loads next to nothing: it asks the service's own HTTP server
-over one socket. Reads settings; changes nothing.
+For container health checks, so it loads next to nothing: it asks the service's own HTTP server over
+one socket. Reads settings; changes nothing.
 """
 
 from __future__ import annotations

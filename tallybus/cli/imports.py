@@ -47,7 +47,13 @@ WINDOW_ROWS: Final = 10_000_000
 @client_options(timeout_s=60.0)
 @json_option
 def import_command(
-    file: BinaryIO, batch: int, from_row: int, endpoint: str, timeout: float, as_json: bool
+    file: BinaryIO,
+    batch: int,
+    from_row: int,
+    endpoint: str,
+    key: str | None,
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Send the transactions of FILE.csv ("-" is standard input) in its order.
 
@@ -72,7 +78,7 @@ def import_command(
     tally = Tally()
     started = time.monotonic()
     if parsed.rows:
-        with connect.open_client(endpoint, timeout) as client:
+        with connect.open_client(endpoint, timeout, key) as client:
             # A ledger that is not there is told at once, not after the time that a batch may take.
             limits = client.gateway_info(timeout=min(timeout, CONNECT_S))
             batch = min(batch, limits.max_batch)

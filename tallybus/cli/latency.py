@@ -18,7 +18,14 @@ from tallybus.cli import connect
 from tallybus.cli.background import Sent, background
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.limits import measure_disk
-from tallybus.cli.options import LevelType, WholeNumber, endpoint_option, json_option
+from tallybus.cli.options import (
+    LevelType,
+    WholeNumber,
+    checked_transport,
+    json_option,
+    ledger_options,
+    transport_option,
+)
 from tallybus.cli.output import note, print_json, print_values, progress_bar
 from tallybus.cli.statistics import milliseconds
 from tallybus.cli.target import target
@@ -89,7 +96,8 @@ class Rate(click.ParamType[int | None]):
     type=click.Path(exists=True, file_okay=False, writable=True),
     help="Where the temporary folder is made, and the disk measured.",
 )
-@endpoint_option
+@transport_option
+@ledger_options
 @click.option(
     "--timeout",
     "timeout_s",
@@ -107,7 +115,9 @@ def latency_command(
     accounts: int,
     spawn: bool,
     folder: str | None,
+    transport: str | None,
     endpoint: str,
+    key: str | None,
     timeout_s: float,
     as_json: bool,
 ) -> None:
@@ -117,17 +127,30 @@ def latency_command(
     leaves real transactions behind.
     """
     overrides: dict[str, object] = {"ledger.max_accounts": max(10_000_000, accounts + 1)}
-    with target(spawn=spawn, endpoint=endpoint, folder=folder, overrides=overrides) as at:
+    with target(
+        spawn=spawn,
+        endpoint=endpoint,
+        folder=folder,
+        overrides=overrides,
+        key=key,
+        transport=checked_transport(transport, spawn=spawn),
+    ) as at:
         disk = measure_disk(at.folder, sequential_bytes=DISK_BYTES)
         with ExitStack() as stack, progress_bar("samples") as progress:
-            client = stack.enter_context(connect.open_client(at.endpoint, timeout_s))
+            client = stack.enter_context(connect.open_client(at.endpoint, timeout_s, at.key))
             # A ledger that is not there is told at once, and before a load is started against it.
             client.gateway_info(timeout=min(timeout_s, CONNECT_S))
             probe(client, level, WARM_UP_SAMPLES)
             load = None
             if rate != 0:
                 load = stack.enter_context(
-                    background(at.endpoint, rate=rate, accounts=accounts, timeout_s=timeout_s)
+                    background(
+                        at.endpoint,
+                        rate=rate,
+                        accounts=accounts,
+                        timeout_s=timeout_s,
+                        key=at.key,
+                    )
                 )
                 probe(client, level, WARM_UP_SAMPLES)
             task = progress.add_task("measuring", total=samples)
@@ -150,6 +173,7 @@ def latency_command(
             "disk_folder": str(at.folder),
             "disk_folder_is": at.folder_is,
             "spawned": spawn,
+            "transport": at.transport,
         }
     if as_json:
         print_json(report)

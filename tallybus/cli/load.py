@@ -20,9 +20,11 @@ from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.limits import DiskLimits, measure_disk
 from tallybus.cli.options import (
     WholeNumber,
-    endpoint_option,
+    checked_transport,
     json_option,
+    ledger_options,
     parse_assignments,
+    transport_option,
     wait_option,
 )
 from tallybus.cli.output import note, print_json, print_values, progress_bar
@@ -146,7 +148,8 @@ class Outcome:
     metavar="SECTION.KEY=VALUE",
     help="With --spawn: override one setting of the ledger. May be given many times.",
 )
-@endpoint_option
+@transport_option
+@ledger_options
 @click.option(
     "--timeout",
     "timeout_s",
@@ -171,7 +174,9 @@ def load_command(
     spawn: bool,
     folder: str | None,
     assignments: tuple[str, ...],
+    transport: str | None,
     endpoint: str,
+    key: str | None,
     timeout_s: float,
     as_json: bool,
 ) -> None:
@@ -200,7 +205,14 @@ def load_command(
     )
     overrides: dict[str, object] = {"ledger.max_accounts": max(10_000_000, accounts + 1)}
     overrides |= parse_assignments(assignments)
-    with target(spawn=spawn, endpoint=endpoint, folder=folder, overrides=overrides) as at:
+    with target(
+        spawn=spawn,
+        endpoint=endpoint,
+        folder=folder,
+        overrides=overrides,
+        key=key,
+        transport=checked_transport(transport, spawn=spawn),
+    ) as at:
         outcome = run(plan, at)
         report = make_report(plan, at, outcome)
     if as_json:
@@ -213,7 +225,7 @@ def run(plan: Plan, at: Target) -> Outcome:
     """Fund, warm up, measure. Raises what the clients raise, and CommandFailed."""
     before = measure_disk(at.folder)
     with (
-        connect.open_clients(at.endpoint, plan.timeout_s, plan.connections) as clients,
+        connect.open_clients(at.endpoint, plan.timeout_s, plan.connections, at.key) as clients,
         progress_bar("operations") as progress,
     ):
         clients[0].gateway_info(timeout=min(plan.timeout_s, CONNECT_S))
@@ -336,6 +348,7 @@ def make_report(plan: Plan, at: Target, outcome: Outcome) -> dict[str, Any]:
         "unique_refs": plan.unique_refs,
         "seed": plan.seed,
         "spawned": at.data is not None,
+        "transport": at.transport,
         "warm_up_ops": plan.warm_up_ops,
         "funded_accounts": 0 if plan.kind == "deposit" else plan.accounts,
         "driver_cpu_share": round(measured.cpu_seconds / measured.seconds, 3),

@@ -9,9 +9,10 @@ import click
 
 from tallybus.cli.setting_options import parse_assignments as parse_assignments
 from tallybus.cli.setting_options import settings_options as settings_options
+from tallybus.cli.transports import IPC, TRANSPORTS
 from tallybus.common.function_names import NAME_RULE, is_function_name
 from tallybus.common.record import MAX_AMOUNT, Level
-from tallybus.common.settings import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE
+from tallybus.common.settings import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, KEY_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -109,7 +110,7 @@ class LevelType(click.Choice[str]):
 
 
 def client_options(timeout_s: float = 10.0) -> Callable[[F], F]:
-    """`--endpoint` and `--timeout` of a command that talks to a running ledger."""
+    """`--endpoint`, `--key` and `--timeout` of a command that talks to a running ledger."""
 
     def decorate(function: F) -> F:
         function = click.option(
@@ -120,7 +121,7 @@ def client_options(timeout_s: float = 10.0) -> Callable[[F], F]:
             metavar="SECONDS",
             help="How long to wait for an answer.",
         )(function)
-        return endpoint_option(function)
+        return ledger_options(function)
 
     return decorate
 
@@ -133,6 +134,38 @@ endpoint_option = click.option(
     show_envvar=True,
     help="Where the ledger listens.",
 )
+
+key_option = click.option(
+    "--key",
+    envvar=KEY_VARIABLE,
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    show_envvar=True,
+    help="Key file of this client, for a ledger on tcp that asks for a key.",
+)
+
+
+def ledger_options(function: F) -> F:
+    """`--endpoint` and `--key`: where the ledger is, and with what to be let in."""
+    return endpoint_option(key_option(function))
+
+
+def transport_option(function: F) -> F:
+    """`--transport`, with `checked_transport` of a command that starts a ledger with --spawn."""
+    return click.option(
+        "--transport",
+        type=click.Choice(TRANSPORTS),
+        help="With --spawn: how its services and clients talk; curve is encrypted tcp.  "
+        "[default: ipc]",
+    )(function)
+
+
+def checked_transport(transport: str | None, *, spawn: bool) -> str:
+    """The transport of a ledger that is started. Raises UsageError when none is."""
+    if transport is not None and not spawn:
+        raise click.UsageError("--transport takes effect only on a ledger started with --spawn")
+    return transport or IPC
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object to standard output."

@@ -63,6 +63,7 @@ def balance_command(
     only_sum: bool,
     min_tx_id: int | None,
     endpoint: str,
+    key: str | None,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -72,7 +73,7 @@ def balance_command(
     one transaction; more take several reads, between which the ledger may move on.
     """
     wanted = np.concatenate([_numbers(each) for each in accounts])
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         balances, as_of = _read_balances(client, wanted, min_tx_id)
     # As Python integers: the sum of many balances may leave 64 bits.
     values = balances.tolist()
@@ -113,12 +114,14 @@ def _read_balances(
 @click.option("--services", is_flag=True, help="Show every service, its process and its links.")
 @client_options()
 @json_option
-def index_command(services: bool, endpoint: str, timeout: float, as_json: bool) -> None:
+def index_command(
+    services: bool, endpoint: str, key: str | None, timeout: float, as_json: bool
+) -> None:
     """Show the last transaction that each stage has passed, and the term."""
     if services:
-        _show_services(endpoint, timeout, as_json)
+        _show_services(endpoint, key, timeout, as_json)
         return
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         index = client.pipeline_index()
     values: dict[str, int] = {
         "sequenced": index.sequenced,
@@ -133,8 +136,8 @@ def index_command(services: bool, endpoint: str, timeout: float, as_json: bool) 
         print_values(values)
 
 
-def _show_services(endpoint: str, timeout: float, as_json: bool) -> None:
-    with connect.open_client(endpoint, timeout) as client:
+def _show_services(endpoint: str, key: str | None, timeout: float, as_json: bool) -> None:
+    with connect.open_client(endpoint, timeout, key) as client:
         services = client.services()
     now_ns = time.time_ns()
     rows: list[dict[str, Any]] = []
@@ -159,10 +162,15 @@ def _show_services(endpoint: str, timeout: float, as_json: bool) -> None:
 @client_options()
 @json_option
 def status_command(
-    tx_ids: tuple[int, ...], min_tx_id: int | None, endpoint: str, timeout: float, as_json: bool
+    tx_ids: tuple[int, ...],
+    min_tx_id: int | None,
+    endpoint: str,
+    key: str | None,
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Show how far transactions have come, and how they ended."""
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         statuses = client.get_statuses(np.array(tx_ids, np.uint64), min_tx_id=min_tx_id)
     rows = [
         (each.tx_id, each.stage.name, status_text(each.status), each.duplicate_of)

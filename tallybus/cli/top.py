@@ -1,7 +1,7 @@
 """`tallybus top`: a live view of the pipeline.
 
-A shell around `tallybus.cli.topview`: it asks the ledger and the services' /metrics, hands what
-came to the core, and draws or prints what that says. It only reads. A look at the ledger takes
+A shell around `tallybus.common.pipeline_view`: it asks the ledger and the services' /metrics, hands
+what came to the core, and draws or prints what that says. It only reads. A look at the ledger takes
 three requests, and one scrape of each service where metrics are on.
 """
 
@@ -29,18 +29,21 @@ from tallybus.cli.options import (
 )
 from tallybus.cli.output import print_json
 from tallybus.common.settings import SERVICES, STAGES, Settings, load, metrics_address
-from tallybus.errors import TallybusError
+from tallybus.errors import AccessDenied, TallybusError
 
 if TYPE_CHECKING:
-    from tallybus.cli.topmetrics import Scrape
-    from tallybus.cli.topview import Report, Sample
     from tallybus.client import Client
+    from tallybus.common.metrics_scrape import Scrape
+    from tallybus.common.pipeline_view import Look, Report
 
 SCRAPE_SECONDS: Final = 1.0
 """Longest time for one service's metrics; all are asked at the same time."""
 FUNCTIONS_SECONDS: Final = 1.0
 """Longest time for the functions: the view does not wait for a service that is gone."""
 MAX_SCRAPE_BYTES: Final = 4_194_304
+METRICS_HINT: Final = (
+    "off: set metrics.address where the services run, and give its address here with --metrics"
+)
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listened on, and how to reach it
 _PORTS: Final = (*STAGES, "gateway")  # in the order of their ports
 _BASE: Final = re.compile(r"(?:http://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?", re.ASCII)
@@ -75,6 +78,7 @@ def top_command(
     config: str | None,
     assignments: tuple[str, ...],
     endpoint: str,
+    key: str | None,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -89,7 +93,7 @@ def top_command(
         raise click.UsageError("the live view needs a terminal; choose --once or --json")
     try:
         with (
-            connect.open_client(endpoint, timeout) as client,
+            connect.open_client(endpoint, timeout, key) as client,
             Looker(client, timeout, addresses) as looker,
         ):
             if once:
@@ -123,7 +127,7 @@ def _addresses(base: str | None, settings: Settings) -> Addresses | None:
 
 
 class Looker:
-    """Takes samples. Its threads, one for each service, fetch metrics side by side."""
+    """Looks at the ledger. Its threads, one for each service, fetch metrics side by side."""
 
     def __init__(self, client: Client, timeout: float, addresses: Addresses | None) -> None:
         self._client = client
@@ -139,9 +143,12 @@ class Looker:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def look(self) -> Sample:
-        """One sample. `failure` is why the gateway gave nothing, None when it answered."""
-        from tallybus.cli.topview import SILENT_MS, Sample
+    def look(self) -> Look:
+        """One look. `failure` is why the gateway gave nothing, None when it answered.
+
+        Raises AccessDenied: to look again would not help.
+        """
+        from tallybus.common.pipeline_view import SILENT_MS, Look
 
         self.failure = None
         facts: dict[str, Any] = {"metrics": self._scrapes()}
@@ -150,10 +157,12 @@ class Looker:
             facts["index"] = self._client.pipeline_index()
             at_s, unix_ns = time.monotonic(), time.time_ns()
             facts["services"] = services = self._client.services()
+        except AccessDenied:
+            raise
         except TallybusError as error:
             self.failure = error
             at_s, unix_ns = time.monotonic(), time.time_ns()
-            return Sample(at_s, unix_ns, metrics=facts["metrics"], error=str(error))
+            return Look(at_s, unix_ns, metrics=facts["metrics"], error=str(error))
         heard = {each.stage: each.heard_ms for each in services}
         if heard.get("transactor", SILENT_MS + 1) > SILENT_MS:
             facts["functions_error"] = "the transactor is down"
@@ -161,9 +170,11 @@ class Looker:
             try:
                 seconds = min(self._timeout, FUNCTIONS_SECONDS)
                 facts["functions"] = tuple(self._client.list_functions(timeout=seconds))
+            except AccessDenied:
+                raise
             except TallybusError as error:
                 facts["functions_error"] = str(error)
-        return Sample(at_s, unix_ns, **facts)
+        return Look(at_s, unix_ns, **facts)
 
     def _scrapes(self) -> dict[str, Scrape | str] | None:
         if self._addresses is None or self._pool is None:
@@ -175,7 +186,7 @@ class Looker:
 
 def _scrape(address: tuple[str, int]) -> Scrape | str:
     """What a service tells at this address, or why it does not."""
-    from tallybus.cli.topmetrics import parse
+    from tallybus.common.metrics_scrape import parse
 
     host, port = address
     try:
@@ -211,9 +222,9 @@ def _pause(seconds: float) -> None:
 
 def _reports(looker: Looker, interval: float) -> Iterator[tuple[Report, list[float | None]]]:
     """What is to be shown, at once and then after every interval, with the history of rates."""
-    from tallybus.cli.topview import TopView
+    from tallybus.common.pipeline_view import PipelineView
 
-    view = TopView()
+    view = PipelineView(METRICS_HINT)
     due = time.monotonic()
     while True:
         yield view.add(looker.look()), list(view.history)

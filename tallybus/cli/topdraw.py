@@ -15,8 +15,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tallybus.cli.topmetrics import MetricsReport
-from tallybus.cli.topview import FunctionRow, Report, StageRow
+from tallybus.common.metrics_report import MetricsReport
+from tallybus.common.pipeline_view import FunctionRow, Report, StageRow
 
 NONE: Final = "-"
 BARS: Final = "▁▂▃▄▅▆▇█"

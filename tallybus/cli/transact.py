@@ -104,9 +104,15 @@ def call_command(name: str, params: tuple[int, ...], user_ref: int, **options: A
 
 
 def _submit(
-    operation: Operation, *, level: Level, endpoint: str, timeout: float, as_json: bool
+    operation: Operation,
+    *,
+    level: Level,
+    endpoint: str,
+    key: str | None,
+    timeout: float,
+    as_json: bool,
 ) -> None:
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         result = client.submit_and_wait(operation, level)
     known = result.level >= Level.COMPUTED
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +11,7 @@ from tallybus.cli.options import TX_ID, client_options, json_option, min_tx_id_o
 from tallybus.cli.output import print_json, print_table, print_values
 from tallybus.cli.transact import status_text
 from tallybus.common.record import Kind
+from tallybus.common.times import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 @client_options()
 @json_option
 def tx_command(
-    tx_id: int, min_tx_id: int | None, endpoint: str, timeout: float, as_json: bool
+    tx_id: int,
+    min_tx_id: int | None,
+    endpoint: str,
+    key: str | None,
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Show one transaction: what was asked for, how it ended, what it moved."""
-    with connect.open_client(endpoint, timeout) as client:
+    with connect.open_client(endpoint, timeout, key) as client:
         found = client.get_transaction(tx_id, min_tx_id)
     if as_json:
         print_json(_as_json(found))
@@ -97,7 +102,7 @@ def _as_json(found: Transaction) -> dict[str, Any]:
 def _as_values(found: Transaction) -> dict[str, object]:
     values: dict[str, object] = {
         "transaction": found.tx_id,
-        "time": _time_text(found.timestamp_ns),
+        "time": utc_text(found.timestamp_ns),
         "term": found.term,
         "kind": _kind_text(found.kind),
         "status": status_text(found.status),
@@ -125,13 +130,3 @@ def _function_text(found: Transaction) -> str:
     if found.function_crc32c == 0:
         return f"{known}{version}, unregistered"
     return f"{known}{version}, crc32c {crc_text(found.function_crc32c)}"
-
-
-def _time_text(timestamp_ns: int) -> str:
-    """UTC to the nanosecond, which a datetime cannot hold."""
-    seconds, nanoseconds = divmod(timestamp_ns, 1_000_000_000)
-    try:
-        shown = datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, ValueError, OSError):
-        return f"{timestamp_ns} ns since 1970"
-    return f"{shown:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09}Z"

@@ -21,8 +21,10 @@ import zmq
 from numpy.typing import ArrayLike
 
 from tallybus.client import requests
+from tallybus.client.access import Access
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import SECOND, Call, Core, CoreSettings
+from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS
 from tallybus.client.wire import FramePool, Wire
@@ -58,13 +60,16 @@ class AsyncClient:
         self,
         endpoint: str,
         *,
+        key: Key | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         context: zmq.Context[Any] | None = None,
     ) -> None:
         self._timeout = timeout
-        self._core = Core(random.random, self._settings)
+        held = usable_key(key, endpoint)
+        self._wire: Wire | None = Wire(endpoint, context, held)
+        access = Access(endpoint, None if held is None else held.name, time.monotonic_ns())
+        self._core = Core(random.random, self._settings, access)
         self._closed = False
-        self._wire: Wire | None = Wire(endpoint, context)
         self._frames = FramePool(endpoint)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -90,9 +95,7 @@ class AsyncClient:
         wait: Level = Level.COMMITTED,
         timeout: float | None = None,
     ) -> BatchResult:
-        """Submits a batch and waits until all its transactions have reached `wait`; see
-        `Client`.
-        """
+        """Submits a batch and waits until all its transactions are at `wait`; see `Client`."""
         return await self._call(
             requests.submit_batch(operations, wait, self._frames.freeze), timeout
         )
@@ -166,9 +169,7 @@ class AsyncClient:
         override: bool = False,
         timeout: float | None = None,
     ) -> FunctionVersion:
-        """Registers a function, and returns its version once it is on disk and live; see
-        `Client`.
-        """
+        """Registers a function; returns its version once it is on disk and live, see `Client`."""
         return await self._call(requests.register_function(name, binary, override), timeout)
 
     async def unregister_function(self, name: str, timeout: float | None = None) -> FunctionVersion:
@@ -176,9 +177,7 @@ class AsyncClient:
         return await self._call(requests.unregister_function(name), timeout)
 
     async def list_functions(self, *, timeout: float | None = None) -> list[FunctionInfo]:
-        """The registered functions by name, with what was counted since the transactor
-        started.
-        """
+        """The registered functions by name, with what was counted since the transactor started."""
         return await self._call(ListFunctions(), timeout)
 
     async def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
@@ -236,6 +235,8 @@ class AsyncClient:
         if self._wire is not None:
             if self._loop is not None:
                 self._loop.remove_reader(self._wire.fd)
+                if self._wire.monitor_fd is not None:
+                    self._loop.remove_reader(self._wire.monitor_fd)
             self._wire.close()
             self._wire = None
 
@@ -246,6 +247,8 @@ class AsyncClient:
         if self._loop is None:
             self._loop = loop
             loop.add_reader(self._wire.fd, self._step)
+            if self._wire.monitor_fd is not None:
+                loop.add_reader(self._wire.monitor_fd, self._step, True)
         elif self._loop is not loop:
             raise RuntimeError("an AsyncClient belongs to the event loop that used it first")
         seconds = self._timeout if timeout is None else timeout
@@ -264,14 +267,14 @@ class AsyncClient:
         self._core.forget(call)
         self._settle()
 
-    def _step(self) -> None:
+    def _step(self, told: bool = False) -> None:
         """Does everything that can be done without waiting."""
         core, wire = self._core, self._wire
         if wire is None:
             return
         now = time.monotonic_ns()
         core.tick(now)
-        wire.pump(core, now)
+        wire.pump(core, now, told)
         self._settle()
 
     def _settle(self) -> None:

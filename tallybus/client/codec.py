@@ -58,6 +58,7 @@ class ErrorCode(StrEnum):
 
     INVALID_REQUEST = "invalid_request"
     UNSUPPORTED_VERSION = "unsupported_version"
+    FORBIDDEN = "forbidden"
     OVERLOADED = "overloaded"
     TIMEOUT = "timeout"
     LOST = "lost"

@@ -5,7 +5,7 @@ A shell (`sync`, `aio`) owns the socket and the clock, and drives one `Core`:
 1. `start` a request; `Call.done` tells when it is over.
 2. While `next_message` gives frames, send them without blocking; after each one that the socket
    took, call `message_sent`. If the socket takes none, try again when it can.
-3. Hand every message that arrives to `receive`.
+3. Hand every message that arrives to `receive`, and tell how handshakes went: see `access`.
 4. Call `tick` at the time that `next_wake` gives, or later.
 5. After each of these, hand the calls in `finished` to those who wait for them, and clear it. Set
    their `request` to None: a batch is large, and callers may keep its call.
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Generic, TypeVar, cast
 
+from tallybus.client.access import Access, Handshake, Refusal
 from tallybus.client.codec import (
     MAX_MESSAGE_CHARS,
     ErrorCode,
@@ -40,6 +41,7 @@ from tallybus.client.codec import (
     reply_id,
 )
 from tallybus.errors import (
+    AccessDenied,
     ClientClosed,
     InvalidFunction,
     InvalidRequest,
@@ -58,6 +60,7 @@ T = TypeVar("T")
 MILLISECOND: Final = 1_000_000
 SECOND: Final = 1_000_000_000
 MAX_TIMEOUT_SECONDS: Final = 10 * 365 * 86_400
+MAX_HINT_MS: Final = 86_400_000
 MAX_PENDING_IDS: Final = 10_000
 """Most ids that one ping asks for, the oldest ones."""
 _NEVER: Final = 2**63 - 1
@@ -125,8 +128,15 @@ class Call(Generic[T]):
 class Core:
     """The state machine of one client."""
 
-    def __init__(self, random: Callable[[], float], settings: CoreSettings | None = None) -> None:
+    def __init__(
+        self,
+        random: Callable[[], float],
+        settings: CoreSettings | None = None,
+        access: Access | None = None,
+    ) -> None:
         self.finished: list[Call[Any]] = []
+        self.access = access or Access("", None, 0)
+        """Whether there is to be a connection, and what is to be found out about it."""
         self._random = random
         self._settings = settings or CoreSettings()
         self._calls: set[Call[Any]] = set()
@@ -165,6 +175,10 @@ class Core:
                 value=seconds,
             )
         call = Call(request, seconds, now + int(seconds * SECOND))
+        refusal = self.access.refusal(now)
+        if refusal is not None:
+            self._fail(call, refusal.error())
+            return call
         self._calls.add(call)
         self._queue.append(call)
         self._wake = min(self._wake, call.deadline)
@@ -187,6 +201,8 @@ class Core:
 
     def message_sent(self, now: int) -> None:
         """The socket has taken the frames of `next_message`."""
+        if self.access.is_stalled:
+            self.access.calm()
         if self._queue:
             call = self._queue.popleft()
             call.sent_id = self._next_id
@@ -242,7 +258,10 @@ class Core:
             self._finish(call)
 
     def tick(self, now: int) -> None:
-        """Does what time alone asks for: deadlines, retries, pings."""
+        """Does what time alone asks for: deadlines, retries, pings, attempts to connect."""
+        access = self.access
+        if access.is_stalled or access.connection is None:
+            access.tick(now)
         if now >= self._wake:
             self._wake = _NEVER
             for call in list(self._calls):
@@ -259,7 +278,19 @@ class Core:
         """When to call `tick` next, or None while nothing is outstanding."""
         if not self._calls:
             return None
-        return min(self._wake, self._ping_at)
+        wake = min(self._wake, self._ping_at)
+        access = self.access
+        if access.is_stalled or access.connection is None:
+            wake = min(wake, access.wake())
+        return wake
+
+    def handshake(self, seen: Handshake, now: int) -> None:
+        """How the handshake of the connection ended; a refusal ends every call."""
+        self._deny(self.access.handshake(seen, now))
+
+    def looked(self, seen: Handshake, now: int) -> None:
+        """What the look has found so far that `access.look` asks for."""
+        self._deny(self.access.looked(seen, now))
 
     def forget(self, call: Call[Any]) -> None:
         """Nobody waits for this call any more: its answer will be ignored."""
@@ -276,6 +307,23 @@ class Core:
                 self._fail(
                     call, ClientClosed("the client was closed before the request was answered")
                 )
+        self._queue.clear()
+
+    def _deny(self, refusal: Refusal | None) -> None:
+        """Ends all calls, as this client is not let in. What was sent over a connection before
+        this one was lost with it."""
+        if refusal is None:
+            return
+        for call in list(self._calls):
+            request = cast(Request[Any], call.request)
+            error = refusal.error(_committed(request))
+            if self._sent.get(call.sent_id) is call and not request.reads:
+                why = "the connection was lost after sending, and the next one refused"
+                unknown = _outcome_unknown(request, f"{why} ({error.message})")
+                unknown.__cause__ = error
+                self._fail(call, unknown)
+            else:
+                self._fail_without_effect(call, error)
         self._queue.clear()
 
     def _enqueue(self, call: Call[Any]) -> None:
@@ -328,7 +376,7 @@ class Core:
         match reply.code:
             case ErrorCode.OVERLOADED | ErrorCode.UNAVAILABLE:
                 call.refusal = reply
-                self._pause(call, now)
+                self._pause(call, now, _retry_hint(reply))
                 if call.retry_at >= call.deadline:
                     self._expire(call, now)
             case ErrorCode.OUTCOME_UNKNOWN:
@@ -341,15 +389,20 @@ class Core:
                 self._pause(call, now)
             case _:
                 error = _error_of(request, reply, call.seconds)
-                if isinstance(error, (InvalidRequest, InvalidFunction, LostTransaction)):
+                if isinstance(
+                    error, (AccessDenied, InvalidRequest, InvalidFunction, LostTransaction)
+                ):
                     self._fail_without_effect(call, error)
                 else:
                     self._fail(call, error)
 
-    def _pause(self, call: Call[Any], now: int) -> None:
+    def _pause(self, call: Call[Any], now: int, at_least: int = 0) -> None:
+        """Sends again after a pause; of `at_least` so many nanoseconds, as the gateway asks for."""
         settings = self._settings
         longest = min(settings.first_backoff << min(call.attempts - 1, 30), settings.max_backoff)
         pause = longest // 2 + int(self._random() * (longest - longest // 2))
+        if at_least:
+            pause = max(pause, at_least + int(self._random() * settings.first_backoff))
         call.retry_at = now + pause
         self._wake = min(self._wake, call.retry_at)
 
@@ -383,8 +436,7 @@ class Core:
             why = f"the gateway was last heard {(now - self._heard_at) / SECOND:.3g} s ago"
         if call.attempts and not request.reads:
             why += "; the transactions may still be executed"
-        if request.committed_tx_id is not None:
-            why += f"; transaction {request.committed_tx_id} is committed"
+        why += _committed(request)
         level = "" if request.level is None else f" to level {request.level.name}"
         return Timeout(
             f"no answer to the {request.op} request{level} within {call.seconds:g} s: {why}",
@@ -412,6 +464,8 @@ class Core:
     def _finish(self, call: Call[Any]) -> None:
         call.done = True
         self._calls.discard(call)
+        if not self._calls and self.access.is_stalled:
+            self.access.calm()
         self._sent.pop(call.sent_id, None)
         self.finished.append(call)
 
@@ -436,6 +490,14 @@ def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> Tally
                 f"{reason[:MAX_MESSAGE_CHARS]}",
                 name=name,
                 reason=reason[:MAX_MESSAGE_CHARS],
+            )
+        case ErrorCode.FORBIDDEN:
+            revoked = details.get("revoked") is True
+            return AccessDenied(
+                f"the ledger does not let this client do a {request.op} request: {text}"
+                f"{_committed(request)}",
+                request=request.op,
+                reason="revoked" if revoked else "role",
             )
         case ErrorCode.UNSUPPORTED_VERSION:
             return ProtocolError(
@@ -462,6 +524,18 @@ def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> Tally
                 request=request.op,
                 code=code,
             )
+
+
+def _committed(request: Request[Any]) -> str:
+    """To be added to the text of an error: of a request that completes one, what is done."""
+    tx_id = request.committed_tx_id
+    return "" if tx_id is None else f"; transaction {tx_id} is committed"
+
+
+def _retry_hint(reply: ErrorReply) -> int:
+    """Nanoseconds after which the gateway says that trying again is of use."""
+    hint = reply.details.get("retry_ms")
+    return min(hint, MAX_HINT_MS) * MILLISECOND if type(hint) is int and hint > 0 else 0
 
 
 def _first_tx_id(reply: ErrorReply) -> int | None:

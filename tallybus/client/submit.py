@@ -1,7 +1,7 @@
 """Submits of one and of many operations: their frames, and what their replies mean.
 
-Pure functions over bytes, a part of the codec. Here is also what a client does with the answer to
-a submit that it had to send again: what the lost sending executed comes back as DUPLICATE, and the
+Pure functions over bytes, a part of the codec. Here is also what a client does with the answer to a
+submit that it had to send again: what the lost sending executed comes back as DUPLICATE, and the
 caller gets the outcome of that execution instead. Registrations of functions are answered in the
 same way, see `registration`.
 """
@@ -93,9 +93,7 @@ class SubmitOne(_Submit[Result]):
 
 
 class SubmitBatch(_Submit[BatchResult]):
-    """Submits n operations: `frame` holds their records, n * 40 bytes, `params` 64 bytes per
-    call.
-    """
+    """Submits n operations: `frame` has their records, n * 40 bytes, `params` 64 bytes per call."""
 
     __slots__ = ("frame",)
 

@@ -20,8 +20,10 @@ import zmq
 from numpy.typing import ArrayLike
 
 from tallybus.client import requests
+from tallybus.client.access import Access
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings
+from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions
 from tallybus.client.wire import FramePool, Wire
 from tallybus.common.record import Level
@@ -70,16 +72,20 @@ class Client:
     """A blocking client of the gateway at `endpoint` ("tcp://127.0.0.1:5550"); threads may share
     it.
 
-    `timeout` is the default of every method's `timeout`, in seconds. `context` is needed for inproc
-    endpoints only. Creating a client does not wait for the gateway. Close it, or use it in a
-    `with`.
+    `key` is the path of this client's key file, for a ledger that lets in only who has a key: the
+    connection is then encrypted, and goes to the gateway that the key was made for and no other.
+    Over ipc and inproc, which never encrypt, it is not looked at. `timeout` is the default of every
+    method's `timeout`, in seconds. `context` is needed for inproc endpoints only. Creating a client
+    does not wait for the gateway; it raises InvalidRequest for an endpoint or a key file that
+    cannot be used. Close it, or use it in a `with`.
 
-    Every method may raise: InvalidRequest (nothing was sent, or the gateway refused it), Timeout,
-    Overloaded and Unavailable (nothing was sequenced until the deadline), ProtocolError,
-    ServerError, ClientClosed. Methods that submit may also raise OutcomeUnknown (the connection was
-    lost after sending, and some operation had no `user_ref`) and LostTransaction. A rejected
-    transaction is a result with a status. What was refused or lost is sent again until the deadline
-    wherever that cannot apply anything twice.
+    Every method may raise: InvalidRequest (nothing was sent, or the gateway refused it),
+    AccessDenied (this client is not let in, or may not do this; told at once, and no later than
+    about a second after the gateway could be reached), Timeout, Overloaded and Unavailable (nothing
+    was sequenced until the deadline), ProtocolError, ServerError, ClientClosed. Methods that submit
+    may also raise OutcomeUnknown (the connection was lost after sending, and some operation had no
+    `user_ref`) and LostTransaction. A rejected transaction is a result with a status. What was
+    refused or lost is sent again until the deadline wherever that cannot apply anything twice.
     """
 
     _settings: ClassVar[CoreSettings] = CoreSettings()
@@ -88,14 +94,17 @@ class Client:
         self,
         endpoint: str,
         *,
+        key: Key | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         context: zmq.Context[Any] | None = None,
     ) -> None:
         self._timeout = timeout
-        self._core = Core(random.random, self._settings)
+        held = usable_key(key, endpoint)
+        self._wire: Wire | None = Wire(endpoint, context, held)
+        access = Access(endpoint, None if held is None else held.name, time.monotonic_ns())
+        self._core = Core(random.random, self._settings, access)
         self._lock = threading.Lock()
         self._closed = False
-        self._wire: Wire | None = Wire(endpoint, context)
         self._frames = FramePool(endpoint)
         self._waker, self._wakee = socket.socketpair()
         self._waker.setblocking(False)
@@ -104,6 +113,9 @@ class Client:
         self._poller = select.poll()
         self._poller.register(self._wire.fd, select.POLLIN)
         self._poller.register(self._wakee, select.POLLIN)
+        self._monitor_fd = self._wire.monitor_fd
+        if self._monitor_fd is not None:
+            self._poller.register(self._monitor_fd, select.POLLIN)
         self._driver: Call[Any] | None = None  # whose thread polls, and until when
         self._driver_wake = 0
         self._driver_left = threading.Condition(self._lock)
@@ -133,9 +145,8 @@ class Client:
 
         `operations` is a sequence of operations, an array of shape (n,) and dtype
         `OPERATION_DTYPE`, or an OperationBatch, which has function calls as arrays; arrays may be
-        changed after the call. Ids are contiguous, in the order
-        given. Each operation is atomic, the batch is not. The gateway refuses more than its
-        `max_batch` operations (`gateway_info`).
+        changed after the call. Ids are contiguous, in the order given. Each operation is atomic,
+        the batch is not. The gateway refuses more than its `max_batch` operations (`gateway_info`).
         """
         return self._call(requests.submit_batch(operations, wait, self._frames.freeze), timeout)
 
@@ -218,9 +229,7 @@ class Client:
         return self._call(requests.unregister_function(name), timeout)
 
     def list_functions(self, *, timeout: float | None = None) -> list[FunctionInfo]:
-        """The registered functions by name, with what was counted since the transactor
-        started.
-        """
+        """The registered functions by name, with what was counted since the transactor started."""
         return self._call(ListFunctions(), timeout)
 
     def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
@@ -356,7 +365,7 @@ class Client:
             self._driver = None
         if (self._wakee_fd, select.POLLIN) in ready:
             self._wakee.recv(4096)
-        self._step(time.monotonic_ns())
+        self._step(time.monotonic_ns(), told=(self._monitor_fd, select.POLLIN) in ready)
 
     def _sleep(self, call: Call[Any], until: int | None) -> None:
         """Sleeps while another thread polls. Called and left with the lock."""
@@ -378,13 +387,13 @@ class Client:
             if call.owner is not None:
                 call.owner.remove(sleeper)
 
-    def _step(self, now: int) -> None:
+    def _step(self, now: int, told: bool = False) -> None:
         """Does everything that can be done without waiting. Called with the lock."""
         core, wire = self._core, self._wire
         if wire is None:
             return
         core.tick(now)
-        wire.pump(core, now)
+        wire.pump(core, now, told)
         self._settle()
 
     def _settle(self) -> None:

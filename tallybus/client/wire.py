@@ -3,21 +3,31 @@
 The only module of the client that decides socket options. Not thread-safe: whoever shares a wire
 holds a lock around every call. `fd` becomes readable when `pump` has something to do, and tells it
 only once: sending may use its signal up, which is why `pump` always receives as well.
+
+Over tcp a handshake may be refused, and libzmq tells of that only to who watches the socket.
+`monitor_fd` becomes readable when it did, and stays so until `pump` is called with `told`.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from tallybus.client import looks
+from tallybus.client.access import Handshake, Look
 from tallybus.client.codec import Payload
 from tallybus.client.core import Call, Core
+from tallybus.client.keys import UNENCRYPTED
 from tallybus.client.submit import SubmitBatch
+from tallybus.common.curve import secure_client
+from tallybus.common.keys import ClientKey
+from tallybus.common.monitor import SocketMonitor
 from tallybus.errors import InvalidRequest
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
@@ -87,11 +97,17 @@ class FramePool:
 
 
 class Wire:
-    """A connection to the gateway at `endpoint`, with a routing id that it keeps over
-    reconnects.
+    """A connection to the gateway at `endpoint`, with a routing id that it keeps over reconnects.
+
+    With `key` it is encrypted, and goes to no other gateway than the key's.
     """
 
-    def __init__(self, endpoint: str, context: zmq.Context[Any] | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        context: zmq.Context[Any] | None = None,
+        key: ClientKey | None = None,
+    ) -> None:
         if not isinstance(endpoint, str):
             raise InvalidRequest(
                 "endpoint must be a text such as tcp://127.0.0.1:5550, "
@@ -99,10 +115,14 @@ class Wire:
                 field="endpoint",
                 value=endpoint,
             )
+        self._endpoint = endpoint
+        self._key = key
         self._own_context = zmq.Context() if context is None else None
-        self._socket: zmq.Socket[bytes] = (self._own_context or context or zmq).socket(
-            zmq.DEALER, socket_class=zmq.Socket
-        )
+        self._context: zmq.Context[Any] = context or self._own_context or zmq.Context.instance()
+        self._monitor: SocketMonitor | None = None
+        self._look: Look | None = None
+        self._looking: looks.Looking | None = None
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER, socket_class=zmq.Socket)
         options: dict[int, int | bytes] = {
             zmq.ROUTING_ID: b"\x01" + secrets.token_bytes(15),
             zmq.LINGER: 0,
@@ -127,17 +147,25 @@ class Wire:
         for option, value in options.items():
             self._socket.set(option, value)
         try:
+            if key is not None:
+                secure_client(self._socket, key.pair, key.gateway)
+            if not endpoint.startswith(UNENCRYPTED):
+                self._monitor = SocketMonitor(self._socket, looks.VERDICTS)
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise InvalidRequest(
                 f"cannot connect to {endpoint!r}: {error}", field="endpoint", value=endpoint
             ) from error
+        self._connection: int | None = 1
+        """Of `Access.connection`: the one that there is."""
         self.fd: int = self._socket.FD
+        self.monitor_fd: int | None = None if self._monitor is None else self._monitor.socket.FD
 
-    def pump(self, core: Core, now: int) -> None:
-        """Sends and receives all that can be without waiting; then `fd` tells when there is
-        more.
+    def pump(self, core: Core, now: int, told: bool = False) -> None:
+        """Sends and receives all that can be without waiting; then `fd` tells when there is more.
+
+        `told`: `monitor_fd` is readable.
         """
         try:
             while True:
@@ -146,10 +174,56 @@ class Wire:
                 # Asking for the events, and nothing else, arms the descriptor again.
                 while (events := int(self._socket.get(_EVENTS))) & _IN:
                     core.receive(self._socket.recv_multipart(_DONTWAIT), now)
-                if not (core.has_message and events & _OUT):
-                    return
+                stalled = core.has_message
+                if not (stalled and events & _OUT):
+                    break
+            access = core.access
+            if (
+                told
+                or stalled
+                or access.look is not None
+                or self._look is not None
+                or access.connection != self._connection
+            ):
+                self._tend(core, now, stalled)
         except zmq.ContextTerminated:
             core.close()
+
+    def _tend(self, core: Core, now: int, stalled: bool) -> None:
+        """Tells how handshakes went, and does what follows from it. Seldom called."""
+        access = core.access
+        if self._monitor is not None:
+            told = [looks.meaning(event) for event in self._monitor.read()]
+            if told and told[-1] is not None:
+                # Those before it are of connections that are gone.
+                core.handshake(told[-1], now)
+        if stalled and core.has_message:
+            access.stalled(now)
+        if access.look is not None and access.look is self._look:
+            core.looked(Handshake.NOTHING if self._looking is None else self._looking.seen(), now)
+        if access.connection != self._connection:
+            self._connect(access.connection)
+        if access.look is not self._look:
+            self._look_for(access.look)
+
+    def _connect(self, connection: int | None) -> None:
+        if self._connection is not None:
+            # What libzmq has given up it does not connect again by itself; this forgets it.
+            with suppress(zmq.ZMQError):
+                self._socket.disconnect(self._endpoint)
+        self._connection = connection
+        if connection is not None:
+            self._socket.connect(self._endpoint)
+
+    def _look_for(self, look: Look | None) -> None:
+        if self._looking is not None:
+            self._looking.close()
+            self._looking = None
+        self._look = look
+        if look is not None and self._key is not None:
+            # Where the process has no room for another socket, nothing will be seen.
+            with suppress(zmq.ZMQError):
+                self._looking = looks.start(look, self._context, self._endpoint, self._key)
 
     def _send(self, frames: Sequence[Payload]) -> bool:
         last = len(frames) - 1
@@ -162,6 +236,11 @@ class Wire:
 
     def close(self) -> None:
         """Closes the socket at once and frees what belongs to it."""
+        if self._looking is not None:
+            self._looking.close()
+            self._looking = None
+        if self._monitor is not None:
+            self._monitor.close()
         self._socket.close(linger=0)
         if self._own_context is not None:
             self._own_context.term()

@@ -209,6 +209,7 @@ class Run:
             self.machine.deaths,
             self.machine.stops,
             self.began_ns,
+            self._tell,
         )
         verdict = judge.judge(last)
         expected = [judge.oracle.balance(account) for account in range(len(balances))]
@@ -217,6 +218,11 @@ class Run:
         if sum(balances) != 0:
             verdict.wrong("sum", f"the ledger's balances sum to {sum(balances)}")
         return verdict
+
+    def _tell(self, what: str) -> None:
+        """On standard error: standard output is the report's."""
+        seconds = (time.monotonic_ns() - self.began_ns) / 1e9
+        print(f"seed {self.seed}, {seconds:.0f} s: {what}", file=sys.stderr, flush=True)
 
     # -- the report --------------------------------------------------------------------------------
 

@@ -145,6 +145,17 @@ def test_the_judge_notices(
     assert judge.judge(last).kinds[kind] >= 1
 
 
+def test_the_judge_tells_what_it_is_at(finished: tuple[Run, int]) -> None:
+    run, last = finished
+    told: list[str] = []
+    history, made = run.recorder.history, run.recorder.operations.made
+    deaths, stops = run.machine.deaths, run.machine.stops
+    Judge(history, made, run.settings, deaths, stops, run.began_ns, told.append).judge(last)
+    assert told[0] == f"reading {last} transactions from disk"
+    assert told[1] == f"executing the log again, 0 of {last} transactions"
+    assert len(told) == len(set(told)) >= 5
+
+
 def test_the_judge_notices_what_is_in_the_log_twice_or_sent_by_nobody(
     finished: tuple[Run, int], tmp_path: Path
 ) -> None:

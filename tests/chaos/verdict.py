@@ -6,8 +6,9 @@ the request, what it was told and what the log has.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ LATE_NS: Final = 2_000_000_000
 """How long after a gateway's death a connection may still look alive to a client."""
 RECOVERY_NS: Final = 15_000_000_000
 """How long a service may need until it has again what was sent to it before it died."""
+TELL_NS: Final = 5_000_000_000
+"""How often it is told how far the longest part of the judgement is."""
 
 
 @dataclass(slots=True)
@@ -64,7 +67,8 @@ class Verdict:
 
 
 class Judge:
-    """Compares one run. `began_ns`: the zero of the times in texts."""
+    """Compares one run. `began_ns`: the zero of the times in texts. `tell` is called with what is
+    being done, now and then: a long run takes minutes to judge."""
 
     def __init__(
         self,
@@ -74,8 +78,10 @@ class Judge:
         deaths: Iterable[Span],
         stops: Iterable[Span],
         began_ns: int,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.verdict = Verdict()
+        self._tell = tell
         self.oracle = Oracle(settings.ledger.max_accounts, settings.ledger.transactions_per_segment)
         self._history = history
         self._made = made
@@ -93,12 +99,17 @@ class Judge:
 
     def judge(self, last_id: int) -> Verdict:
         """Read transactions 1 to `last_id` from disk and judge everything by them."""
+        requests = f"{len(self._history.submissions)} requests"
+        self._tell(f"reading {last_id} transactions from disk")
         self._read(last_id)
         self._gather_evidence()
         self._replay()
+        self._tell("comparing what is in the log with what was sent")
         self._check_contents()
+        self._tell(f"comparing the answers to {requests} with the log")
         self._check_answers()
         self._check_errors()
+        self._tell(f"checking the order of {requests} and what reads saw")
         self._check_order()
         self._check_freshness()
         self._check_statuses()
@@ -147,8 +158,11 @@ class Judge:
         log, step = self._log, 5_000
         reads = sorted(self._history.balances, key=lambda read: read.index)
         stops = sorted({*range(0, len(log), step), len(log), *(read.index for read in reads)})
-        position = 0
+        position, told_ns = 0, 0
         for start, stop in zip([0, *stops], stops, strict=False):
+            if time.monotonic_ns() - told_ns >= TELL_NS:
+                told_ns = time.monotonic_ns()
+                self._tell(f"executing the log again, {start} of {len(log)} transactions")
             if stop > len(log):
                 read = reads[position]
                 self.verdict.wrong(
@@ -156,11 +170,14 @@ class Judge:
                 )
                 return
             outcomes = self.oracle.execute(log.records[start:stop])
-            for offset, outcome in enumerate(outcomes, start):
-                told = int(log.records["status"][offset]), int(log.links[offset])
-                if told != (outcome.status, outcome.duplicate_of):
+            statuses = log.records["status"][start:stop].tolist()
+            links = log.links[start:stop].tolist()
+            rows = zip(outcomes, statuses, links, strict=True)
+            for offset, (outcome, *told) in enumerate(rows, start):
+                if told != [outcome.status, outcome.duplicate_of]:
                     self.verdict.wrong(
-                        "execution", f"the log has {offset + 1} with {told}, the oracle {outcome}"
+                        "execution",
+                        f"the log has {offset + 1} with {tuple(told)}, the oracle {outcome}",
                     )
             while position < len(reads) and reads[position].index == stop:
                 read = reads[position]
@@ -247,7 +264,7 @@ class Judge:
         same_ref = log.records["user_ref"][rows] == refs
         same_serial = log.serials[rows] == serials
         # Whoever was first with such a reference, a client that sends again is told of as its own.
-        shared = np.isin(refs, self._shared_refs)
+        shared = self._is_shared(refs)
         right = in_log & (
             (plain & same_serial & same_status)
             | (duplicate & same_ref & (logged != Status.DUPLICATE))
@@ -256,6 +273,15 @@ class Judge:
         for place in np.flatnonzero(right & duplicate):
             right[place] = self._has_duplicate(submission, int(place), int(serials[place]))
         return [int(place) for place in np.flatnonzero(~right)]
+
+    def _is_shared(self, refs: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of these references were sent more than once. Those that were are sorted."""
+        if not len(self._shared_refs):
+            return np.zeros(len(refs), np.bool_)
+        places = np.searchsorted(self._shared_refs, refs)
+        found = self._shared_refs[np.minimum(places, len(self._shared_refs) - 1)]
+        shared: NDArray[np.bool_] = found == refs
+        return shared
 
     def _has_duplicate(self, submission: Submission, place: int, serial: int) -> bool:
         """Whether the log has the operation as a duplicate of what was told."""
@@ -456,10 +482,9 @@ class Judge:
                 )
 
     def _check_statuses(self) -> None:
+        highest = np.maximum.accumulate(np.concatenate([[0], self._evidence_index]))
         for read in self._history.statuses:
-            durable = self._evidence_index[: np.searchsorted(self._evidence_ns, read.sent_ns)].max(
-                initial=0
-            )
+            durable = highest[np.searchsorted(self._evidence_ns, read.sent_ns)]
             for place, tx_id in enumerate(read.ids.tolist()):
                 stage, status = int(read.stages[place]), int(read.statuses[place])
                 link = int(read.links[place])

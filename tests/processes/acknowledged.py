@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tallybus import BatchResult, Client, ClientClosed, TallybusError, WaitLevel
 from tallybus.common.block import BlockHeader, InvalidBlock, parse_header
+from tallybus.common.keys import ClientKey
 from tallybus.common.logcheck import check_log
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.common.settings import Settings
@@ -49,12 +50,19 @@ class Load:
     What was not acknowledged is counted by the name of its error: nothing is known of it.
     """
 
-    def __init__(self, endpoint: str, seed: int, *, timeout: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        seed: int,
+        *,
+        timeout: float = PATIENCE_S,
+        key: ClientKey | None = None,
+    ) -> None:
         self.acknowledged: list[Acknowledged] = []
         self.errors: list[TallybusError] = []
         self.failure: BaseException | None = None
         self._stopping = threading.Event()
-        self._clients = [Client(endpoint, timeout=timeout) for _ in range(2)]
+        self._clients = [Client(endpoint, timeout=timeout, key=key) for _ in range(2)]
         self._threads = [
             threading.Thread(target=self._run, args=(client, number, seed))
             for number, client in enumerate(self._clients)

@@ -46,6 +46,7 @@ from tests.processes.pipeline import (
     pipeline_of,
     replay,
 )
+from tests.processes.raw_client import RawClient, frame
 
 CODES: Final = {
     "invalid_request",
@@ -62,6 +63,7 @@ MAX_BATCH: Final = 16_384
 MAX_READS: Final = 65_536
 LARGEST_FRAME: Final = max(MAX_BATCH * OPERATION_BYTES, MAX_BINARY_BYTES) + HEADER_BYTES
 """A client's frame may be as large as the largest request that is allowed."""
+ENDLESS_BYTES: Final = 1 << 30
 MAX_ACCOUNTS: Final = 1_000_000
 GOOD_ACCOUNTS: Final = 900_000
 """The good clients' accounts begin here; hostile operations hardly ever hit them."""
@@ -492,6 +494,25 @@ class Attacker:
             time.sleep(0.2)
         self.report.counts["unread answers"] += 3_000
 
+    def endless_messages(self) -> None:
+        """Messages that never end are cut; those that stop in their middle harm nobody."""
+        stopped: list[RawClient] = []
+        for _ in range(10):
+            raw = RawClient(self.endpoint)
+            stopped.append(raw)
+            raw.socket.sendall(frame(bytes(self.random.randrange(100_000)), more=True))
+        part = frame(bytes(self.random.choice([0, 1, 300, 70_000, 1_000_000])), more=True)
+        block = part * max(1, 200_000 // len(part))
+        sent = 0
+        with RawClient(self.endpoint) as endless, suppress(OSError):
+            while sent < ENDLESS_BYTES:
+                endless.socket.sendall(block)
+                sent += len(block)
+            self.report.problem(f"nobody minds an endless message of {sent} bytes")
+        for raw in stopped:
+            raw.socket.close()
+        self.report.counts["endless messages"] += 1
+
     def ping_flood(self) -> None:
         """Pings with the longest lists, one over the limit among them."""
         ids = list(range(23_000))
@@ -530,6 +551,7 @@ class Attacker:
         many_connections,
         many_clients,
         deaf_client,
+        endless_messages,
         ping_flood,
         same_identity,
     )

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from tests.oracle import Oracle
 PROJECT: Final = Path(__file__).resolve().parents[2]
 PATIENCE_S: Final = 60.0
 """How long anything may take on a busy machine before a test calls it a failure."""
+RESERVED_PORTS: Final = 256
+"""More than any one test needs."""
 
 
 def eventually(condition: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> None:
@@ -44,10 +47,16 @@ def eventually(condition: Callable[[], object], what: str, seconds: float = PATI
         time.sleep(0.01)
 
 
-def quiet_endpoint() -> str:
-    """A free loopback port that the system gives to no outgoing connection.
+_reserved: deque[int] = deque()
+"""Descriptors of the sockets that keep ports reserved, until this process ends."""
 
-    So no client that reconnects to a gateway which is away can take its port meanwhile.
+
+def quiet_endpoint() -> str:
+    """A loopback port of the caller's own, that the system gives to no outgoing connection.
+
+    So no client that reconnects to a gateway which is away can take its port meanwhile. It stays
+    reserved: whoever binds it with SO_REUSEADDR, as servers do, gets it; this function, here or in
+    another process, finds it taken. Two services of one test on one port would be one service.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     ports = random.SystemRandom()
@@ -58,6 +67,10 @@ def quiet_endpoint() -> str:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _reserved.append(probe.detach())
+        if len(_reserved) > RESERVED_PORTS:
+            os.close(_reserved.popleft())
         return f"tcp://127.0.0.1:{port}"
 
 

@@ -41,7 +41,7 @@ from tallybus.common.logcheck import check_log
 from tallybus.common.logreader import read_log
 from tallybus.common.settings import Settings
 from tallybus.supervisor import START_ORDER
-from tests.hostile_functions import function
+from tests.hostile.making import function
 from tests.processes.held_log import VARIABLE
 from tests.processes.pipeline import PATIENCE_S, eventually, make_settings
 from tests.processes.services import Service, Services

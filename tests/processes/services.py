@@ -65,9 +65,17 @@ class Service:
     def said(self, message: str) -> bool:
         return any(line["message"] == message for line in self.lines)
 
+    def wait_started(self) -> None:
+        """Until it has opened its sockets."""
+        self._wait_said("started")
+
     def wait_ready(self) -> None:
-        """Until it has recovered and opened its sockets."""
-        eventually(lambda: self.said("ready") or not self.running, f"{self.path.name} is ready")
+        """Until it has recovered and has its place in the pipeline."""
+        self._wait_said("ready")
+
+    def _wait_said(self, message: str) -> None:
+        what = f"{self.path.name} says {message!r}"
+        eventually(lambda: self.said(message) or not self.running, what)
         assert self.running, f"it ended with {self.process.poll()}:\n{self.text}"
 
     def wait(self, seconds: float = PATIENCE_S) -> int:

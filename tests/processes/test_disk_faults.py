@@ -122,7 +122,7 @@ def test_every_fault_ends_the_log_service_and_the_next_one_goes_on_from_the_disk
             wal = services.start("wal", settings, faults=case.asked("start"))
             assert wal.wait() == EXIT_STORAGE, f"{case}:\n{wal.text}"
             assert names(case, wal.text), f"{case}:\n{wal.text}"
-            assert not wal.said("ready")
+            assert not wal.said("started")
             assert last_on_disk(settings) == last
         # Writes that are only short are finished, and no error.
         short = Case(Fault("write", 1, keep=77, forever=True), "")

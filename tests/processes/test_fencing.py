@@ -33,6 +33,7 @@ from tests.processes.acknowledged import (
 from tests.processes.pipeline import (
     PATIENCE_S,
     assert_balances,
+    eventually,
     make_settings,
     quiet_endpoint,
 )
@@ -64,8 +65,13 @@ def assert_refused(service: Service, lock: Path, holder: Service) -> None:
     assert f"held by process {holder.pid};" in line["message"]
 
 
-def assert_fenced(service: Service, by: str) -> None:
-    """It has stopped by itself, because there is a newer one."""
+def assert_fenced(service: Service, by: str, newer: Service) -> None:
+    """It has stopped by itself, because there is a newer one, which goes on."""
+    eventually(
+        lambda: not (service.running and newer.running),
+        f"{service.path.name} makes room for {newer.path.name}",
+    )
+    assert newer.running, f"the newer one ended:\n{newer.text}"
     code = service.wait()
     assert code not in (0, -signal.SIGKILL), service.text
     line = service.lines[-1]
@@ -200,11 +206,10 @@ def test_the_newer_of_two_sequencers_wins(tmp_path: Path) -> None:
         services.start_all(settings)
         load.goes_on()
         newer = services.start("sequencer", elsewhere, "newer-sequencer")
-        assert_fenced(services["sequencer"], by="a sequencer of term 2")
-        assert newer.running
+        assert_fenced(services["sequencer"], "a sequencer of term 2", newer)
         # Where the gateway looks for one there is none now, until the newest wins in turn.
-        services.start("sequencer", settings)
-        assert_fenced(newer, by="a sequencer of term 3")
+        newest = services.start("sequencer", settings)
+        assert_fenced(newer, "a sequencer of term 3", newest)
         load.goes_on(10)
         load.finish()
         assert_one_history(settings, load)
@@ -219,10 +224,9 @@ def test_the_newer_of_two_transactors_wins(tmp_path: Path) -> None:
         services.start_all(settings)
         load.goes_on()
         newer = services.start("transactor", elsewhere, "newer-transactor")
-        assert_fenced(services["transactor"], by="transactor ")
-        assert newer.running
-        services.start("transactor", settings)
-        assert_fenced(newer, by="transactor ")
+        assert_fenced(services["transactor"], "transactor ", newer)
+        newest = services.start("transactor", settings)
+        assert_fenced(newer, "transactor ", newest)
         load.goes_on(10)
         load.finish()
         assert_one_history(settings, load)
@@ -274,9 +278,10 @@ def test_a_sequencer_that_comes_back_after_it_was_replaced_steps_down(tmp_path: 
         new.goes_on(10)
         new.finish()
         zombie.thaw()
-        assert_fenced(zombie, by="a sequencer of term 2")
-        services.start("sequencer", settings)
-        assert_fenced(services["newer-sequencer"], by="a sequencer of term 3")
+        newer = services["newer-sequencer"]
+        assert_fenced(zombie, "a sequencer of term 2", newer)
+        newest = services.start("sequencer", settings)
+        assert_fenced(newer, "a sequencer of term 3", newest)
         waiting.take(old)
         old.goes_on()
         old.finish()
@@ -304,11 +309,12 @@ def test_a_transactor_that_comes_back_after_it_was_replaced_steps_down(tmp_path:
         new.goes_on(200)
         new.finish()
         zombie.thaw()
-        assert_fenced(zombie, by="")
-        services.start("transactor", settings)
-        assert_fenced(services["newer-transactor"], by="transactor ")
+        newer = services["newer-transactor"]
+        assert_fenced(zombie, "", newer)
+        newest = services.start("transactor", settings)
+        assert_fenced(newer, "transactor ", newest)
         # Its sequencer is of a lower term than the log's.
-        assert_fenced(services["sequencer"], by="a sequencer of term 2")
+        assert_fenced(services["sequencer"], "a sequencer of term 2", newest)
         services.start("sequencer", settings)
         waiting.take(old)
         old.goes_on()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tallybus import Deposit, Function, Ledger, Status, TallybusError, WaitLevel, function_calls
-from tests import hostile_functions as hostile
+from tests.hostile import making
 from tests.processes.pipeline import PATIENCE_S
 from tests.processes.registration_kills import binary_of
 
@@ -36,7 +36,7 @@ def test_two_ledgers_in_one_process_have_functions_of_their_own_over_restarts(
                     assert versions(ledger) == before[name]
                     ledger.submit_and_wait(Deposit(1, 10_000))
                     # Under the same name one of them moves units; the other has another module.
-                    binary = binary_of(turn) if name == "one" else hostile.of_size(100 + turn)
+                    binary = binary_of(turn) if name == "one" else making.of_size(100 + turn)
                     made = ledger.register_function("f", binary, override=turn > 1)
                     assert made.version == turn
                     for _ in range(batches):
@@ -66,8 +66,8 @@ def test_two_ledgers_in_one_process_have_functions_of_their_own_over_restarts(
 
 def slow_to_compile() -> bytes:
     step = b"\x20\x00\x42\x83\xda\xc4\x09\x7e\x20\x01\x85\x21\x00"
-    bodies = [hostile.body(step * 2_000 + b"\x20\x00\xa7") for _ in range(40)]
-    return hostile.module([hostile.body(hostile.RETURN_0), *bodies])
+    bodies = [making.body(step * 2_000 + b"\x20\x00\xa7") for _ in range(40)]
+    return making.module([making.body(making.RETURN_0), *bodies])
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 0.6])

@@ -242,9 +242,7 @@ def test_an_endpoint_that_is_taken_is_told_and_everything_stops(
     import socket
 
     port = int(settings.gateway.endpoint.rpartition(":")[2])
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", port))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", port)):
         up = start_command("up", *options(settings))
         assert up.wait(PATIENCE_S / 2) not in (0, -signal.SIGKILL)
         assert settings.gateway.endpoint in up.stderr

@@ -19,7 +19,7 @@ from unittest.mock import patch
 from tallybus.common.frames import Executed, Hello, Refused, Request, Results, StageStatus, Welcome
 from tallybus.common.functions import FunctionRegistry
 from tallybus.common.link import LinkReceiver, LinkSender, Verdict
-from tallybus.services.gateway.core import GatewayCore
+from tallybus.services.gateway.submissions import Submissions
 from tallybus.services.sequencer.core import SequencerCore
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import Engine
@@ -218,14 +218,14 @@ def _stream_before_durable() -> Changes:
 
 @mutation("assume-success", "a gateway takes the silence about a range for success")
 def _assume_success() -> Changes:
-    on_results = GatewayCore.on_results
+    on_results = Submissions.on_results
 
-    def mutant(self: Any, message: Results) -> None:
+    def mutant(self: Any, message: Results) -> int:
         if 0 < self._results_next < message.first:
             self._results_next = message.first
-        on_results(self, message)
+        return on_results(self, message)
 
-    return [(GatewayCore, "on_results", mutant)]
+    return [(Submissions, "on_results", mutant)]
 
 
 # -- starting, terms, fencing ----------------------------------------------------------------------

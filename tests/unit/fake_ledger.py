@@ -39,7 +39,8 @@ class FakePending:
 
 
 class FakeLedger:
-    """`opened` has the endpoints and timeouts it was opened with, `sizes` the size of every batch.
+    """`opened` has the endpoints and timeouts it was opened with, `keys` the key files, `sizes` the
+    size of every batch.
 
     `failures[n]` is raised instead of taking the n-th submit (from 0).
     """
@@ -52,6 +53,7 @@ class FakeLedger:
         self.links: list[int] = []
         self.refs: dict[int, int] = {}
         self.opened: list[tuple[str, float]] = []
+        self.keys: list[str | None] = []
         self.sizes: list[int] = []
         self.levels: list[Level] = []
         self.failures: dict[int, BaseException] = {}
@@ -69,9 +71,10 @@ class FakeLedger:
     ) -> None:
         return None
 
-    def open(self, endpoint: str, timeout_s: float) -> FakeLedger:
+    def open(self, endpoint: str, timeout_s: float, key: str | None = None) -> FakeLedger:
         """Takes the place of `tallybus.cli.connect.open_client`."""
         self.opened.append((endpoint, timeout_s))
+        self.keys.append(key)
         return self
 
     def gateway_info(self, *, timeout: float | None = None) -> GatewayInfo:

@@ -15,11 +15,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 ZMQ_USERS = {
     "tallybus.common.bus",
+    "tallybus.common.monitor",
     "tallybus.common.curve",  # options of sockets
+    "tallybus.common.handshakes",  # of the bus's sockets
     "tallybus.common.zap",  # the socket that libzmq asks whom to let in
     "tallybus.client.sync",
     "tallybus.client.aio",
     "tallybus.client.wire",  # what these two share
+    "tallybus.client.looks",  # sockets that only find out what is there
     "tallybus.embedded",
 }
 SERVICE_USERS = {
@@ -29,7 +32,15 @@ SERVICE_USERS = {
 }
 WRITER = "tallybus.common.files"
 # Beside every `core`, modules that cores are made of.
-PURE = {"tallybus.common.link", "tallybus.common.frames", "tallybus.common.record"}
+PURE = {
+    "tallybus.client.access",
+    "tallybus.common.link",
+    "tallybus.common.frames",
+    "tallybus.common.record",
+    "tallybus.services.gateway.access",
+    "tallybus.services.gateway.connections",
+    "tallybus.services.gateway.quotas",
+}
 IMPURE = {
     "asyncio",
     "multiprocessing",

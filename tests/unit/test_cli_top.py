@@ -16,14 +16,23 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from tallybus.cli import main, top, topmetrics, topview
+from tallybus.cli import main, top
+from tallybus.cli.top import METRICS_HINT
 from tallybus.cli.topdraw import count, frame, milliseconds, per_second, span, sparkline
-from tallybus.cli.topmetrics import latencies, parse, quantile
-from tallybus.cli.topview import HISTORY, METRICS_HINT, STAGES, Report, Sample, StageRow, TopView
 from tallybus.client import Client
-from tallybus.common import logs
+from tallybus.common import logs, metrics_report, pipeline_view
 from tallybus.common.metrics import METRICS
+from tallybus.common.metrics_report import SegmentRow, latencies, quantile, rate
+from tallybus.common.metrics_scrape import Scrape, parse
 from tallybus.common.metrics_server import MetricsServer, Response
+from tallybus.common.pipeline_view import (
+    HISTORY,
+    STAGES,
+    Look,
+    PipelineView,
+    Report,
+    StageRow,
+)
 from tallybus.common.settings import load
 from tallybus.functions import FunctionInfo
 from tallybus.operations import Deposit, Status
@@ -67,23 +76,23 @@ def function(calls: int, **changes: Any) -> FunctionInfo:
     return FunctionInfo(**(facts | changes))
 
 
-def sample(at_s: float, committed: int = 50, **changes: Any) -> Sample:
+def sample(at_s: float, committed: int = 50, **changes: Any) -> Look:
     """A look at a ledger that is well, two transactions behind at each stage."""
     facts: dict[str, Any] = {
         "index": PipelineIndex(committed + 4, committed + 2, committed, committed - 2, 1),
         "services": tuple(service(stage) for stage in STAGES),
         "functions": (),
     }
-    return Sample(at_s, NOW_NS + int(at_s * 1e9), **(facts | changes))
+    return Look(at_s, NOW_NS + int(at_s * 1e9), **(facts | changes))
 
 
-def lost(at_s: float, **changes: Any) -> Sample:
-    return Sample(at_s, NOW_NS + int(at_s * 1e9), error="no answer", **changes)
+def lost(at_s: float, **changes: Any) -> Look:
+    return Look(at_s, NOW_NS + int(at_s * 1e9), error="no answer", **changes)
 
 
-def shown(*samples: Sample) -> Report:
-    view = TopView()
-    return [view.add(each) for each in samples][-1]
+def shown(*looks: Look) -> Report:
+    view = PipelineView(METRICS_HINT)
+    return [view.add(each) for each in looks][-1]
 
 
 def row(report: Report, stage: str) -> StageRow:
@@ -95,7 +104,7 @@ def replaced(stage: str, **changes: Any) -> tuple[ServiceInfo, ...]:
     return tuple(service(each, **(changes if each == stage else {})) for each in STAGES)
 
 
-def drawn(report: Report, view: TopView | None = None, width: int = 120) -> str:
+def drawn(report: Report, view: PipelineView | None = None, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     history = list(view.history) if view else []
     console.print(frame(report, history, "tcp://x", width))
@@ -152,7 +161,7 @@ def test_a_service_that_was_never_heard_is_down() -> None:
 
 def test_a_new_incarnation_is_one_restart_though_its_pid_is_told_later() -> None:
     steps = [{}, {"incarnation": 8, "pid": 0}, {"incarnation": 8, "pid": 101}, {}]
-    view = TopView()
+    view = PipelineView(METRICS_HINT)
     seen = [
         row(view.add(sample(at, services=replaced("wal", **step))), "wal").restarts
         for at, step in enumerate(steps)
@@ -180,7 +189,7 @@ def test_a_lost_gateway_is_shown_with_what_was_told_last() -> None:
 
 
 def test_the_view_goes_on_when_the_gateway_is_back() -> None:
-    view = TopView()
+    view = PipelineView(METRICS_HINT)
     for each in (sample(0, 100), sample(1, 200), lost(2), lost(3)):
         view.add(each)
     report = view.add(sample(6, 700, services=replaced("gateway", incarnation=8)))
@@ -198,7 +207,7 @@ def test_a_ledger_that_never_answered_is_shown_too() -> None:
 
 
 def test_the_history_is_bounded() -> None:
-    view = TopView()
+    view = PipelineView(METRICS_HINT)
     for at in range(HISTORY + 10):
         view.add(sample(at, at))
     assert list(view.history) == [1.0] * HISTORY
@@ -263,11 +272,11 @@ tallybus_snapshot_writing{stage="snapshotter"} 1.0
 """
 
 
-def metrics(at_s: float, **numbers: object) -> dict[str, topmetrics.Scrape | str]:
+def metrics(at_s: float, **numbers: object) -> dict[str, Scrape | str]:
     """Scrapes of four services; the sequencer's does not answer."""
     texts = {"gateway": GATEWAY, "transactor": TRANSACTOR, "wal": WAL, "snapshotter": SNAPSHOTTER}
     given = {"fast": 0, "all": 0, "refused": 0, "failed": 0} | numbers
-    found: dict[str, topmetrics.Scrape | str] = {"sequencer": "127.0.0.1:1: refused"}
+    found: dict[str, Scrape | str] = {"sequencer": "127.0.0.1:1: refused"}
     for stage, text in texts.items():
         for name, value in given.items():
             text = text.replace(f"{{{name}}}", str(value))
@@ -304,7 +313,7 @@ def test_failures_are_by_reason_the_busiest_first() -> None:
 def test_the_segment_tells_when_it_is_full() -> None:
     found = measured().metrics
     assert found is not None
-    assert found.segment == topmetrics.SegmentRow(4, 250_000, 1_000_000, 10.0, 3, True)
+    assert found.segment == SegmentRow(4, 250_000, 1_000_000, 10.0, 3, True)
 
 
 def test_the_metrics_tell_who_is_not_ready_and_what_is_in_flight() -> None:
@@ -353,9 +362,9 @@ def test_counters_that_went_back_count_from_nothing() -> None:
     before = parse(GATEWAY.replace("{fast}", "100").replace("{all}", "500"), 1)
     now = parse(GATEWAY.replace("{fast}", "20").replace("{all}", "20"), 2)
     assert latencies(now, before)[0].per_s == 20
-    assert topmetrics.rate(20, 500, 2) == 10
-    assert topmetrics.rate(20, 10, 0) is None
-    assert topmetrics.rate(20, None, 1) is None
+    assert rate(20, 500, 2) == 10
+    assert rate(20, 10, 0) is None
+    assert rate(20, None, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -384,7 +393,7 @@ def test_text_that_is_no_metric_of_ours_is_passed_over() -> None:
 
 
 def test_every_metric_that_is_read_exists() -> None:
-    source = inspect.getsource(topview) + inspect.getsource(topmetrics)
+    source = inspect.getsource(pipeline_view) + inspect.getsource(metrics_report)
     names = set(re.findall(r'"(tallybus_\w+)"', source)) - {"tallybus_"}
     assert len(names) >= 10
     assert {name.removesuffix("_bucket") for name in names} <= set(METRICS)
@@ -425,7 +434,7 @@ def test_numbers_are_short(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    view = TopView()
+    view = PipelineView(METRICS_HINT)
     for at in range(300):
         report = view.add(
             sample(at, 10**12 * at, functions=(function(10**9),), metrics=metrics(at))

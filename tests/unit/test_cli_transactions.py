@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from tallybus.cli import connect, main
 from tallybus.common.record import Level
 from tallybus.errors import (
+    AccessDenied,
     AlreadyExists,
     InvalidRequest,
     LostTransaction,
@@ -182,5 +183,9 @@ def test_every_error_of_the_package_is_told_in_one_line() -> None:
             error.retry_safe = False
         told = as_click_exception(error)
         assert told is not None, kind
-        rejected = isinstance(error, (AlreadyExists, NotRegistered))
-        assert told.exit_code in ((1,) if rejected else (2, 3, 4, 5))
+        codes: tuple[int, ...] = (2, 3, 4, 5)
+        if isinstance(error, (AlreadyExists, NotRegistered)):
+            codes = (1,)
+        elif isinstance(error, AccessDenied):
+            codes = (6,)
+        assert told.exit_code in codes

@@ -80,6 +80,10 @@ def test_every_failure_carries_path_operation_and_errno(operation: str, number: 
     assert caught.value.path == (path.parent if operation == "fsync_folder" else path)
     assert errno.errorcode[number] in str(caught.value)
     assert str(caught.value.path) in str(caught.value)
+    fatal = operation not in ("rename", "remove", "close")
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    assert ("stop and start again" in str(caught.value)) == (fatal and not full)
+    assert ("make room there and start again" in str(caught.value)) == (fatal and full)
 
 
 def test_missing_files_have_their_own_type(tmp_path: Path) -> None:

@@ -29,15 +29,19 @@ from tallybus.services.transactor.functions.module import (
     ModuleLimits,
     inspect,
 )
-from tests import hostile_functions as hostile
+from tests.hostile import making
+from tests.hostile.expensive import ALLOWED, EXPENSIVE
+from tests.hostile.failing import FAILING
+from tests.hostile.refused import REFUSED
+from tests.hostile.remembering import FORGETTING_TRAPS, REMEMBERING, STATELESS
 
 LIMITS = ModuleLimits(memory_bytes=16 << 20, table_elements=10_000)
 VALID: dict[str, Callable[[], bytes]] = {
-    **hostile.ALLOWED,
-    **hostile.REMEMBERING,
-    **hostile.STATELESS,
-    **{name: failing.binary for name, failing in hostile.FAILING.items()},
-    **{name: binary for name, (binary, _) in hostile.FORGETTING_TRAPS.items()},
+    **ALLOWED,
+    **REMEMBERING,
+    **STATELESS,
+    **{name: failing.binary for name, failing in FAILING.items()},
+    **{name: binary for name, (binary, _) in FORGETTING_TRAPS.items()},
 }
 SMALL = sorted(name for name in VALID if len(VALID[name]()) < 1_000)
 
@@ -54,9 +58,9 @@ def inspected(binary: bytes) -> ModuleFacts | None:
     return None
 
 
-@pytest.mark.parametrize("name", hostile.REFUSED)
+@pytest.mark.parametrize("name", REFUSED)
 def test_refuses_with_a_reason_what_is_not_a_function(name: str) -> None:
-    refused = hostile.REFUSED[name]
+    refused = REFUSED[name]
     if refused.by_compiler:
         assert inspected(refused.binary()) is not None
         return
@@ -65,10 +69,10 @@ def test_refuses_with_a_reason_what_is_not_a_function(name: str) -> None:
     assert refused.reason in str(caught.value)
 
 
-@pytest.mark.parametrize("name", hostile.EXPENSIVE)
+@pytest.mark.parametrize("name", EXPENSIVE)
 def test_refuses_what_would_take_long_to_compile(name: str) -> None:
     with pytest.raises(InvalidFunction, match=r"too much to compile|at most|deep"):
-        inspect(hostile.EXPENSIVE[name](), LIMITS)
+        inspect(EXPENSIVE[name](), LIMITS)
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -77,20 +81,20 @@ def test_takes_what_is_allowed(name: str) -> None:
 
 
 def test_facts_of_a_module() -> None:
-    text = f"""(module {hostile.DEBIT} {hostile.BALANCE} {hostile.DEBIT.replace("$debit", "")}
+    text = f"""(module {making.DEBIT} {making.BALANCE} {making.DEBIT.replace("$debit", "")}
         (memory 2 9) (table 3 funcref) (table 4 externref)
-        (func $s) {hostile.EXECUTE} (i32.const 0)))"""
-    facts = inspect(hostile.wat(text), LIMITS)
+        (func $s) {making.EXECUTE} (i32.const 0)))"""
+    facts = inspect(making.wat(text), LIMITS)
     assert facts.imports == ("debit", "get_balance", "debit")
     assert (facts.functions, facts.memory_bytes, facts.table_elements) == (5, 2 * 65_536, 7)
     assert not facts.has_start
     assert not facts.writes_state
     assert 0 < facts.work < MAX_FUNCTION_WORK
-    assert inspect(hostile.wat(text.replace("(func $s)", "(func $s) (start $s)")), LIMITS).has_start
+    assert inspect(making.wat(text.replace("(func $s)", "(func $s) (start $s)")), LIMITS).has_start
 
 
 def test_an_error_tells_where() -> None:
-    binary = hostile.REFUSED["SIMD"].binary()
+    binary = REFUSED["SIMD"].binary()
     with pytest.raises(InvalidFunction) as caught:
         inspect(binary, LIMITS)
     error = caught.value
@@ -102,7 +106,7 @@ def test_an_error_tells_where() -> None:
 
 @pytest.mark.parametrize("memory", [0, 1, 4])
 def test_limits_of_memory_are_those_given(memory: int) -> None:
-    binary = hostile.function("(i32.const 0)", f"(memory {memory})")
+    binary = making.function("(i32.const 0)", f"(memory {memory})")
     exactly = ModuleLimits(memory * 65_536, 0)
     assert inspect(binary, exactly).memory_bytes == memory * 65_536
     if memory:
@@ -111,9 +115,9 @@ def test_limits_of_memory_are_those_given(memory: int) -> None:
 
 
 def test_the_largest_binary() -> None:
-    assert inspect(hostile.of_size(MAX_BINARY_BYTES), LIMITS).functions == 1
+    assert inspect(making.of_size(MAX_BINARY_BYTES), LIMITS).functions == 1
     with pytest.raises(InvalidFunction, match="4194305 bytes"):
-        inspect(hostile.of_size(MAX_BINARY_BYTES + 1), LIMITS)
+        inspect(making.of_size(MAX_BINARY_BYTES + 1), LIMITS)
 
 
 # Every instruction that writes, alone in an otherwise empty function.
@@ -164,17 +168,17 @@ def test_every_instruction_that_writes_is_found(instruction: str) -> None:
     code, around = WRITING[instruction]
     done = "(i32.const 0)"
     for binary in (
-        hostile.function(code + done, around),
-        hostile.function(done, f"{around} (func {code})"),
-        hostile.function("(return (i32.const 0)) " + code + done, around),
+        making.function(code + done, around),
+        making.function(done, f"{around} (func {code})"),
+        making.function("(return (i32.const 0)) " + code + done, around),
     ):
         assert inspect(binary, LIMITS).writes_state
-    assert not inspect(hostile.function(done, around), LIMITS).writes_state
+    assert not inspect(making.function(done, around), LIMITS).writes_state
 
 
-@pytest.mark.parametrize("name", hostile.STATELESS)
+@pytest.mark.parametrize("name", STATELESS)
 def test_what_cannot_write_is_known(name: str) -> None:
-    assert not inspect(hostile.STATELESS[name](), LIMITS).writes_state
+    assert not inspect(STATELESS[name](), LIMITS).writes_state
 
 
 def _called_on_one_instance(binary: bytes, times: int) -> list[int | None]:
@@ -223,9 +227,7 @@ def test_whatever_differs_at_a_second_call_is_known_to_write(name: str) -> None:
 
 
 # A start function remembers only when an instance is started twice, which no caller can do.
-@pytest.mark.parametrize(
-    "name", [*hostile.REMEMBERING.keys() - {"in a start function"}, *hostile.FORGETTING_TRAPS]
-)
+@pytest.mark.parametrize("name", [*REMEMBERING.keys() - {"in a start function"}, *FORGETTING_TRAPS])
 def test_the_modules_that_remember_do_so_on_one_instance(name: str) -> None:
     # Otherwise the tests that no state survives would show nothing.
     first, second, _ = _called_on_one_instance(VALID[name](), 3)
@@ -256,7 +258,7 @@ def test_any_changed_byte_is_survived(name: str) -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_survived(content: bytes) -> None:
     inspected(content)
-    inspected(hostile.MAGIC + content)
+    inspected(making.MAGIC + content)
 
 
 @pytest.fixture(scope="module")
@@ -298,19 +300,19 @@ def test_instructions_are_as_long_as_the_compiler_takes_them(
     for immediate in _IMMEDIATES:
         # Behind `unreachable` any types are on the stack. Whoever takes the instruction for longer
         # or shorter stumbles over a constant of 0x24, which would be a write.
-        binary = hostile.module(
+        binary = making.module(
             [
-                hostile.body(
-                    b"\x02\x40\x00" + code + immediate + b"\x00\x41\x24\x1a\x0b" + hostile.RETURN_0,
-                    [(2, hostile.I64)],
+                making.body(
+                    b"\x02\x40\x00" + code + immediate + b"\x00\x41\x24\x1a\x0b" + making.RETURN_0,
+                    [(2, making.I64)],
                 )
             ],
-            before_exports=hostile.section(4, b"\x02\x70\x00\x01\x70\x00\x01")
-            + hostile.section(5, b"\x01\x00\x01")
-            + hostile.section(6, b"\x02" + b"\x7e\x01\x42\x00\x0b" * 2),
-            after_exports=hostile.section(9, b"\x02\x03\x00\x01\x00\x01\x00\x00")
-            + hostile.section(12, b"\x02"),
-            after_code=hostile.section(11, b"\x02" + b"\x01\x00" * 2),
+            before_exports=making.section(4, b"\x02\x70\x00\x01\x70\x00\x01")
+            + making.section(5, b"\x01\x00\x01")
+            + making.section(6, b"\x02" + b"\x7e\x01\x42\x00\x0b" * 2),
+            after_exports=making.section(9, b"\x02\x03\x00\x01\x00\x01\x00\x00")
+            + making.section(12, b"\x02"),
+            after_code=making.section(11, b"\x02" + b"\x01\x00" * 2),
         )
         try:
             Module.validate(as_in_the_sandbox.engine, binary)
@@ -327,13 +329,13 @@ def test_instructions_are_as_long_as_the_compiler_takes_them(
     st.lists(
         st.tuples(
             st.integers(0, 15),
-            st.one_of(st.binary(max_size=40), st.integers(0, 2**35).map(hostile.unsigned)),
+            st.one_of(st.binary(max_size=40), st.integers(0, 2**35).map(making.unsigned)),
         ),
         max_size=12,
     )
 )
 def test_any_sections_are_survived(sections: list[tuple[int, bytes]]) -> None:
-    inspected(hostile.MAGIC + b"".join(hostile.section(n, content) for n, content in sections))
+    inspected(making.MAGIC + b"".join(making.section(n, content) for n, content in sections))
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(SMALL), st.sampled_from(SMALL))

@@ -33,8 +33,9 @@ from tallybus.common.record import (
     Status,
 )
 from tallybus.services.gateway import desk as module
-from tallybus.services.gateway.core import ASK_AGAIN_NS, GatewayCore
+from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.protocol import Limits
+from tallybus.services.gateway.submissions import ASK_AGAIN_NS
 
 ME = 77
 OTHER = 78
@@ -336,7 +337,7 @@ def test_outcomes_of_other_gateways_only_move_the_index() -> None:
     rig.results(1, 1, 4, [(0, 1)], gateway=OTHER)
     rig.core.on_assigned(Assigned(1, [[OTHER, 1, 1, 4]]))
     assert rig.answers() == []
-    assert rig.core.computed == 4
+    assert rig.core.progress.computed == 4
     rig.results(1, 5, 2)
     assert told(rig.answer()) == (1, 5, 2, 1)
 
@@ -569,7 +570,7 @@ def test_ids_and_outcomes_of_a_term_before_are_void_from_its_successors_start() 
     rig.assign((1, 1, 2), term=1)
     rig.results(1, 1, 2, term=1)
     assert rig.answers() == []
-    assert rig.core.computed == 0
+    assert rig.core.progress.computed == 0
     rig.sent()
     rig.assign((1, 1, 2))
     assert told(rig.answer()) == (1, 1, 2, 0)
@@ -594,7 +595,7 @@ def test_a_status_of_an_older_sequencer_changes_nothing() -> None:
     rig.new_term(1, expected=1)
     old = StageStatus("sequencer", 1, 11, 50, 51, 0, start=1, gateways={ME: 9})
     rig.core.on_status(old, rig.now)
-    assert (rig.core.term, rig.core.sequenced) == (2, 0)
+    assert (rig.core.term, rig.core.progress.sequenced) == (2, 0)
 
 
 def test_a_stalled_request_is_sent_again() -> None:
@@ -769,6 +770,18 @@ def test_an_error_of_the_snapshotter_is_passed_on() -> None:
         "invalid_request",
         {"tx_id": 3},
     )
+
+
+def test_reads_that_the_snapshotter_has_no_room_for_are_overloaded() -> None:
+    rig = Rig()
+    rig.ask("balances", 1, keys(1))
+    rig.ask("balances", 2, keys(2))
+    (query,) = rig.queries()
+    rig.core.on_answer(Answer(query.query, 5, error="7 queries wait", overloaded=True))
+    told = rig.answers()
+    assert [(each["id"], each["error"]) for each in told] == [(1, "overloaded"), (2, "overloaded")]
+    assert "7 queries wait; try again later" in told[0]["message"]
+    assert rig.core.reads.held_bytes == 0
 
 
 def test_a_late_answer_to_a_read_that_timed_out_is_dropped() -> None:

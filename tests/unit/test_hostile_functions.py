@@ -17,7 +17,11 @@ from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.services.transactor.engine import Engine, Executed
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
-from tests import hostile_functions as hostile
+from tests.hostile import making
+from tests.hostile.expensive import ALLOWED, EXPENSIVE
+from tests.hostile.failing import FAILING
+from tests.hostile.refused import REFUSED
+from tests.hostile.remembering import FORGETTING_TRAPS, REMEMBERING, STATELESS
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIMITS = FunctionLimits(fuel=200_000)
@@ -32,7 +36,7 @@ class Bank:
         self.engine = Engine(ACCOUNTS, 1 << 16, 7, LIMITS)
         self.engine.balances[1:10] = OPENING
         self.versions = 0
-        self.register("good", hostile.function(hostile.MOVE + "(i32.const 0)"))
+        self.register("good", making.function(making.MOVE + "(i32.const 0)"))
 
     def register(self, name: str, binary: bytes) -> None:
         compiled = self.engine.functions.compile(binary)
@@ -73,33 +77,33 @@ def bank() -> Iterator[Bank]:
     bank.engine.close()
 
 
-@pytest.mark.parametrize("name", hostile.REFUSED)
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_function_cannot_be_compiled(bank: Bank, name: str) -> None:
-    refused = hostile.REFUSED[name]
+    refused = REFUSED[name]
     with pytest.raises(InvalidFunction) as caught:
         bank.engine.functions.compile(refused.binary())
     assert refused.reason in str(caught.value)
     bank.check_good()
 
 
-@pytest.mark.parametrize("name", hostile.EXPENSIVE)
+@pytest.mark.parametrize("name", EXPENSIVE)
 def test_what_takes_long_to_compile_is_refused_before(bank: Bank, name: str) -> None:
     with pytest.raises(InvalidFunction, match=r"too much to compile|at most|deep"):
-        bank.engine.functions.compile(hostile.EXPENSIVE[name]())
+        bank.engine.functions.compile(EXPENSIVE[name]())
     bank.check_good()
 
 
-@pytest.mark.parametrize("name", hostile.ALLOWED)
+@pytest.mark.parametrize("name", ALLOWED)
 def test_what_is_at_the_edge_runs(bank: Bank, name: str) -> None:
-    bank.register("edge", hostile.ALLOWED[name]())
+    bank.register("edge", ALLOWED[name]())
     executed = bank.call("edge", "good", "edge")
     assert executed.records["status"].tolist() == [Status.NONE] * 3
     bank.check_good()
 
 
-@pytest.mark.parametrize("name", hostile.FAILING)
+@pytest.mark.parametrize("name", FAILING)
 def test_a_call_that_fails_changes_nothing(bank: Bank, name: str) -> None:
-    failing = hostile.FAILING[name]
+    failing = FAILING[name]
     bank.register("bad", failing.binary())
     before = bank.engine.balances.copy()
     for _ in range(3):
@@ -117,9 +121,9 @@ def test_a_call_that_fails_changes_nothing(bank: Bank, name: str) -> None:
     bank.check_good()
 
 
-@pytest.mark.parametrize("name", hostile.FAILING)
+@pytest.mark.parametrize("name", FAILING)
 def test_good_calls_around_one_that_fails_succeed(bank: Bank, name: str) -> None:
-    failing = hostile.FAILING[name]
+    failing = FAILING[name]
     bank.register("bad", failing.binary())
     before = bank.engine.balances.copy()
     executed = bank.call("good", "bad", "good", "bad", "good", params=failing.params)
@@ -131,8 +135,8 @@ def test_good_calls_around_one_that_fails_succeed(bank: Bank, name: str) -> None
 
 
 STATEFUL: dict[str, Callable[[], bytes]] = {
-    **hostile.REMEMBERING,
-    **{name: binary for name, (binary, _) in hostile.FORGETTING_TRAPS.items()},
+    **REMEMBERING,
+    **{name: binary for name, (binary, _) in FORGETTING_TRAPS.items()},
 }
 
 
@@ -144,10 +148,10 @@ def test_no_call_sees_what_an_earlier_one_left(bank: Bank, name: str) -> None:
         assert executed.records["status"].tolist() == [Status.NONE] * 4
 
 
-@pytest.mark.parametrize("name", hostile.REMEMBERING)
+@pytest.mark.parametrize("name", REMEMBERING)
 def test_no_call_sees_what_was_left_by_one_that_failed(bank: Bank, name: str) -> None:
     # With this much fuel some calls end in the middle, after they wrote.
-    binary = hostile.REMEMBERING[name]()
+    binary = REMEMBERING[name]()
     bank.register("memory", binary)
     needed = _fuel_of(bank, "memory")
     for fuel in range(max(needed - 12, 1), needed + 1):
@@ -173,9 +177,9 @@ def _fuel_of(bank: Bank, name: str) -> int:
     return int(found.fuel_total)
 
 
-@pytest.mark.parametrize("name", hostile.STATELESS)
+@pytest.mark.parametrize("name", STATELESS)
 def test_what_cannot_write_needs_no_instance_of_its_own(bank: Bank, name: str) -> None:
-    binary = hostile.STATELESS[name]()
+    binary = STATELESS[name]()
     assert not bank.engine.functions.compile(binary).fresh_instances
     bank.register("plain", binary)
     if name == "a transfer":
@@ -200,7 +204,7 @@ def test_what_nan_is_made_of_is_the_same_always(bank: Bank) -> None:
         f" (then (return (i32.const {128 + i}))))"
         for i, nan in enumerate(nans)
     )
-    bank.register("nan", hostile.function(same + "(i32.const 0)"))
+    bank.register("nan", making.function(same + "(i32.const 0)"))
     for payload in (0x7FF8_0000_0000_0001, 0x7FF0_0000_0000_0001, -1, -(2**52) + 5):
         executed = bank.call("nan", params=(payload, 0x7FC0_0123))
         assert executed.records["status"].tolist() == [Status.NONE]
@@ -222,7 +226,7 @@ def test_a_function_of_255_entries_is_kept_and_one_more_is_not(bank: Bank) -> No
             " (i64.const 1)) (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i)"
             f" (i32.const 1))) (i32.const {pairs}))))"
         )
-        return hostile.function(loop + last + "(i32.const 0)", locals_="(local $i i32)")
+        return making.function(loop + last + "(i32.const 0)", locals_="(local $i i32)")
 
     bank.register("most", entries(255))
     bank.register("more", entries(256))
@@ -237,19 +241,20 @@ def test_memory_does_not_grow_with_calls() -> None:
     script = """
 import resource, sys
 import numpy as np
-from tests.unit.test_hostile_functions import Bank, hostile
+from tests.hostile.failing import FAILING
+from tests.unit.test_hostile_functions import Bank
 
 def resident():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize()
 
-names = sorted(hostile.FAILING)
+names = sorted(FAILING)
 bank = Bank()
 for name in names:
-    bank.register(f"f{names.index(name)}", hostile.FAILING[name].binary())
+    bank.register(f"f{names.index(name)}", FAILING[name].binary())
 def round_():
     for i, name in enumerate(names):
-        bank.call(*[f"f{i}"] * 5, params=hostile.FAILING[name].params)
+        bank.call(*[f"f{i}"] * 5, params=FAILING[name].params)
 round_()
 before = resident()
 for _ in range(5):
@@ -264,7 +269,10 @@ assert grown < 16 << 20, f"{grown} bytes more after {len(names) * 25} calls"
 def test_memory_does_not_grow_with_registrations() -> None:
     script = """
 import resource
-from tests.unit.test_hostile_functions import Bank, hostile
+from tests.hostile import making
+from tests.hostile.refused import REFUSED
+from tests.hostile.remembering import REMEMBERING
+from tests.unit.test_hostile_functions import Bank
 from tallybus.services.transactor.functions.errors import InvalidFunction
 
 def resident():
@@ -272,9 +280,9 @@ def resident():
         return int(statm.read().split()[1]) * resource.getpagesize()
 
 bank = Bank()
-stateful = hostile.REMEMBERING["in memory"]()
-wrong = [hostile.REFUSED[name].binary() for name in ("adds i32 to i64", "data outside of memory")]
-many = hostile.module([hostile.body(hostile.RETURN_0)] * 300)
+stateful = REMEMBERING["in memory"]()
+wrong = [REFUSED[name].binary() for name in ("adds i32 to i64", "data outside of memory")]
+many = making.module([making.body(making.RETURN_0)] * 300)
 def round_():
     for i in range(25):
         bank.register("f", stateful)

@@ -46,8 +46,10 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> FakeLedger:
     fake = FakeLedger()
 
     @contextmanager
-    def open_clients(endpoint: str, timeout_s: float, count: int) -> Iterator[list[FakeLedger]]:
-        yield [fake.open(endpoint, timeout_s) for _ in range(count)]
+    def open_clients(
+        endpoint: str, timeout_s: float, count: int, key: str | None
+    ) -> Iterator[list[FakeLedger]]:
+        yield [fake.open(endpoint, timeout_s, key) for _ in range(count)]
 
     monkeypatch.setattr(connect, "open_client", fake.open)
     monkeypatch.setattr(connect, "open_clients", open_clients)
@@ -317,7 +319,7 @@ def test_latency_is_measured_while_the_load_runs(
     assert report["rate"] == (given if rate is None else rate)
     assert report["reached_rate"] == 250.0
     assert events == [
-        {"rate": rate, "accounts": 7, "timeout_s": 30.0},
+        {"rate": rate, "accounts": 7, "timeout_s": 30.0, "key": None},
         ("stopped after", 20 + 2 * latency.WARM_UP_SAMPLES),
     ]
 

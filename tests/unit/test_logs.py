@@ -174,3 +174,19 @@ def test_module_names_are_loggers_of_ours() -> None:
     assert logs.get("tallybus.services.wal.service").name == "tallybus.services.wal.service"
     assert logs.get("wal").name == "tallybus.wal"
     assert logs.get().name == "tallybus"
+
+
+def test_a_throttle_lets_few_through_and_tells_how_many_it_held_back() -> None:
+    throttle = logs.Throttle(lines=3, seconds=10)
+    assert [throttle.passes(0.0) for _ in range(5)] == [0, 0, 0, None, None]
+    assert throttle.passes(9.9) is None
+    assert throttle.passes(10.0) == 3
+    assert throttle.passes(10.1) is None
+    # After a long silence as at first, and never more than that.
+    assert [throttle.passes(1_000.0) for _ in range(5)] == [1, 0, 0, None, None]
+
+
+def test_a_clock_that_stands_still_or_goes_back_opens_no_throttle() -> None:
+    throttle = logs.Throttle(lines=1, seconds=1)
+    assert throttle.passes(5.0) == 0
+    assert [throttle.passes(time) for time in (5.0, 4.0, 4.5)] == [None, None, None]

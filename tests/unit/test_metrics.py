@@ -252,6 +252,7 @@ def test_kinds_and_statuses_are_labels_of_a_fixed_set() -> None:
 def row(name: str, calls: int, failures: dict[int, int] | None = None) -> dict[str, object]:
     return {
         "name": name,
+        "version": 3,
         "calls": calls,
         "fuel": calls * 10,
         "failures": failures or {},
@@ -267,9 +268,11 @@ def test_functions_are_told_one_by_one() -> None:
         Sample("tallybus_function_failures_total", 2, ("fee", "insufficient_funds")),
         Sample("tallybus_function_failures_total", 1, ("fee", "130")),
         Sample("tallybus_function_failures_total", 1, ("fee", "quota_exceeded")),
+        Sample("tallybus_function_version", 3, ("fee",)),
         Sample("tallybus_function_call_seconds", 2.5e-07, ("fee",)),
         Sample("tallybus_function_calls_total", 0, ("new",)),
         Sample("tallybus_function_fuel_total", 0, ("new",)),
+        Sample("tallybus_function_version", 3, ("new",)),
     }
 
 

@@ -418,3 +418,24 @@ def test_lookups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for query in range(5):
         core.on_query(b"g", transaction_query(4, query=query))
     assert [lookup.query for lookup in core.lookups] == [0, 1, 2]
+    turned_away = answers(core)
+    assert [(answer.query, answer.overloaded) for answer in turned_away] == [(3, True), (4, True)]
+    assert turned_away[0].error == "3 transactions are still to be looked up"
+
+
+def test_queries_that_wait_are_bounded_and_nobody_goes_without_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tallybus.services.snapshotter.core.MAX_PARKED", 3)
+    core, _ = running()
+    for query in range(5):
+        core.on_query(b"g", balances_query(1, query=query, least=9))
+    turned_away = answers(core)
+    assert [(answer.query, answer.overloaded) for answer in turned_away] == [(3, True), (4, True)]
+    assert turned_away[0].error == "3 queries wait for the snapshot to come as far"
+    core.on_executed(executed(1, deposits(9)), 0)
+    core.tick(0)
+    served = answers(core)
+    assert [(answer.query, answer.error) for answer in served] == [(0, ""), (1, ""), (2, "")]
+    core.on_query(b"g", balances_query(1, query=5, least=10))
+    assert (answers(core), core.parked) == ([], 1), "there is room again"

@@ -12,9 +12,9 @@ Whether the module is valid is left to the compiler: types and stack heights are
 Relied on is that the compiler takes the bytes apart in the same way, so whatever is not known here
 by heart is refused.
 
-Nothing in a binary is trusted. Time is linear in its size, a tenth of a second for 1 MB; memory
-is a few objects per type, function and export. Any bytes end in `ModuleFacts` or `InvalidFunction`.
-No I/O.
+Nothing in a binary is trusted. Time is linear in its size, a tenth of a second for 1 MB; memory is
+a few objects per type, function and export. Any bytes end in `ModuleFacts` or `InvalidFunction`. No
+I/O.
 """
 
 from __future__ import annotations

@@ -1,54 +1,20 @@
-"""What `tallybus top` takes from the services' /metrics: text in, rows out.
+"""What the services' metrics say about the pipeline: latencies, failures, the active segment.
 
 Pure: reads no clock and no socket. Rates and percentiles are of the time between two scrapes of
-the same service; a counter that went back was started again, and counts from 0. What a service
-does not tell (it recovers, or is another version) is None, never a guess.
+the same service; a counter that went back was started again, and counts from 0.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from tallybus.common.metrics_scrape import Scrape
+
 LEVELS: Final = ("none", "computed", "committed", "snapshot", "read")
 """What a request waits for, in the order shown. The values of a label."""
-
-_PREFIX: Final = "tallybus_"
-_LINE: Final = re.compile(r"(\w+)(?:\{(.*)\})?\s+(\S+)", re.ASCII)
-_LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"', re.ASCII)
-_ESCAPED: Final = re.compile(r"\\(.)")
-
-
-@dataclass(frozen=True, slots=True)
-class Scrape:
-    """One service's numbers at the time `at_s` (seconds of a monotonic clock).
-
-    `values` has the samples of every metric as pairs of labels and value.
-    """
-
-    at_s: float
-    values: Mapping[str, list[tuple[Mapping[str, str], float]]]
-
-    def one(self, name: str) -> float | None:
-        """The value of a metric without labels of its own; None if it is not told."""
-        rows = self.values.get(name)
-        return rows[0][1] if rows else None
-
-    def whole(self, name: str) -> int | None:
-        """The same as a whole number."""
-        value = self.one(name)
-        return int(value) if value is not None and math.isfinite(value) else None
-
-    def by(self, name: str, label: str) -> dict[str, float]:
-        """Sums of a metric by one of its labels, in the order told."""
-        sums: dict[str, float] = {}
-        for labels, value in self.values.get(name, ()):
-            key = labels.get(label, "")
-            sums[key] = sums.get(key, 0.0) + value
-        return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +67,6 @@ class MetricsReport:
     failures: list[FailureRow] = field(default_factory=list)
     segment: SegmentRow | None = None
     unreachable: dict[str, str] = field(default_factory=dict)
-
-
-def parse(text: str, at_s: float) -> Scrape:
-    """Our own metrics from Prometheus text. Lines that are none are passed over."""
-    values: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    for line in text.splitlines():
-        match = _LINE.match(line) if line.startswith(_PREFIX) else None
-        if match is None:
-            continue
-        try:
-            value = float(match[3])
-        except ValueError:
-            continue
-        labels = {
-            name: _ESCAPED.sub(lambda each: "\n" if each[1] == "n" else each[1], text)
-            for name, text in _LABEL.findall(match[2] or "")
-        }
-        values.setdefault(match[1], []).append((labels, value))
-    return Scrape(at_s, values)
 
 
 def rate(now: float, before: float | None, seconds: float) -> float | None:

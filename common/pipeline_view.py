@@ -1,9 +1,10 @@
-"""The core of `tallybus top`: samples of a ledger in, what is shown out.
+"""The pipeline as it is shown to people: looks at a ledger in, a report out.
 
-Pure: reads no clock, socket or terminal. A sample is what one look at the ledger gave, or why it
-gave nothing; `TopView` keeps of the samples before it what rates, restarts and the history need,
-and no more than `HISTORY` of anything. Rates are differences over the time that really passed, so
-one that follows an outage is the mean since the last answer.
+Shared by `tallybus top` and by the gateway's page, which take their looks in different ways. Pure:
+reads no clock, socket or terminal. A look is what was to be learnt at one moment, or why there was
+nothing; `PipelineView` keeps of the looks before it what rates, restarts and the history need, and
+no more than `HISTORY` of anything. Rates are differences over the time that really passed, so one
+that follows an outage is the mean since the last answer.
 """
 
 from __future__ import annotations
@@ -11,18 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from tallybus.cli.topmetrics import (
-    MetricsReport,
-    Scrape,
-    failures,
-    latencies,
-    segment,
-)
-from tallybus.functions import FunctionInfo
-from tallybus.operations import Status
-from tallybus.pipeline import PipelineIndex, ServiceInfo
+from tallybus.common.metrics_report import MetricsReport, failures, latencies, segment
+from tallybus.common.metrics_scrape import Scrape
+from tallybus.common.record import Status
 
 STAGES: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
 """In the order that a transaction passes them."""
@@ -37,28 +31,82 @@ SILENT_MS: Final = 2000
 """A service that was not heard for longer is down. Services broadcast every 100 ms."""
 HISTORY: Final = 120
 """Rates that are kept for the history."""
-METRICS_HINT: Final = (
-    "off: set metrics.address where the services run, and give its address here with --metrics"
-)
+
+
+class Index(Protocol):
+    """The last transaction that each stage has passed, and the term. None: not known."""
+
+    @property
+    def sequenced(self) -> int | None: ...
+    @property
+    def computed(self) -> int | None: ...
+    @property
+    def committed(self) -> int | None: ...
+    @property
+    def snapshot(self) -> int | None: ...
+    @property
+    def term(self) -> int | None: ...
+
+
+class Service(Protocol):
+    """What the gateway last heard of a service, `heard_ms` ago. 0: not known yet."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def incarnation(self) -> int: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def retained(self) -> int: ...
+    @property
+    def started_ns(self) -> int: ...
+    @property
+    def heard_ms(self) -> int: ...
+
+
+class Function(Protocol):
+    """A live function, and what was counted of it since the transactor started."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def failures(self) -> Mapping[Status | int, int]: ...
+    @property
+    def fuel_total(self) -> int: ...
+    @property
+    def fuel_mean(self) -> float | None: ...
+    @property
+    def mean_ns(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Look:
     """One look at the ledger, at `at_s` (monotonic) and `unix_ns`.
 
     `index` None: the gateway did not answer, and `error` says why. `functions` None: they could not
-    be read, and `functions_error` says why. `metrics`: by stage the scrape, or why there is none;
-    None when no address is known.
+    be read, and `functions_error` says why, or there is nothing new of them; `functions_at_s` is
+    when they were counted, None: at `at_s`. `metrics`: by stage the scrape, or why there is none;
+    None when nobody asks for them.
     """
 
     at_s: float
     unix_ns: int
-    index: PipelineIndex | None = None
-    services: tuple[ServiceInfo, ...] = ()
-    functions: tuple[FunctionInfo, ...] | None = None
+    index: Index | None = None
+    services: tuple[Service, ...] = ()
+    functions: tuple[Function, ...] | None = None
     metrics: Mapping[str, Scrape | str] | None = None
     error: str = ""
     functions_error: str = ""
+    functions_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +137,7 @@ class StageRow:
 
 @dataclass(frozen=True, slots=True)
 class FunctionRow:
-    """One function, counted since the transactor started; `calls_per_s` between two samples."""
+    """One function, counted since the transactor started; `calls_per_s` between two looks."""
 
     name: str
     version: int
@@ -106,7 +154,7 @@ class Report:
     """Everything that one frame shows. Without `answers` the rest is as it was last told.
 
     `tx_per_s`: growth of the commit index; `in_flight`: sequenced and not yet committed.
-    `interval_s`: between the two samples that rates come from. `lost_s`: how long ago the
+    `interval_s`: between the two looks that rates come from. `lost_s`: how long ago the
     gateway answered last (or the first look was taken, if it never did), None while it answers.
     """
 
@@ -138,7 +186,7 @@ class _Process:
     pid: int
     restarts: int = 0
 
-    def see(self, info: ServiceInfo) -> None:
+    def see(self, info: Service) -> None:
         changed = info.incarnation != self.incarnation
         # A process id is told up to a second later than the incarnation; until then it is 0.
         if changed or (self.pid and info.pid and info.pid != self.pid):
@@ -156,16 +204,17 @@ class _Metrics:
     fresh: bool = field(default=True)
 
 
-class TopView:
-    """Takes samples in the order of their time; `history` has the rates of the commit index.
+class PipelineView:
+    """Takes looks in the order of their time; `history` has the rates of the commit index.
 
     A rate is None in the history where there is none: at the first answer, and while the gateway
-    does not answer.
+    does not answer. `metrics_hint`: what to tell where looks come without metrics.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics_hint: str | None = None) -> None:
         self.history: deque[float | None] = deque(maxlen=HISTORY)
-        self._good: Sample | None = None
+        self._metrics_hint = metrics_hint
+        self._good: Look | None = None
         self._lost_at_s: float | None = None
         self._processes: dict[str, _Process] = {}
         self._terms: set[int] = set()
@@ -173,59 +222,63 @@ class TopView:
         self._calls: tuple[float, dict[tuple[str, int], int]] | None = None
         self._functions: list[FunctionRow] | None = None
 
-    def add(self, sample: Sample) -> Report:
-        """What is to be shown after this sample."""
+    def add(self, look: Look) -> Report:
+        """What is to be shown after this look."""
         before = self._good
-        unreachable = self._take_metrics(sample)
-        if sample.index is None:
+        unreachable = self._take_metrics(look)
+        if look.index is None:
             if self._lost_at_s is None:
-                self._lost_at_s = before.at_s if before else sample.at_s
+                self._lost_at_s = before.at_s if before else look.at_s
             rates: dict[str, float | None] = {}
             interval_s = None
         else:
             self._lost_at_s = None
-            self._good = sample
-            self._terms.add(sample.index.term)
-            for info in sample.services:
+            self._good = look
+            if look.index.term is not None:
+                self._terms.add(look.index.term)
+            for info in look.services:
                 known = self._processes.setdefault(info.stage, _Process(info.incarnation, info.pid))
                 known.see(info)
-            interval_s = sample.at_s - before.at_s if before else None
-            rates = _rates(sample, before)
-            self._functions = self._function_rows(sample)
+            interval_s = look.at_s - before.at_s if before else None
+            rates = _rates(look, before)
+            self._functions = self._function_rows(look)
         tx_per_s = rates.get("wal")
         self.history.append(tx_per_s)
         index = self._good.index if self._good else None
         return Report(
-            unix_ns=sample.unix_ns,
+            unix_ns=look.unix_ns,
             interval_s=interval_s,
-            answers=sample.index is not None,
-            error=sample.error or None,
-            lost_s=None if self._lost_at_s is None else sample.at_s - self._lost_at_s,
+            answers=look.index is not None,
+            error=look.error or None,
+            lost_s=None if self._lost_at_s is None else look.at_s - self._lost_at_s,
             term=index.term if index else None,
             terms_seen=len(self._terms),
             tx_per_s=tx_per_s,
-            in_flight=max(0, index.sequenced - index.committed) if index else None,
-            stages=[self._stage_row(stage, sample, rates.get(stage)) for stage in STAGES],
+            in_flight=_gap(index.sequenced, index.committed) if index else None,
+            stages=[self._stage_row(stage, look, rates.get(stage)) for stage in STAGES],
             functions=self._functions,
-            functions_error=sample.functions_error or None,
-            metrics=self._metrics_report(sample, unreachable, tx_per_s),
-            metrics_hint=METRICS_HINT if sample.metrics is None else None,
+            functions_error=look.functions_error or None,
+            metrics=self._metrics_report(look, unreachable, tx_per_s),
+            metrics_hint=self._metrics_hint if look.metrics is None else None,
         )
 
-    def _take_metrics(self, sample: Sample) -> dict[str, str]:
+    def _take_metrics(self, look: Look) -> dict[str, str]:
         unreachable: dict[str, str] = {}
         for known in self._scrapes.values():
             known.fresh = False
-        for stage, told in (sample.metrics or {}).items():
+        for stage, told in (look.metrics or {}).items():
             if isinstance(told, str):
                 unreachable[stage] = told
             else:
                 last = self._scrapes.get(stage)
-                self._scrapes[stage] = _Metrics(told, last.now if last else None)
+                if last is not None and last.now.at_s == told.at_s:
+                    last.fresh = True  # nothing newer since: the rates are what they were
+                else:
+                    self._scrapes[stage] = _Metrics(told, last.now if last else None)
         return unreachable
 
     def _scrape(self, stage: str) -> Scrape | None:
-        """What the service told in this very sample."""
+        """What the service told in this very look."""
         known = self._scrapes.get(stage)
         return known.now if known and known.fresh else None
 
@@ -234,9 +287,9 @@ class TopView:
         return (known.now, known.before) if known and known.fresh else None
 
     def _metrics_report(
-        self, sample: Sample, unreachable: dict[str, str], tx_per_s: float | None
+        self, look: Look, unreachable: dict[str, str], tx_per_s: float | None
     ) -> MetricsReport | None:
-        if sample.metrics is None:
+        if look.metrics is None:
             return None
         gateway = self._pair("gateway")
         return MetricsReport(
@@ -246,7 +299,7 @@ class TopView:
             unreachable=unreachable,
         )
 
-    def _stage_row(self, stage: str, sample: Sample, rate: float | None) -> StageRow:
+    def _stage_row(self, stage: str, look: Look, rate: float | None) -> StageRow:
         scrape, good, known = self._scrape(stage), self._good, self._processes.get(stage)
         in_flight = scrape.whole("tallybus_link_in_flight") if scrape else None
         limit = scrape.whole("tallybus_max_in_flight_transactions") if scrape else None
@@ -257,7 +310,7 @@ class TopView:
         if good is None or info is None:
             return StageRow(
                 stage,
-                _state(stage, sample, None, scrape),
+                _state(stage, look, None, scrape),
                 index=_index(good, stage),
                 behind=_behind(good, stage),
                 tx_per_s=rate,
@@ -265,10 +318,11 @@ class TopView:
                 max_in_flight=limit,
                 restarts=restarts,
             )
-        since_s = max(0.0, sample.at_s - good.at_s)
+        since_s = max(0.0, look.at_s - good.at_s)
         age_s = info.heard_ms / 1000 + since_s
-        state = _state(stage, sample, info, scrape)
-        up_ns = sample.unix_ns - info.started_ns if info.started_ns else -1
+        state = _state(stage, look, info, scrape)
+        known_ns = info.started_ns if info.heard_ms <= SILENT_MS else 0
+        up_ns = look.unix_ns - known_ns if known_ns else -1
         index = _index(good, stage)
         return StageRow(
             stage,
@@ -287,14 +341,15 @@ class TopView:
             last_word_s=age_s,
         )
 
-    def _function_rows(self, sample: Sample) -> list[FunctionRow] | None:
-        if sample.functions is None:
+    def _function_rows(self, look: Look) -> list[FunctionRow] | None:
+        if look.functions is None:
             return self._functions
-        calls = {(each.name, each.version): each.calls for each in sample.functions}
-        old_at_s, old = self._calls or (sample.at_s, {})
-        seconds = sample.at_s - old_at_s
+        calls = {(each.name, each.version): each.calls for each in look.functions}
+        at_s = look.at_s if look.functions_at_s is None else look.functions_at_s
+        old_at_s, old = self._calls or (at_s, {})
+        seconds = at_s - old_at_s
         rows = []
-        for each in sample.functions:
+        for each in look.functions:
             was = old.get((each.name, each.version))
             # Fewer than before: the transactor was started again, and counts from 0.
             new = each.calls if was is None or each.calls < was else each.calls - was
@@ -310,41 +365,51 @@ class TopView:
                     each.mean_ns,
                 )
             )
-        self._calls = sample.at_s, calls
+        self._calls = at_s, calls
         return sorted(rows, key=lambda row: (-(row.calls_per_s or 0), -row.calls, row.name))
 
 
-def _rates(now: Sample, before: Sample | None) -> dict[str, float | None]:
-    """Growth of each index per second, by stage; None where it went back (a lost sequencer)."""
+def _rates(now: Look, before: Look | None) -> dict[str, float | None]:
+    """Growth of each index per second, by stage; None where it is not known or went back (a lost
+    sequencer)."""
     if before is None or before.index is None or now.at_s <= before.at_s:
         return {}
     rates: dict[str, float | None] = {}
     for stage, level in LEVEL_OF.items():
-        grown = getattr(now.index, level) - getattr(before.index, level)
-        rates[stage] = grown / (now.at_s - before.at_s) if grown >= 0 else None
+        new: int | None = getattr(now.index, level)
+        old: int | None = getattr(before.index, level)
+        if new is None or old is None or new < old:
+            rates[stage] = None
+        else:
+            rates[stage] = (new - old) / (now.at_s - before.at_s)
     return rates
 
 
-def _index(sample: Sample | None, stage: str) -> int | None:
+def _index(look: Look | None, stage: str) -> int | None:
     """All of one moment where the pipeline's index has it, so that no gap is negative."""
-    if sample is None or sample.index is None or stage not in LEVEL_OF:
+    if look is None or look.index is None or stage not in LEVEL_OF:
         return None
-    index: int = getattr(sample.index, LEVEL_OF[stage])
+    index: int | None = getattr(look.index, LEVEL_OF[stage])
     return index
 
 
-def _behind(sample: Sample | None, stage: str) -> int | None:
-    own = _index(sample, stage)
-    ahead = _index(sample, STAGES[STAGES.index(stage) - 1])
+def _behind(look: Look | None, stage: str) -> int | None:
+    own = _index(look, stage)
+    ahead = _index(look, STAGES[STAGES.index(stage) - 1])
     # The gateway has no index that the sequencer could be behind of.
-    return None if own is None or ahead is None else max(0, ahead - own)
+    return _gap(ahead, own)
 
 
-def _state(stage: str, sample: Sample, info: ServiceInfo | None, scrape: Scrape | None) -> str:
-    if sample.index is not None:
+def _gap(ahead: int | None, behind: int | None) -> int | None:
+    return None if ahead is None or behind is None else max(0, ahead - behind)
+
+
+def _state(stage: str, look: Look, info: Service | None, scrape: Scrape | None) -> str:
+    if look.index is not None:
         if info is None or info.heard_ms > SILENT_MS:
-            return "down"
-    elif stage == "gateway" or sample.metrics is None:
+            # A service that recovers is silent, but its metrics may say that it does.
+            return "not ready" if scrape and scrape.one("tallybus_ready") == 0 else "down"
+    elif stage == "gateway" or look.metrics is None:
         return "down" if stage == "gateway" else "unknown"
     elif scrape is None:
         return "unknown"  # its metrics do not answer either, which alone does not mean down

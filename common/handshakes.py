@@ -1,0 +1,168 @@
+"""Handshakes of the encrypted sockets between services that failed: told, and begun anew.
+
+Whoever proves to own a key is judged in `common/zap.py`. Who does not never gets there: a plain
+client, or one that takes this service for another, ends in its greeting, and only the socket's
+monitor tells. And libzmq gives a connection up for good when the other side turns out to speak
+another language, as where services get their keys one after the other. Then the socket connects
+anew here, so that order never matters.
+
+Costs nothing per message. Belongs to the thread of its sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import zmq
+
+from tallybus.common import logs
+from tallybus.common.monitor import Failure, SocketMonitor, What
+
+LOOK_NS: Final = 1_000_000_000
+"""How often to look, and so to connect anew."""
+REPEATED: Final = 10
+"""Connections to a service that broke while greeting, with none in between that did not. Some are
+what a service's end looks like; so many mean that it has another key."""
+
+NO_ENCRYPTION: Final = "no_encryption"
+BAD_HANDSHAKE: Final = "bad_handshake"
+"""Why a connection to a socket that listens was not let in: it came without encryption at all, or
+broke off, as it does with another key than the server's."""
+
+_MEANINGS: Final = {
+    Failure.MECHANISM: "it does not encrypt: give every service the same security.keys",
+    Failure.KEY: "it has another bus.key",
+    Failure.BROKEN: "it breaks off every handshake: mostly it has another bus.key, or none",
+    Failure.REFUSED: "it refuses this service's key",
+    Failure.PROTOCOL: "what listens there is no service of a ledger",
+}
+_EVENTS: Final = int(
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Handshakes that failed alike since the last look.
+
+    `socket` is the stage's socket, such as `wal.data`; `connects` whether this service is the side
+    that connects; `detail` says more, if anything is known.
+    """
+
+    socket: str
+    endpoint: str
+    connects: bool
+    failure: Failure
+    detail: str
+    count: int
+
+
+@dataclass(slots=True)
+class _Watched:
+    name: str
+    socket: zmq.Socket[Any]
+    monitor: SocketMonitor
+    endpoints: Sequence[str]
+    """Where it connects to; none where it listens."""
+    broken: Counter[str] = field(default_factory=Counter)
+    """How many broke in a row, by endpoint."""
+
+
+class Handshakes:
+    """Watches sockets, each from before it is bound or connected."""
+
+    def __init__(self) -> None:
+        self._watched: list[_Watched] = []
+
+    def watch(self, socket: zmq.Socket[Any], name: str, endpoints: Sequence[str] = ()) -> None:
+        """From now on. `endpoints`: where the socket is going to connect to, if it does."""
+        self._watched.append(_Watched(name, socket, SocketMonitor(socket, _EVENTS), endpoints))
+
+    def look(self) -> list[Trouble]:
+        """What has failed since the last look; what cannot recover by itself is begun anew."""
+        return [trouble for watched in self._watched for trouble in _look(watched)]
+
+    def close(self) -> None:
+        """Before the sockets are."""
+        for watched in self._watched:
+            watched.monitor.close()
+        self._watched.clear()
+
+
+def _look(watched: _Watched) -> list[Trouble]:
+    seen: Counter[tuple[str, Failure, str]] = Counter()
+    for event in watched.monitor.read():
+        if event.failure is not None:
+            seen[event.endpoint, event.failure, event.detail] += 1
+            watched.broken[event.endpoint] += event.failure is Failure.BROKEN
+        elif event.what is What.HANDSHAKE_SUCCEEDED:
+            watched.broken.pop(event.endpoint, None)
+    connects = bool(watched.endpoints)
+    troubles = []
+    given_up = set()
+    for (endpoint, failure, detail), count in seen.items():
+        if connects and failure is Failure.BROKEN:
+            # libzmq tries again by itself.
+            if watched.broken[endpoint] < REPEATED:
+                continue
+        elif connects:
+            given_up.add(endpoint)
+        elif failure is Failure.REFUSED:
+            continue  # counted and told by who has refused it
+        troubles.append(Trouble(watched.name, endpoint, connects, failure, detail, count))
+    if given_up:
+        # Of a name, libzmq tells the address that it was resolved to.
+        known = given_up <= set(watched.endpoints)
+        for endpoint in given_up if known else watched.endpoints:
+            _connect_anew(watched.socket, endpoint)
+    return troubles
+
+
+def _connect_anew(socket: zmq.Socket[Any], endpoint: str) -> None:
+    # A socket that still has the endpoint would take the second connect for a mistake.
+    with suppress(zmq.ZMQError):
+        socket.disconnect(endpoint)
+    socket.connect(endpoint)
+
+
+class HandshakeReport:
+    """Tells the operator of troubles, in few lines however many there are, and counts who was not
+    let in: `refused` by reason."""
+
+    def __init__(self, log: logging.Logger, refused: dict[str, int]) -> None:
+        self._log = log
+        self._refused = refused
+        self._throttles: dict[tuple[str, Failure], logs.Throttle] = {}
+
+    def take(self, troubles: Iterable[Trouble], now: float) -> None:
+        """What `Handshakes.look` has found; `now` is the monotonic clock's in seconds."""
+        for trouble in troubles:
+            reason = NO_ENCRYPTION if trouble.failure is Failure.MECHANISM else BAD_HANDSHAKE
+            if not trouble.connects:
+                self._refused[reason] = self._refused.get(reason, 0) + trouble.count
+            throttle = self._throttles.setdefault(
+                (trouble.socket, trouble.failure), logs.Throttle()
+            )
+            held_back = throttle.passes(now)
+            if held_back is None:
+                continue
+            facts: dict[str, object] = {"socket": trouble.socket, "endpoint": trouble.endpoint}
+            if trouble.connects:
+                facts["reason"] = _MEANINGS[trouble.failure]
+            else:
+                facts |= {"reason": reason, "connections": trouble.count}
+            if trouble.detail:
+                facts["why"] = trouble.detail
+            facts["held_back"] = held_back
+            self._log.warning(
+                "cannot connect to another service" if trouble.connects else "refused a connection",
+                extra=logs.fields(**facts),
+            )

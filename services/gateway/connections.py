@@ -1,0 +1,198 @@
+"""Which connections of clients are cut, and why. Pure: numbers in, decisions out.
+
+libzmq collects the frames of a message until its last one has come, and nothing bounds how many
+there are. So a client whose message never ends could fill the memory. What is known of a
+connection is how many bytes were read from it, and which whole messages came by it. From that
+follows what it has sent of a message that is not whole yet, at least:
+
+1. Every connection is looked at about once a second, and again as soon as the memory has grown.
+2. One that has sent more than the longest request since its last whole message is suspected. So
+   are, while the memory has grown much, those with most unfinished bytes among those that have not
+   finished a message for a second: tiny frames take far more memory than bytes on the network, and
+   many connections can have a part of a message each.
+3. Whole messages may still wait to be received. A suspect is cut only when none has come by it
+   since, although there was nothing left to receive at some moment (or so many messages have come
+   from others that one of its own had to be among them: connections take turns).
+
+Beyond a number of connections the newest are not let in at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tallybus.common.frames import MAX_HEADER_BYTES
+
+LOOK_NS: Final = 1_000_000_000
+"""Every connection is looked at as often as this."""
+SOON_NS: Final = 50_000_000
+"""After this time at the earliest, when the memory has grown or there are suspects."""
+STEP_BYTES: Final = 16 << 20
+"""Growth of the memory after which connections are looked at again."""
+SLACK_BYTES: Final = MAX_HEADER_BYTES + (64 << 10)
+"""What a message may have beside its largest payload: a header, however long, and encryption."""
+GROWTH_BYTES: Final = 256 << 20
+"""Growth of the memory after which unfinished messages are to blame."""
+OLD_NS: Final = 1_000_000_000
+"""From which age on they are."""
+GREETING_BYTES: Final = 2_048
+"""What a connection that has sent no message yet may have sent: the handshake."""
+RELIEF_NS: Final = 5_000_000_000
+"""How long it may take until the memory of what was cut is given back."""
+ROUNDS: Final = 4
+"""How often each connection had its turn before a suspect is held to have nothing to receive."""
+
+ENDLESS: Final = "endless_message"
+MEMORY: Final = "memory"
+TOO_MANY: Final = "too_many"
+REASONS: Final = (ENDLESS, MEMORY, TOO_MANY)
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection. `peer` is its address; `whole` the bytes that were read from it when its last
+    message was known to be whole, `unfinished` those since. When nothing of note was unfinished
+    for the last time: `since_ns`, with `memory` bytes in the process."""
+
+    peer: str
+    whole: int = 0
+    unfinished: int = 0
+    since_ns: int = 0
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A connection to be cut: its descriptor, the address that it must still have, and why."""
+
+    descriptor: int
+    peer: str
+    reason: str
+    unfinished: int
+
+
+class Connections:
+    """The connections of one socket, by descriptor."""
+
+    def __init__(self, most: int, longest_message: int) -> None:
+        self.most = most
+        self._allowed = longest_message + SLACK_BYTES
+        self._open: dict[int, Connection] = {}
+        self._heard: set[int] = set()
+        """Those by which a whole message has come since the last look, or since the suspicion."""
+        self._messages = 0
+        self._suspects: dict[int, tuple[str, int]] = {}
+        """Why, and how many bytes were unfinished."""
+        self._enough = 0
+        self._looked_ns = 0
+        self._asked_ns = 0
+        self._looked_memory = 0
+        self._last_memory = 0
+        self._blamed_ns = -RELIEF_NS
+        self._blamed_memory = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def peers(self) -> dict[int, str]:
+        """The address of each connection, by descriptor."""
+        return {descriptor: each.peer for descriptor, each in self._open.items()}
+
+    def accepted(self, descriptor: int, peer: str, now_ns: int) -> Cut | None:
+        """A new connection; None: it may stay."""
+        self.ended(descriptor)
+        if len(self._open) >= self.most:
+            return Cut(descriptor, peer, TOO_MANY, 0)
+        if not self._open:
+            # Nobody was there to be looked at.
+            self._asked_ns = self._looked_ns = now_ns
+            self._looked_memory = 0
+        self._open[descriptor] = Connection(peer, since_ns=now_ns, memory=self._last_memory)
+        return None
+
+    def ended(self, descriptor: int) -> str:
+        """A connection is gone; returns its address, empty if it was not known."""
+        connection = self._open.pop(descriptor, None)
+        self._suspects.pop(descriptor, None)
+        self._heard.discard(descriptor)
+        return "" if connection is None else connection.peer
+
+    def heard(self, descriptor: int) -> None:
+        """A whole message has come by this connection. Called for each message: must be cheap."""
+        self._heard.add(descriptor)
+        self._messages += 1
+
+    def next_look_ns(self) -> int | None:
+        """When to ask `due` next; None while there is no connection."""
+        return self._asked_ns + SOON_NS if self._open else None
+
+    def due(self, now_ns: int, memory: int) -> bool:
+        """Whether to look at all connections now. `memory`: bytes that the process has."""
+        self._asked_ns = now_ns
+        if not self._open:
+            return False
+        self._looked_memory = min(self._looked_memory, memory)
+        if now_ns - self._looked_ns >= LOOK_NS:
+            return True
+        return not self._suspects and memory - self._looked_memory >= STEP_BYTES
+
+    @property
+    def suspects(self) -> bool:
+        """Whether `verdicts` waits for proof."""
+        return bool(self._suspects)
+
+    def look(self, now_ns: int, memory: int, read: Mapping[int, int]) -> None:
+        """A look at all connections. `read`: bytes that were read from each so far."""
+        heard, self._heard = self._heard, set()
+        old: list[tuple[int, int]] = []
+        self._suspects.clear()
+        for descriptor, connection in self._open.items():
+            total = read.get(descriptor)
+            if total is None:
+                continue
+            if descriptor in heard:
+                connection.whole = total
+            connection.unfinished = total - connection.whole
+            connection.memory = connection.memory or memory
+            if connection.unfinished <= GREETING_BYTES:
+                connection.since_ns, connection.memory = now_ns, memory
+            elif connection.unfinished > self._allowed:
+                self._suspects[descriptor] = ENDLESS, connection.unfinished
+            elif now_ns - connection.since_ns >= OLD_NS:
+                old.append((connection.unfinished, descriptor))
+        self._blame(old, now_ns, memory)
+        self._enough = self._messages + ROUNDS * len(self._open)
+        self._looked_ns = now_ns
+        self._looked_memory = self._last_memory = memory
+
+    def _blame(self, old: list[tuple[int, int]], now_ns: int, memory: int) -> None:
+        """Suspect the largest of these, if the memory has grown much since the first began."""
+        begun = min((self._open[descriptor].memory for _, descriptor in old), default=memory)
+        grown = memory - begun
+        if grown <= GROWTH_BYTES:
+            return
+        if now_ns - self._blamed_ns < RELIEF_NS and memory < self._blamed_memory + STEP_BYTES:
+            return  # what was cut lately may still have to be freed
+        self._blamed_ns, self._blamed_memory = now_ns, memory
+        for unfinished, descriptor in sorted(old, reverse=True):
+            self._suspects[descriptor] = MEMORY, unfinished
+            grown -= unfinished
+            if grown <= GROWTH_BYTES // 2:
+                return
+
+    def verdicts(self, now_ns: int, nothing_left: bool) -> list[Cut]:
+        """Whom to cut. `nothing_left`: no message waits to be received, now."""
+        if now_ns - self._looked_ns < SOON_NS:
+            return []
+        for descriptor in [each for each in self._suspects if each in self._heard]:
+            del self._suspects[descriptor]
+        if not nothing_left and self._messages < self._enough:
+            return []
+        cuts = [
+            Cut(descriptor, self._open[descriptor].peer, reason, unfinished)
+            for descriptor, (reason, unfinished) in self._suspects.items()
+        ]
+        self._suspects.clear()
+        return cuts

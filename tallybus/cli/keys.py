@@ -1,0 +1,204 @@
+"""`tallybus keys create|list|revoke`: who may reach the ledger over the network.
+
+Works on the folder of keys alone; services that run see what changes there by themselves. Never
+prints a secret, but for the client's own file with `--out -`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.options import WholeNumber, json_option
+from tallybus.cli.output import note, print_json, print_table
+from tallybus.cli.setting_options import parse_assignments, settings_options
+from tallybus.common.files import Storage, StorageError
+from tallybus.common.keys import LIMITS, MAX_LIMIT, Grant, Role
+from tallybus.keyring import Keyring, KeyringError, write_new
+
+STDOUT: Final = "-"
+STORAGE = Storage()
+"""Where everything is written; tests put one there that fails."""
+
+_LIMIT: Final = WholeNumber("number", 1, MAX_LIMIT)
+_FOLDER: Final = click.option(
+    "--folder",
+    type=click.Path(file_okay=False),
+    help="The folder of keys.  [default: the setting security.keys]",
+)
+
+
+@click.group("keys")
+def keys_command() -> None:
+    """Make, list and revoke the keys of clients."""
+
+
+@keys_command.command("create")
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice([role.name.lower() for role in Role]),
+    required=True,
+    help="What the client may do: read; submit, too; and register functions, too.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="Where the client's own file goes; - is standard output.  [default: NAME.key]",
+)
+@click.option(
+    "--max-in-flight",
+    type=_LIMIT,
+    metavar="N",
+    help="Operations and reads that may wait for an answer.  [default: gateway.client_in_flight]",
+)
+@click.option(
+    "--max-rate",
+    type=_LIMIT,
+    metavar="N",
+    help="Operations and reads in a second.  [default: gateway.client_rate]",
+)
+@click.option(
+    "--max-message-bytes",
+    type=_LIMIT,
+    metavar="N",
+    help="Bytes of one request.  [default: gateway.client_message_bytes]",
+)
+@_FOLDER
+@settings_options
+def create_command(
+    name: str,
+    role: str,
+    out: str | None,
+    folder: str | None,
+    config: str | None,
+    assignments: tuple[str, ...],
+    **limits: int | None,
+) -> None:
+    """Make a key for the client NAME, and a file with it that the client connects with.
+
+    The first call makes the folder, and in it the key pairs of the gateway and of the services.
+    Hand the file over on a way that you trust, and keep no copy: it is all that its holder needs.
+    """
+    keyring = _keyring(folder, config, assignments)
+    given = {limit: value for limit, value in limits.items() if value is not None}
+    target = None if out == STDOUT else Path(out if out is not None else f"{name}.key")
+    if target is not None and os.path.lexists(target):
+        raise CommandFailed(f"{target} is there already; choose another --out", ExitCode.USAGE)
+    written = False
+
+    def hand_over(text: str) -> None:
+        nonlocal written
+        if target is None:
+            click.echo(text, nl=False)
+            return
+        write_new(target, text, STORAGE)
+        written = True
+
+    with _told():
+        try:
+            made = keyring.create(name, Role[role.upper()], given, hand_over)
+        except BaseException:
+            if written and target is not None:
+                # Nobody would let it in.
+                with suppress(StorageError):
+                    STORAGE.remove(target)
+            raise
+    for path in made.pairs:
+        note(f"made {path}")
+    owner = os.stat(keyring.folder).st_uid
+    if owner != os.geteuid():
+        note(
+            f"{keyring.folder} belongs to user {owner}, and what was just made in it to user "
+            f"{os.geteuid()}: services that run as another user cannot read it"
+        )
+    where = "" if target is None else f", key in {target}"
+    click.echo(
+        f"{name}: {role}{where}, public key {made.key.pair.public.decode()}", err=target is None
+    )
+
+
+@keys_command.command("list")
+@_FOLDER
+@settings_options
+@json_option
+def list_command(
+    folder: str | None, config: str | None, assignments: tuple[str, ...], as_json: bool
+) -> None:
+    """List the keys of clients, those that were revoked too. Shows no secrets."""
+    with _told():
+        grants = _keyring(folder, config, assignments).grants()
+    if as_json:
+        print_json({"keys": [_as_json(grant) for grant in grants]})
+        return
+    print_table(
+        ("name", "role", "created", "revoked", "in flight", "rate", "message bytes", "public key"),
+        [
+            (
+                grant.name,
+                grant.role.name.lower(),
+                grant.created,
+                grant.revoked,
+                *(getattr(grant, limit) or "" for limit in LIMITS),
+                grant.public.decode(),
+            )
+            for grant in grants
+        ],
+    )
+
+
+@keys_command.command("revoke")
+@click.argument("name")
+@_FOLDER
+@settings_options
+def revoke_command(
+    name: str, folder: str | None, config: str | None, assignments: tuple[str, ...]
+) -> None:
+    """Refuse the client NAME from now on, on connections that are there, too.
+
+    Holds within two seconds. Its name stays taken, so that the log tells one client by it.
+    """
+    with _told():
+        grant, changed = _keyring(folder, config, assignments).revoke(name)
+    if changed:
+        click.echo(f"{name}: revoked at {grant.revoked}")
+    else:
+        click.echo(f"{name}: was revoked already, at {grant.revoked}")
+
+
+def _keyring(folder: str | None, config: str | None, assignments: tuple[str, ...]) -> Keyring:
+    if folder is None:
+        from tallybus.common.settings import load
+
+        keys = load(config, overrides=parse_assignments(assignments)).security.keys
+        if keys is None:
+            raise click.UsageError("say which folder of keys: --folder, or set security.keys")
+        return Keyring(keys, STORAGE)
+    return Keyring(Path(folder), STORAGE)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except KeyringError as error:
+        raise CommandFailed(str(error), ExitCode.USAGE) from error
+    except StorageError as error:
+        raise CommandFailed(str(error), ExitCode.FAILED) from error
+
+
+def _as_json(grant: Grant) -> dict[str, Any]:
+    return {
+        "name": grant.name,
+        "role": grant.role.name.lower(),
+        "created": grant.created,
+        "revoked": grant.revoked or None,
+        **{limit: getattr(grant, limit) or None for limit in LIMITS},
+        "public": grant.public.decode(),
+    }

@@ -1,0 +1,293 @@
+"""Key files as they are read: what is taken, what is refused, and that no secret is told."""
+
+import os
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallybus.common import curve, keys, security
+from tallybus.common.curve import new_key_pair
+from tallybus.common.errors import FINAL_EXIT_CODES
+from tallybus.common.keys import (
+    ClientKey,
+    Grant,
+    KeyFileError,
+    KeyPair,
+    Role,
+    good_grants,
+    grant_path,
+    grant_text,
+    is_name,
+    pair_text,
+    read_client_key,
+    read_grant,
+    read_grants,
+    read_pair,
+)
+from tallybus.common.settings import Settings, load
+
+PAIR = new_key_pair()
+OTHER = new_key_pair()
+MADE = "2026-03-01T09:30:00Z"
+ALICE = Grant("alice", PAIR.public, Role.SUBMIT, MADE)
+
+
+def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.chmod(mode)
+    return path
+
+
+def text_of(pair: KeyPair) -> str:
+    return pair_text(pair, "A pair")
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(KeyFileError) as caught:
+        read_pair(path)
+    error = caught.value
+    assert error.path == path
+    assert str(path) in str(error)
+    assert error.reason in str(error)
+    assert error.exit_code in FINAL_EXIT_CODES
+    assert not error.restart
+    return error.reason
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    assert read_pair(write(tmp_path / "a.key", text_of(PAIR))) == PAIR
+    key = ClientKey("alice", PAIR, OTHER.public)
+    assert read_client_key(write(tmp_path / "b.key", keys.client_key_text(key))) == key
+    for grant in (
+        ALICE,
+        replace(ALICE, revoked=MADE, role=Role.ADMIN),
+        replace(ALICE, max_in_flight=1, max_rate=2, max_message_bytes=2**63 - 1),
+    ):
+        path = write(grant_path(tmp_path, "alice"), grant_text(grant), 0o644)
+        assert read_grant(path) == grant
+        assert read_grants(tmp_path) == {grant.public: grant}
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o620, 0o602, 0o610, 0o644, 0o660, 0o666, 0o777])
+def test_a_secret_that_others_could_know_is_refused(tmp_path: Path, mode: int) -> None:
+    reason = refused(write(tmp_path / "a.key", text_of(PAIR), mode))
+    assert f"mode {mode:04o}" in reason
+    assert "mode 0600" in reason
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
+def test_a_secret_of_its_owner_alone_is_taken(tmp_path: Path, mode: int) -> None:
+    assert read_pair(write(tmp_path / "a.key", text_of(PAIR), mode)) == PAIR
+
+
+def test_a_secret_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.key", text_of(PAIR))
+    if os.getuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    assert "belongs to user" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "has no key 'public'"),
+        ("public = 1", "has no key 'public'"),
+        (f'secret = "{"0" * 40}"', "has no key 'public'"),
+        (f'public = "{"0" * 40}"', "has no key 'secret'"),
+        (f'public = "{"0" * 40}"\nsecret = "{"0" * 39}"', "has no key 'secret'"),
+        (f'public = "{"0" * 40}"\nsecret = "{"0" * 41}"', "has no key 'secret'"),
+        (f'public = "{"0" * 40}"\nsecret = "{"0" * 39}\u00e9"', "has no key 'secret'"),
+        (f'public = "{"0" * 40}"\nsecret = "{"0" * 40}"x', "is not valid TOML"),
+        (b"\xff\xfe", "is not valid TOML"),
+        (b"\0" * 10, "is not valid TOML"),
+        ("# " + "x" * 70_000, "is too long for a key"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    assert reason in refused(write(tmp_path / "a.key", content))
+
+
+def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "a.key")
+    (tmp_path / "b.key").mkdir()
+    assert "directory" in refused(tmp_path / "b.key")
+
+
+@given(st.binary(max_size=200))
+def test_no_garbage_is_taken_for_a_pair(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(KeyFileError):
+        read_pair(write(Path(folder) / "a.key", content))
+
+
+def test_no_message_and_no_repr_shows_a_secret(tmp_path: Path) -> None:
+    secret = PAIR.secret.decode()
+    assert secret not in repr(PAIR)
+    assert secret not in repr(ClientKey("alice", PAIR, OTHER.public))
+    assert secret not in str([PAIR])
+    assert secret not in repr(security.Security(PAIR, PAIR))
+    for damage in ("x", '"', "\n[", "\nsecret = 1"):
+        path = write(tmp_path / "a.key", text_of(PAIR) + damage)
+        with pytest.raises(KeyFileError) as caught:
+            read_pair(path)
+        told = [str(caught.value), repr(caught.value.__cause__)]
+        assert not any(secret in each for each in told)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "alice", "a.b-c_d", "A" * 64])
+def test_names(name: str) -> None:
+    assert is_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "_a", "a/b", "..", "a b", "a\n", "é", "A" * 65])
+def test_what_is_no_name(name: str) -> None:
+    assert not is_name(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("role", 'role = "owner"'), "needs a role"),
+        (("role", "role = 3"), "needs a role"),
+        (("role", ""), "needs a role"),
+        (("public", ""), "has no key 'public'"),
+        (("created", 'created = "yesterday"'), "'created' that is no time"),
+        (("created", 'revoked = "x"'), "'revoked' that is no time"),
+        (("created", "revoked = true"), "'revoked' that is no time"),
+        (("created", "max_rate = -1"), "'max_rate' that is no whole number"),
+        (("created", "max_rate = true"), "'max_rate' that is no whole number"),
+        (("created", "max_rate = 1.5"), "'max_rate' that is no whole number"),
+        (("created", "max_rate = 9223372036854775808"), "'max_rate' that is no whole number"),
+        # A misspelt limit or revocation must not be passed over.
+        (("created", 'revokd = "2026-03-01"'), "unknown field 'revokd'"),
+        (("created", "max_inflight = 5"), "unknown field 'max_inflight'"),
+    ],
+)
+def test_grants_that_say_something_else_are_refused(
+    tmp_path: Path, change: tuple[str, str], reason: str
+) -> None:
+    lines = grant_text(ALICE).splitlines()
+    field, line = change
+    text = "\n".join(line if each.startswith(field) else each for each in lines)
+    path = write(grant_path(tmp_path, "alice"), text)
+    with pytest.raises(KeyFileError, match=reason):
+        read_grant(path)
+    with pytest.raises(KeyFileError, match=reason):
+        read_grants(tmp_path)
+    grants, errors = good_grants(tmp_path)
+    assert (grants, [error.path for error in errors]) == ({}, [path])
+
+
+def test_a_key_with_two_grants_is_refused_and_counts_in_neither(tmp_path: Path) -> None:
+    for name in ("alice", "bob", "carol"):
+        write(grant_path(tmp_path, name), grant_text(replace(ALICE, name=name)))
+    dave = Grant("dave", OTHER.public, Role.READ, MADE)
+    write(grant_path(tmp_path, "dave"), grant_text(dave))
+    with pytest.raises(KeyFileError, match="has the public key of alice, too"):
+        read_grants(tmp_path)
+    grants, errors = good_grants(tmp_path)
+    assert grants == {OTHER.public: dave}
+    assert len(errors) == 2
+
+
+def test_other_files_are_no_grants(tmp_path: Path) -> None:
+    write(grant_path(tmp_path, "alice"), grant_text(ALICE))
+    for name in (".bob.toml", "carol.toml.tmp", "dave", "erin.toml~"):
+        write(tmp_path / "clients" / name, "garbage")
+    assert set(read_grants(tmp_path)) == {ALICE.public}
+
+
+def test_a_grant_whose_name_is_none_is_refused(tmp_path: Path) -> None:
+    write(grant_path(tmp_path, "_bad name"), grant_text(ALICE))
+    with pytest.raises(KeyFileError, match="has no good name"):
+        read_grants(tmp_path)
+
+
+def test_without_a_folder_there_are_no_grants(tmp_path: Path) -> None:
+    assert read_grants(tmp_path) == {}
+    write(tmp_path / "clients", "")
+    with pytest.raises(KeyFileError, match="cannot be listed"):
+        read_grants(tmp_path)
+
+
+def test_limits_of_a_grant_are_all_told() -> None:
+    assert [each.name for each in fields(Grant)][-3:] == list(keys.LIMITS)
+
+
+# Which of them a service needs
+
+
+def settings(tmp_path: Path, **overrides: object) -> Settings:
+    return load(
+        environ={},
+        overrides={
+            "security.keys": tmp_path,
+            **{name.replace("__", "."): value for name, value in overrides.items()},
+        },
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "gateway.key", text_of(PAIR))
+    write(tmp_path / "bus.key", text_of(OTHER))
+    return tmp_path
+
+
+def test_each_service_is_given_what_it_needs(folder: Path) -> None:
+    ipc = settings(folder)
+    assert security.load(ipc, "gateway") == security.Security(clients=PAIR)
+    assert security.load(ipc, "wal") == security.Security()
+    tcp = settings(folder, bus__transport="tcp")
+    assert security.load(tcp, "gateway") == security.Security(PAIR, OTHER)
+    assert security.load(tcp, "wal") == security.Security(bus=OTHER)
+    local = settings(folder, gateway__endpoint="ipc:///tmp/x")
+    assert security.load(local, "gateway") == security.Security()
+    some = settings(folder, bus__wal_data="tcp://127.0.0.1:7000")
+    assert security.load(some, "transactor") == security.Security(bus=OTHER)
+    assert security.load(load(environ={}), "gateway") is None
+
+
+def test_a_service_reads_no_file_that_it_does_not_need(folder: Path) -> None:
+    (folder / "gateway.key").unlink()
+    tcp = settings(folder, bus__transport="tcp")
+    assert security.load(tcp, "wal") == security.Security(bus=OTHER)
+    with pytest.raises(KeyFileError, match=r"gateway\.key"):
+        security.load(tcp, "gateway")
+    write(folder / "gateway.key", text_of(PAIR))
+    (folder / "bus.key").unlink()
+    assert security.load(settings(folder), "gateway") == security.Security(clients=PAIR)
+    for service in ("gateway", "wal"):
+        with pytest.raises(KeyFileError, match=r"bus\.key"):
+            security.load(tcp, service)
+
+
+@pytest.mark.parametrize("file", ["gateway.key", "bus.key"])
+@pytest.mark.parametrize("public", [new_key_pair().public, b"#" * 40, b"0" * 40])
+def test_a_public_key_must_belong_to_its_secret(folder: Path, public: bytes, file: str) -> None:
+    write(folder / file, text_of(replace(PAIR, public=public)))
+    with pytest.raises(KeyFileError, match=f"{file} has a public key that does not belong"):
+        security.load(settings(folder, bus__transport="tcp"), "gateway")
+
+
+@pytest.mark.parametrize("secret", [b"#" * 40, b"0" * 39, b""])
+def test_what_is_no_secret_matches_nothing(secret: bytes) -> None:
+    assert not curve.matches(KeyPair(PAIR.public, secret))
+
+
+def test_a_missing_pair_is_never_replaced_by_a_plain_socket() -> None:
+    for domain in ("clients", "bus", "other"):
+        with pytest.raises(LookupError):
+            security.Security().pair(domain)
+    with pytest.raises(LookupError):
+        security.Security(PAIR, OTHER).pair("other")
+    assert security.Security(PAIR, OTHER).pair("clients") == PAIR
+    assert security.Security(PAIR, OTHER).pair("bus") == OTHER
