@@ -72,7 +72,7 @@ class Throttle:
         """
         passed = max(0.0, now - self._looked)
         self._left = min(float(self._lines), self._left + passed / self._seconds)
-        self._looked = now
+        self._looked = max(self._looked, now)
         if self._left < 1.0:
             self._held_back += 1
             return None

@@ -84,8 +84,8 @@ class ConnectionGuard:
             refused.setdefault(reason, 0)
 
     def next_ns(self) -> int | None:
-        """When `step` has something to do."""
-        return self.connections.next_look_ns()
+        """When `step` has something to do; None: whenever it is called."""
+        return None if self._memory is None else self.connections.next_look_ns()
 
     def close(self) -> None:
         """Look at nothing any more."""
@@ -98,7 +98,8 @@ class ConnectionGuard:
         if self._trims and now_ns >= self._trim_ns:
             self._trims -= 1
             self._trim_ns = now_ns + TRIM_NS
-            threading.Thread(target=give_memory_back, name="trim", daemon=True).start()
+            with suppress(RuntimeError):  # no thread to be had; the memory is used again anyway
+                threading.Thread(target=give_memory_back, name="trim", daemon=True).start()
         connections = self.connections
         if not connections or self._memory is None:
             return
