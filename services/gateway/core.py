@@ -102,7 +102,8 @@ class GatewayCore(StageCore):
         self, client: bytes, frames: Sequence[Buffer], now_ns: int, user: bytes = b""
     ) -> None:
         """One message of a client, whatever it holds. `user` is the public key that it has proved
-        to hold; without one it may do everything, within the gateway's own limits."""
+        to hold; without one it may do everything, within the gateway's own limits. The gateway's
+        page, whose id is empty as no other client's is, only reads and bounds itself."""
         try:
             request = protocol.decode_request(client, frames, self.limits)
             if self.desk.holds(client, request.id) and not isinstance(request, Ping):
@@ -112,7 +113,7 @@ class GatewayCore(StageCore):
         except BadRequest as error:
             self.desk.refuse(client, error)
             return
-        if self.quotas.limited or self.access.grants is not None:
+        if client and (self.quotas.limited or self.access.grants is not None):
             self._on_limited(request, frames, now_ns, user)
         else:
             self._on_request(request, now_ns)

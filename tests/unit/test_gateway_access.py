@@ -302,6 +302,12 @@ def test_pings_are_no_part_of_the_rate() -> None:
     assert door.ask("index") == {}
 
 
+def test_the_limits_of_clients_are_not_the_pages() -> None:
+    door = Door(in_flight=1, rate=1)
+    for _ in range(16):
+        assert door.ask("balances", client=b"") == {}
+
+
 @pytest.mark.parametrize("op", ["balances", "status", "index", "services", "functions", "wait"])
 def test_reads_are_part_of_the_rate(op: str) -> None:
     door = Door(rate=2)
