@@ -516,7 +516,8 @@ _TABLE: Final = (
         "tallybus_cut_connections_total",
         "counter",
         "Connections over tcp that were cut, by reason: `endless_message`, `memory` (it had grown "
-        "much, and a message was unfinished for long), `too_many`.",
+        "much, and a message was unfinished for long), `too_many`, `long_routing_id` (over 255 "
+        "bytes).",
         ("reason",),
         _GATEWAY,
     ),

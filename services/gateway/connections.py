@@ -14,7 +14,8 @@ follows what it has sent of a message that is not whole yet, at least:
    since, although there was nothing left to receive at some moment (or so many messages have come
    from others that one of its own had to be among them: connections take turns).
 
-Beyond a number of connections the newest are not let in at all.
+Beyond a number of connections the newest are not let in at all; and who calls itself by a name of
+megabytes, which would stand before each of its messages, is cut at the first one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ ROUNDS: Final = 4
 ENDLESS: Final = "endless_message"
 MEMORY: Final = "memory"
 TOO_MANY: Final = "too_many"
-REASONS: Final = (ENDLESS, MEMORY, TOO_MANY)
+LONG_ID: Final = "long_routing_id"
+REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID)
+MAX_ROUTING_ID_BYTES: Final = 255
+"""As ZMTP has it. libzmq takes any length, and repeats the id before every message."""
 
 
 @dataclass(slots=True)
@@ -123,6 +127,11 @@ class Connections:
         """A whole message has come by this connection. Called for each message: must be cheap."""
         self._heard.add(descriptor)
         self._messages += 1
+
+    def long_routing_id(self, descriptor: int) -> Cut | None:
+        """A message has come from a client whose routing id is too long; None: by none of these."""
+        connection = self._open.get(descriptor)
+        return None if connection is None else Cut(descriptor, connection.peer, LONG_ID, 0)
 
     def next_look_ns(self) -> int | None:
         """When to ask `due` next; None while there is no connection."""

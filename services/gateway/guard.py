@@ -30,7 +30,13 @@ from tallybus.common import logs
 from tallybus.common.bus import ClientPort
 from tallybus.common.frames import Buffer
 from tallybus.common.monitor import Failure, SocketEvent, What, parse
-from tallybus.services.gateway.connections import REASONS, TOO_MANY, Connections, Cut
+from tallybus.services.gateway.connections import (
+    MAX_ROUTING_ID_BYTES,
+    REASONS,
+    TOO_MANY,
+    Connections,
+    Cut,
+)
 
 RESERVED_FILES: Final = 256
 """Descriptors that the process needs for other things than clients' connections."""
@@ -119,6 +125,16 @@ class ConnectionGuard:
                 else:
                     read[descriptor] = count
             connections.look(now_ns, memory, read)
+
+    def heard(self, descriptor: int, client: bytes, now_ns: int) -> bool:
+        """A whole message has come; whether to read it. Called for each message: must be cheap."""
+        self.connections.heard(descriptor)
+        if len(client) <= MAX_ROUTING_ID_BYTES:
+            return True
+        cut = self.connections.long_routing_id(descriptor)
+        if cut is not None:
+            self._cut(cut, now_ns)
+        return False
 
     def on_monitor(self, frames: Sequence[Buffer], now_ns: int) -> None:
         """A message of the monitor of the clients' socket."""

@@ -242,9 +242,9 @@ class GatewayService(Shell):
 
     def _on_client(self, frames: list[Buffer], now_ns: int) -> None:
         clients = self._clients
-        if self._guard is not None:
-            self._guard.connections.heard(clients.source)
-        self.core.on_client(bytes(frames[0]), frames[1:], now_ns, clients.user)
+        client = bytes(frames[0])
+        if self._guard is None or self._guard.heard(clients.source, client, now_ns):
+            self.core.on_client(client, frames[1:], now_ns, clients.user)
 
     def _on_denied(self, request: ClientRequest, key: str, refusal: Refusal) -> None:
         forbidden = refusal.code == FORBIDDEN

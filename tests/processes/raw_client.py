@@ -23,7 +23,9 @@ def ready(identity: bytes = b"") -> bytes:
     """The command that ends the handshake of a DEALER with this routing id."""
     command = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
     command += b"\x08Identity" + struct.pack(">I", len(identity)) + identity
-    return b"\x04" + bytes([len(command)]) + command
+    if len(command) < 256:
+        return b"\x04" + bytes([len(command)]) + command
+    return b"\x06" + struct.pack(">Q", len(command)) + command
 
 
 def frame(data: bytes, *, more: bool = False) -> bytes:

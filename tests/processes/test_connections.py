@@ -139,6 +139,25 @@ def test_clients_that_send_without_a_pause_are_not_cut(
     assert said(pipeline, "cut a connection") == []
 
 
+@pytest.mark.parametrize(("length", "served"), [(255, True), (256, False), (2_000_000, False)])
+def test_who_has_a_routing_id_of_megabytes_is_cut_at_the_first_message(
+    pipeline: Pipeline, length: int, served: bool
+) -> None:
+    question = frame(msgpack.packb({"v": 1, "op": "ping", "id": 1, "pending": []}))
+    with RawClient(pipeline.endpoint, identity=b"A" * length) as raw, pipeline.client() as client:
+        raw.socket.sendall(question)
+        try:
+            answered = bool(raw.socket.recv(1))
+        except ConnectionError:
+            answered = False
+        assert answered == served
+        assert client.submit_and_wait(Deposit(1, 1)).ok
+        if not served:
+            eventually(
+                lambda: said(pipeline, "cut a connection", address=raw.address), "it is logged"
+            )
+
+
 def test_connections_beyond_the_most_are_closed_and_others_stay(
     start_pipeline: Callable[..., Pipeline],
 ) -> None:
