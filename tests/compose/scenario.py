@@ -268,7 +268,11 @@ class Scenario:
         check(set(listed) == {"ops", "auditor"}, f"two keys: {listed}")
         log = self.stack.compose("logs", "--no-log-prefix", "gateway")
         check("revoked" in log, "the gateway's log says who was refused")
-        secrets = [line.split('"')[1] for line in (admin + reader).splitlines() if line.startswith("secret")]
+        secrets = [
+            line.split('"')[1]
+            for line in (admin + reader).splitlines()
+            if line.startswith("secret")
+        ]
         check(bool(secrets) and not any(each in log for each in secrets), "no secret in the log")
         say("no key, a wrong role and a revoked key were refused with exit code 6, and logged")
 
