@@ -15,6 +15,8 @@ from tallybus.common.frames import Buffer, size
 
 MAX_WAITING_BYTES: Final = 16 << 20
 """Answers that wait for one client."""
+MAX_TOTAL_BYTES: Final = 512 << 20
+"""Answers that wait for all clients together."""
 OVERHEAD_BYTES: Final = 256
 """What a waiting answer takes beside its frames, about."""
 
@@ -30,6 +32,7 @@ class AnswerQueue:
         self._send = send
         self._waiting: dict[bytes, deque[Sequence[Buffer]]] = {}
         self._bytes: dict[bytes, int] = {}
+        self._total = 0
 
     @property
     def waiting(self) -> bool:
@@ -49,11 +52,14 @@ class AnswerQueue:
             queue = self._waiting[client] = deque()
             self._bytes[client] = 0
         weight = _weight(frames)
-        if queue and self._bytes[client] + weight > MAX_WAITING_BYTES:
+        if queue and (
+            self._bytes[client] + weight > MAX_WAITING_BYTES or self._total > MAX_TOTAL_BYTES
+        ):
             self.dropped += 1
             return
         queue.append(frames)
         self._bytes[client] += weight
+        self._total += weight
 
     def retry(self) -> None:
         """Send what has waited, as far as the connections take it."""
@@ -67,8 +73,11 @@ class AnswerQueue:
                     break
                 if not taken:
                     break
-                self._bytes[client] -= _weight(queue.popleft())
+                weight = _weight(queue.popleft())
+                self._bytes[client] -= weight
+                self._total -= weight
             if not queue:
+                self._total -= self._bytes[client]
                 del self._waiting[client], self._bytes[client]
 
 

@@ -14,6 +14,9 @@ follows what it has sent of a message that is not whole yet, at least:
    since, although there was nothing left to receive at some moment (or so many messages have come
    from others that one of its own had to be among them: connections take turns).
 
+Answers that are not read fill the memory as well. While it has grown much, those are cut, too, that
+have had answers waiting for a second without taking a single byte.
+
 Beyond a number of connections the newest are not let in at all; and who calls itself by a name of
 megabytes, which would stand before each of its messages, is cut at the first one.
 """
@@ -22,7 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 from tallybus.common.frames import MAX_HEADER_BYTES
 
@@ -49,9 +53,17 @@ ENDLESS: Final = "endless_message"
 MEMORY: Final = "memory"
 TOO_MANY: Final = "too_many"
 LONG_ID: Final = "long_routing_id"
-REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID)
+UNREAD: Final = "unread_answers"
+REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID, UNREAD)
+UNREAD_BYTES: Final = 32 << 20
+"""What answers that one connection does not read may take, about: nobody tells how much it is."""
 MAX_ROUTING_ID_BYTES: Final = 255
 """As ZMTP has it. libzmq takes any length, and repeats the id before every message."""
+
+_NONE: Final[Mapping[int, int]] = MappingProxyType({})
+
+Blamable: TypeAlias = "tuple[int, int, str, int]"
+"""Bytes that a connection holds in memory, about; its descriptor; why; the memory before that."""
 
 
 @dataclass(slots=True)
@@ -65,6 +77,11 @@ class Connection:
     unfinished: int = 0
     since_ns: int = 0
     memory: int = 0
+    taken: int = 0
+    """Bytes that it has acknowledged, when it was seen to take some for the last time, or nothing
+    waited for it: `taken_ns`, with `taken_memory` bytes in the process."""
+    taken_ns: int = 0
+    taken_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +130,13 @@ class Connections:
             # Nobody was there to be looked at.
             self._asked_ns = self._looked_ns = now_ns
             self._looked_memory = 0
-        self._open[descriptor] = Connection(peer, since_ns=now_ns, memory=self._last_memory)
+        self._open[descriptor] = Connection(
+            peer,
+            since_ns=now_ns,
+            memory=self._last_memory,
+            taken_ns=now_ns,
+            taken_memory=self._last_memory,
+        )
         return None
 
     def ended(self, descriptor: int) -> str:
@@ -152,10 +175,13 @@ class Connections:
         """Whether `verdicts` waits for proof."""
         return bool(self._suspects)
 
-    def look(self, now_ns: int, memory: int, read: Mapping[int, int]) -> None:
-        """A look at all connections. `read`: bytes that were read from each so far."""
+    def look(
+        self, now_ns: int, memory: int, read: Mapping[int, int], taken: Mapping[int, int] = _NONE
+    ) -> None:
+        """A look at all connections. `read`: bytes that were read from each so far. `taken`: of
+        those for which something waits to be sent, the bytes that they have acknowledged so far."""
         heard, self._heard = self._heard, set()
-        old: list[tuple[int, int]] = []
+        old: list[Blamable] = []
         self._suspects.clear()
         for descriptor, connection in self._open.items():
             total = read.get(descriptor)
@@ -170,24 +196,30 @@ class Connections:
             elif connection.unfinished > self._allowed:
                 self._suspects[descriptor] = ENDLESS, connection.unfinished
             elif now_ns - connection.since_ns >= OLD_NS:
-                old.append((connection.unfinished, descriptor))
+                old.append((connection.unfinished, descriptor, MEMORY, connection.memory))
+            connection.taken_memory = connection.taken_memory or memory
+            acknowledged = taken.get(descriptor)
+            if acknowledged is None or acknowledged != connection.taken:
+                connection.taken = acknowledged or 0
+                connection.taken_ns, connection.taken_memory = now_ns, memory
+            elif now_ns - connection.taken_ns >= OLD_NS:
+                old.append((UNREAD_BYTES, descriptor, UNREAD, connection.taken_memory))
         self._blame(old, now_ns, memory)
         self._enough = self._messages + ROUNDS * len(self._open)
         self._looked_ns = now_ns
         self._looked_memory = self._last_memory = memory
 
-    def _blame(self, old: list[tuple[int, int]], now_ns: int, memory: int) -> None:
+    def _blame(self, old: list[Blamable], now_ns: int, memory: int) -> None:
         """Suspect the largest of these, if the memory has grown much since the first began."""
-        begun = min((self._open[descriptor].memory for _, descriptor in old), default=memory)
-        grown = memory - begun
+        grown = memory - min((begun for *_, begun in old), default=memory)
         if grown <= GROWTH_BYTES:
             return
         if now_ns - self._blamed_ns < RELIEF_NS and memory < self._blamed_memory + STEP_BYTES:
             return  # what was cut lately may still have to be freed
         self._blamed_ns, self._blamed_memory = now_ns, memory
-        for unfinished, descriptor in sorted(old, reverse=True):
-            self._suspects[descriptor] = MEMORY, unfinished
-            grown -= unfinished
+        for size, descriptor, reason, _ in sorted(old, reverse=True):
+            self._suspects[descriptor] = reason, size
+            grown -= size
             if grown <= GROWTH_BYTES // 2:
                 return
 
@@ -195,12 +227,19 @@ class Connections:
         """Whom to cut. `nothing_left`: no message waits to be received, now."""
         if now_ns - self._looked_ns < SOON_NS:
             return []
-        for descriptor in [each for each in self._suspects if each in self._heard]:
-            del self._suspects[descriptor]
+        for descriptor in self._heard.intersection(self._suspects):
+            # Who does not read may ask for more all the time.
+            if self._suspects[descriptor][0] != UNREAD:
+                del self._suspects[descriptor]
         if not nothing_left and self._messages < self._enough:
             return []
         cuts = [
-            Cut(descriptor, self._open[descriptor].peer, reason, unfinished)
+            Cut(
+                descriptor,
+                self._open[descriptor].peer,
+                reason,
+                0 if reason == UNREAD else unfinished,
+            )
             for descriptor, (reason, unfinished) in self._suspects.items()
         ]
         self._suspects.clear()

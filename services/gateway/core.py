@@ -113,6 +113,7 @@ class GatewayCore(StageCore):
         except BadRequest as error:
             self.desk.refuse(client, error)
             return
+        request.owner = user or client
         if client and (self.quotas.limited or self.access.grants is not None):
             self._on_limited(request, frames, now_ns, user)
         else:
@@ -142,8 +143,10 @@ class GatewayCore(StageCore):
         if isinstance(request, ServicesRead):
             self.desk.reply(request, {"services": self.services(now_ns)})
             return True
-        if self.desk.full:
-            self.desk.overloaded(request, f"{len(self.desk)} requests are waiting")
+        if not self.desk.takes(request):
+            self.desk.overloaded(
+                request, f"{len(self.desk)} requests are waiting, too many of them this client's"
+            )
             return False
         if isinstance(request, Register) and request.binary:
             if not self.registrations.takes(request):

@@ -12,7 +12,8 @@ from tallybus.services.gateway.quotas import let_go
 from tallybus.services.gateway.waits import Marks
 
 MAX_HELD: Final = 262_144
-"""Client requests held at a time; beyond it clients are told `overloaded`."""
+"""Client requests held at a time. One client may take as many places as it leaves free, at most:
+so there is always room for others."""
 
 
 class Desk:
@@ -27,14 +28,16 @@ class Desk:
         code, where somebody counts them."""
         self._max_wait_ns = max_wait_ns
         self._held: dict[tuple[bytes, int], ClientRequest] = {}
+        self._places: dict[bytes, int] = {}
+        """Held requests of each client that has any."""
         self._deadlines: Marks[ClientRequest] = Marks()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    @property
-    def full(self) -> bool:
-        return len(self._held) >= MAX_HELD
+    def takes(self, request: ClientRequest) -> bool:
+        """Whether its client may have one more request held."""
+        return self._places.get(request.owner, 0) < MAX_HELD - len(self._held)
 
     @property
     def submits(self) -> bool:
@@ -48,6 +51,7 @@ class Desk:
     def hold(self, request: ClientRequest, now_ns: int) -> None:
         """Keep a request until `finish`, `fail`, or its deadline."""
         self._held[request.client, request.id] = request
+        self._places[request.owner] = self._places.get(request.owner, 0) + 1
         request.held_ns = now_ns
         wait_ns = self._max_wait_ns
         if request.timeout_ms is not None:
@@ -110,3 +114,8 @@ class Desk:
         if request.usage is not None:
             let_go(request)
         del self._held[request.client, request.id]
+        places = self._places[request.owner] - 1
+        if places:
+            self._places[request.owner] = places
+        else:
+            del self._places[request.owner]

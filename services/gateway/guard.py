@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from tallybus.common import logs
 from tallybus.common.bus import ClientPort
@@ -48,10 +48,9 @@ NO_ENCRYPTION: Final = "no_encryption"
 BAD_HANDSHAKE: Final = "bad_handshake"
 
 _TELLS_BYTES: Final = sys.platform == "linux"
-_TCP_INFO_BYTES: Final = 136
-_RECEIVED: Final = struct.Struct("@Q")
-_RECEIVED_AT: Final = 128
-"""Where `tcpi_bytes_received` stands in the kernel's `struct tcp_info`, since Linux 4.1."""
+_TCP_INFO: Final = struct.Struct("@120xQQ8xI")
+"""Of the kernel's `struct tcp_info`: `tcpi_bytes_acked`, `tcpi_bytes_received` (both since Linux
+4.1) and `tcpi_notsent_bytes` (since 4.6)."""
 _UNREAD: Final = struct.Struct("@i")
 _RESET: Final = struct.pack("@ii", 1, 0)
 
@@ -117,14 +116,16 @@ class ConnectionGuard:
             return
         memory = self._memory.bytes_held()
         if connections.due(now_ns, memory):
-            read = {}
+            read, taken = {}, {}
             for descriptor in connections.peers():
-                count = bytes_read(descriptor)
-                if count is None:
+                seen = traffic(descriptor)
+                if seen is None:
                     connections.ended(descriptor)
-                else:
-                    read[descriptor] = count
-            connections.look(now_ns, memory, read)
+                    continue
+                read[descriptor] = seen.read
+                if seen.waits:
+                    taken[descriptor] = seen.acknowledged
+            connections.look(now_ns, memory, read, taken)
 
     def heard(self, descriptor: int, client: bytes, now_ns: int) -> bool:
         """A whole message has come; whether to read it. Called for each message: must be cheap."""
@@ -239,23 +240,33 @@ def peer_of(descriptor: int) -> str:
         connection.detach()
 
 
-def bytes_read(descriptor: int) -> int | None:
-    """How many bytes were read from a connection so far; None if there is none any more."""
+class Traffic(NamedTuple):
+    """Bytes read from a connection so far, and bytes that its peer has acknowledged; whether more
+    wait in the system to be sent."""
+
+    read: int
+    acknowledged: int
+    waits: bool
+
+
+def traffic(descriptor: int) -> Traffic | None:
+    """What has gone over a connection; None if there is none any more."""
     try:
         # What kind of address it has plays no part, and would cost two calls to find out.
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
     except OSError:
         return None
     try:
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         unread = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(_UNREAD.size))
     except OSError:
         return None
     finally:
         connection.detach()
-    if len(info) < _TCP_INFO_BYTES:
+    if len(info) < _TCP_INFO.size:
         return None
-    return int(_RECEIVED.unpack_from(info, _RECEIVED_AT)[0] - _UNREAD.unpack(unread)[0])
+    acknowledged, received, unsent = _TCP_INFO.unpack(info)
+    return Traffic(received - _UNREAD.unpack(unread)[0], acknowledged, bool(unsent))
 
 
 def shut_down(descriptor: int, peer: str) -> bool:

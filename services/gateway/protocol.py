@@ -90,6 +90,8 @@ class ClientRequest:
     timeout_ms: int | None
     done: bool = field(default=False, init=False)
     held_ns: int = field(default=0, init=False)
+    owner: bytes = field(default=b"", init=False)
+    """Whose share of the places for requests it takes: a key, or without keys a connection."""
     usage: Usage | None = field(default=None, init=False)
     """Of a client that has limits: where this counts until it is answered."""
 

@@ -15,6 +15,8 @@ from tallybus.services.gateway.connections import (
     SOON_NS,
     STEP_BYTES,
     TOO_MANY,
+    UNREAD,
+    UNREAD_BYTES,
     Connections,
     Cut,
 )
@@ -232,3 +234,56 @@ def test_a_connection_of_which_the_system_tells_nothing_is_left_alone() -> None:
     connections = watched(5)
     connections.look(LOOK_NS, BASE, {})
     assert not connections.suspects
+
+
+# -- answers that are not read -------------------------------------------------------------------
+
+READ = {5: GREETING, 6: GREETING}
+
+
+def test_who_takes_none_of_its_answers_is_cut_when_the_memory_has_grown() -> None:
+    connections = watched(5, 6)
+    connections.look(LOOK_NS, BASE, READ, {5: 1_000, 6: 1_000})
+    connections.look(2 * LOOK_NS, BASE + GROWTH_BYTES // 2, READ, {5: 1_000, 6: 2_000})
+    connections.look(3 * LOOK_NS, BASE + GROWTH_BYTES + 1, READ, {5: 1_000, 6: 3_000})
+    # It goes on asking; that is no excuse.
+    connections.heard(5)
+    assert connections.verdicts(3 * LOOK_NS + SOON_NS, nothing_left=True) == [
+        Cut(5, "10.0.0.1:5", UNREAD, 0)
+    ]
+
+
+def test_who_takes_none_of_its_answers_stays_while_there_is_memory() -> None:
+    connections = watched(5)
+    for number in range(1, 100):
+        connections.look(number * LOOK_NS, BASE + GROWTH_BYTES, {5: GREETING}, {5: 1_000})
+        assert not connections.suspects
+
+
+def test_who_takes_a_byte_now_and_then_stays() -> None:
+    connections = watched(5)
+    for number in range(1, 100):
+        connections.look(number * LOOK_NS, BASE + number * GROWTH_BYTES, {5: 300}, {5: number})
+        assert not connections.suspects
+
+
+def test_who_has_read_everything_is_not_to_blame_for_what_came_before() -> None:
+    connections = watched(5)
+    connections.look(LOOK_NS, BASE, {5: GREETING}, {5: 1_000})
+    connections.look(2 * LOOK_NS, BASE + 10 * GROWTH_BYTES, {5: GREETING})
+    connections.look(3 * LOOK_NS, BASE + 10 * GROWTH_BYTES, {5: GREETING}, {5: 1_000})
+    connections.look(4 * LOOK_NS, BASE + 10 * GROWTH_BYTES, {5: GREETING}, {5: 1_000})
+    assert not connections.suspects
+
+
+def test_of_many_that_do_not_read_as_many_are_cut_as_the_growth_asks_for() -> None:
+    connections = Connections(1_000, LONGEST)
+    everyone = range(5, 505)
+    for descriptor in everyone:
+        assert connections.accepted(descriptor, f"10.0.0.1:{descriptor}", 0) is None
+    read, taken = dict.fromkeys(everyone, GREETING), dict.fromkeys(everyone, 7)
+    grown = 100 * UNREAD_BYTES
+    for number, memory in enumerate((BASE, BASE, BASE + grown)):
+        connections.look(number * LOOK_NS, memory, read, taken)
+    cuts = connections.verdicts(2 * LOOK_NS + SOON_NS, nothing_left=True)
+    assert 90 <= len(cuts) <= 110

@@ -642,13 +642,31 @@ def test_a_batch_larger_than_the_pipeline_takes_is_taken_when_it_is_empty() -> N
 
 
 def test_requests_held_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_HELD", 3)
+    monkeypatch.setattr(module, "MAX_HELD", 6)
     rig = Rig()
     for request in range(5):
         rig.ask("wait", request, tx_id=10, wait=1)
     assert [(a["id"], a["error"]) for a in rig.answers()] == [(3, "overloaded"), (4, "overloaded")]
     rig.ask("ping", 9, pending=[])
     assert rig.answer()["incarnation"] == ME
+
+
+def test_a_client_that_takes_all_it_can_leaves_as_much_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_HELD", 64)
+    rig = Rig()
+    taken = []
+    for client in (b"first", b"second", b"third"):
+        for request in range(100):
+            rig.ask("wait", request, client=client, tx_id=10, wait=1)
+        taken.append(100 - len(rig.answers()))
+    assert taken == [32, 16, 8]
+    rig.now += 120_000 * MS
+    assert len(rig.answers()) == 56
+    for request in range(100):
+        rig.ask("wait", request, client=b"second", tx_id=10, wait=1)
+    assert len(rig.answers()) == 100 - 32
 
 
 def test_a_submission_in_time_out_says_so_and_may_still_happen() -> None:

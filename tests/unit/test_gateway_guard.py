@@ -3,9 +3,12 @@
 import logging
 import os
 import resource
+import select
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -14,9 +17,9 @@ from tallybus.services.gateway.guard import (
     RESERVED_FILES,
     Memory,
     allow_files,
-    bytes_read,
     peer_of,
     shut_down,
+    traffic,
 )
 
 LOG = logging.getLogger("tallybus.test")
@@ -45,6 +48,42 @@ def address(connection: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def read_from(connection: socket.socket) -> int:
+    seen = traffic(connection.fileno())
+    assert seen is not None
+    return seen.read
+
+
+def test_what_a_peer_does_not_read_waits_and_is_not_acknowledged(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    accepted, client = pair
+    seen = traffic(accepted.fileno())
+    assert seen is not None
+    assert not seen.waits
+    accepted.setblocking(False)
+    sent = 0
+    with suppress(BlockingIOError):
+        while True:
+            sent += accepted.send(bytes(1 << 20))
+    deadline = time.monotonic() + 30
+    before, seen = seen, traffic(accepted.fileno())
+    while seen is not None and seen != before and time.monotonic() < deadline:
+        # Until the system has moved all that the peer's side has room for.
+        time.sleep(0.05)
+        before, seen = seen, traffic(accepted.fileno())
+    assert seen is not None
+    assert seen.waits
+    assert seen.acknowledged < sent
+    while client.recv(1 << 20, socket.MSG_DONTWAIT if seen.waits else 0):
+        seen = traffic(accepted.fileno())
+        assert seen is not None
+        if not seen.waits:
+            break
+        select.select([client], [], [], 30)
+    assert not seen.waits
+
+
 def test_a_peer_is_told_with_its_port(pair: tuple[socket.socket, socket.socket]) -> None:
     accepted, client = pair
     assert peer_of(accepted.fileno()) == address(client)
@@ -55,17 +94,17 @@ def test_bytes_count_once_they_were_read(pair: tuple[socket.socket, socket.socke
     client.sendall(b"x" * 1_000)
     while len(accepted.recv(1_000, socket.MSG_PEEK)) < 1_000:
         pass
-    assert bytes_read(accepted.fileno()) == 0
+    assert read_from(accepted) == 0
     assert len(accepted.recv(400)) == 400
-    assert bytes_read(accepted.fileno()) == 400
+    assert read_from(accepted) == 400
     assert len(accepted.recv(600)) == 600
-    assert bytes_read(accepted.fileno()) == 1_000
+    assert read_from(accepted) == 1_000
 
 
 def test_asking_closes_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
     accepted, client = pair
     peer_of(accepted.fileno())
-    bytes_read(accepted.fileno())
+    traffic(accepted.fileno())
     client.sendall(b"still here")
     assert accepted.recv(100) == b"still here"
 
@@ -73,12 +112,12 @@ def test_asking_closes_nothing(pair: tuple[socket.socket, socket.socket]) -> Non
 def test_what_is_no_connection_has_no_peer_and_no_bytes() -> None:
     with open(os.devnull, "rb") as file:
         assert peer_of(file.fileno()) == ""
-        assert bytes_read(file.fileno()) is None
+        assert traffic(file.fileno()) is None
         assert not shut_down(file.fileno(), "")
         assert file.read() == b""
         number = file.fileno()
     assert peer_of(number) == ""
-    assert bytes_read(number) is None
+    assert traffic(number) is None
     assert not shut_down(number, "")
 
 
