@@ -60,6 +60,9 @@ class Role(IntEnum):
     ADMIN = 3
 
 
+_ROLES: Final = {role.name.lower(): role for role in Role}
+
+
 @dataclass(frozen=True, slots=True)
 class KeyPair:
     """A public key and its secret, each 40 characters of Z85."""
@@ -166,14 +169,14 @@ def read_grant(path: Path) -> Grant:
     unknown = sorted(set(table) - known)
     if unknown:
         raise KeyFileError(path, f"has an unknown field {unknown[0]!r}")
-    role = table.get("role")
-    if not isinstance(role, str) or role.upper() not in Role.__members__:
+    role = _ROLES.get(text) if isinstance(text := table.get("role"), str) else None
+    if role is None:
         raise KeyFileError(path, "needs a role: read, submit or admin")
     limits = {name: _limit(path, table, name) for name in LIMITS}
     return Grant(
         name=_name(path, path.name.removesuffix(GRANT_SUFFIX)),
         public=_key(path, table, "public"),
-        role=Role[role.upper()],
+        role=role,
         created=_text(path, table, "created"),
         revoked=_text(path, table, "revoked"),
         **limits,
@@ -229,8 +232,11 @@ def _toml(comment: str, fields: Mapping[str, str | int]) -> str:
 
 def _read(path: Path, *, secret: bool) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
+        # Not to wait for who writes to a pipe, should there be one in place of a file.
+        with open(path, "rb", opener=_open_at_once) as file:
             state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise KeyFileError(path, "is no file")
             text = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise KeyFileError(path, f"cannot be read: {error.strerror}") from error
@@ -247,6 +253,10 @@ def _read(path: Path, *, secret: bool) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         # What is wrong in it could show a part of a secret.
         raise KeyFileError(path, "is not valid TOML") from (None if secret else error)
+
+
+def _open_at_once(path: str, _flags: int) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _pair(path: Path, table: Mapping[str, Any]) -> KeyPair:

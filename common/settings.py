@@ -267,7 +267,8 @@ class GatewaySettings(ServiceSettings):
     )
     max_connections: int = setting(
         4_096,
-        "Connections of clients over tcp at a time; beyond it the newest are closed.",
+        "Connections of clients over tcp at a time; beyond it those that never sent a request are "
+        "closed, and then the newest.",
         minimum=1,
         maximum=1_000_000,
     )

@@ -41,6 +41,9 @@ from tallybus.common.security import BUS, CLIENTS, Security
 ENDPOINT: Final = "inproc://zeromq.zap.01"
 PAUSE_SECONDS: Final = 0.1
 """After an error that should not happen: it must not take a processor."""
+CLOSE_SECONDS: Final = 5.0
+TRUST_SECONDS: Final = 10.0
+"""How long grants count that could not be looked at: a disk may hang for ever."""
 LOOK_SECONDS: Final = 1.0
 """How often the grants are looked at: what was revoked is refused after that."""
 
@@ -151,6 +154,10 @@ class Doorkeeper:
         self._seen: object = None
         self._settled = False
         self._look_at = 0.0
+        self._looks = 0
+        self._looks_seen = 0
+        self._asked_at = 0.0
+        self._unseen_s = 0.0
         self._complaints: list[str] = []
         self._closing = False
         self._wake_read, self._wake_write = system_socket.socketpair()
@@ -171,9 +178,23 @@ class Doorkeeper:
         if self._gateway is not None:
             self._seen = _look(self._folder)
             self.grants = self._with_gateway(read_grants(self._folder))
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._asked_at = time.monotonic()
+        self._look_at = self._asked_at + LOOK_SECONDS
         self._socket.bind(ENDPOINT)
         self._thread.start()
+
+    def trusted(self, now: float) -> Mapping[bytes, Grant]:
+        """The grants to go by at this monotonic time; none when the files were not looked at for
+        long, for who was revoked meanwhile must not stay in. To be asked often, by one thread.
+
+        Time in which nobody asks does not count: after a pause of the process both go on.
+        """
+        if self._looks != self._looks_seen:
+            self._looks_seen, self._unseen_s = self._looks, 0.0
+        else:
+            self._unseen_s += min(now - self._asked_at, TRUST_SECONDS / 10)
+        self._asked_at = now
+        return self.grants if self._unseen_s < TRUST_SECONDS else {}
 
     def close(self) -> None:
         """End the thread: nobody is let in any more. May be called again."""
@@ -183,7 +204,9 @@ class Doorkeeper:
         with suppress(OSError):
             self._wake_write.send(b"\0")
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            return  # it waits for a disk that hangs, and is a daemon
         self._socket.close(linger=0)
         self._wake_read.close()
         self._wake_write.close()
@@ -219,6 +242,7 @@ class Doorkeeper:
         if self._gateway is not None and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
             self._look()
+            self._looks += 1
         for _ in range(100):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)

@@ -17,7 +17,8 @@ follows what it has sent of a message that is not whole yet, at least:
 Answers that are not read fill the memory as well. While it has grown much, those are cut, too, that
 have had answers waiting for a second without taking a single byte.
 
-Beyond a number of connections the newest are not let in at all; and who calls itself by a name of
+Beyond a number of connections those that never sent a message make room for new ones, and where
+there are none the newest are not let in; and who calls itself by a name of
 megabytes, which would stand before each of its messages, is cut at the first one.
 """
 
@@ -122,10 +123,15 @@ class Connections:
         return {descriptor: each.peer for descriptor, each in self._open.items()}
 
     def accepted(self, descriptor: int, peer: str, now_ns: int) -> Cut | None:
-        """A new connection; None: it may stay."""
+        """A new connection. Whom to cut for it, where there are too many: the oldest by which no
+        message has ever come, for connecting alone proves nothing; without such a one itself."""
         self.ended(descriptor)
+        cut = None
         if len(self._open) >= self.most:
-            return Cut(descriptor, peer, TOO_MANY, 0)
+            cut = self._oldest_mute()
+            if cut is None:
+                return Cut(descriptor, peer, TOO_MANY, 0)
+            self.ended(cut.descriptor)
         if not self._open:
             # Nobody was there to be looked at.
             self._asked_ns = self._looked_ns = now_ns
@@ -137,6 +143,12 @@ class Connections:
             taken_ns=now_ns,
             taken_memory=self._last_memory,
         )
+        return cut
+
+    def _oldest_mute(self) -> Cut | None:
+        for descriptor, connection in self._open.items():
+            if not connection.whole and descriptor not in self._heard:
+                return Cut(descriptor, connection.peer, TOO_MANY, connection.unfinished)
         return None
 
     def ended(self, descriptor: int) -> str:

@@ -79,7 +79,7 @@ WRITING_OS = {
     "write",
     "writev",
 }
-READING_FLAGS = {"O_RDONLY", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW"}
+READING_FLAGS = {"O_RDONLY", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"}
 WRITING_METHODS = {"write_bytes", "write_text", "touch", "tofile", "memmap", "copyfile", "rmtree"}
 
 

@@ -199,12 +199,26 @@ def test_the_first_look_of_all_blames_nobody_for_what_was_there_before() -> None
 
 def test_connections_beyond_the_most_are_cut_and_not_counted() -> None:
     connections = Connections(2, LONGEST)
-    assert connections.accepted(5, "a:1", 0) is None
-    assert connections.accepted(6, "a:2", 0) is None
-    assert connections.accepted(7, "a:3", 0) == Cut(7, "a:3", TOO_MANY, 0)
+    for descriptor in (5, 6):
+        assert connections.accepted(descriptor, f"a:{descriptor}", 0) is None
+        connections.heard(descriptor)
+    assert connections.accepted(7, "a:7", 0) == Cut(7, "a:7", TOO_MANY, 0)
     assert len(connections) == 2
+    connections.look(LOOK_NS, BASE, {5: 1_000, 6: 1_000})
+    assert connections.accepted(7, "a:7", LOOK_NS) == Cut(7, "a:7", TOO_MANY, 0)
     connections.ended(5)
-    assert connections.accepted(8, "a:4", 0) is None
+    assert connections.accepted(8, "a:8", LOOK_NS) is None
+
+
+def test_who_only_connects_makes_room_for_others() -> None:
+    connections = Connections(3, LONGEST)
+    for descriptor in (5, 6, 7):
+        assert connections.accepted(descriptor, f"a:{descriptor}", 0) is None
+    connections.heard(5)
+    connections.look(LOOK_NS, BASE, {5: 1_000, 6: GREETING, 7: 0})
+    assert connections.accepted(8, "a:8", LOOK_NS) == Cut(6, "a:6", TOO_MANY, GREETING)
+    assert connections.accepted(9, "a:9", LOOK_NS) == Cut(7, "a:7", TOO_MANY, 0)
+    assert set(connections.peers()) == {5, 8, 9}
 
 
 def test_nothing_is_due_without_connections() -> None:

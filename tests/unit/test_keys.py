@@ -157,6 +157,8 @@ def test_what_is_no_name(name: str) -> None:
     [
         (("role", 'role = "owner"'), "needs a role"),
         (("role", "role = 3"), "needs a role"),
+        (("role", 'role = "Admin"'), "needs a role"),
+        (("role", 'role = "adm\u0131n"'), "needs a role"),
         (("role", ""), "needs a role"),
         (("public", ""), "has no key 'public'"),
         (("created", 'created = "yesterday"'), "'created' that is no time"),
@@ -209,6 +211,16 @@ def test_a_grant_whose_name_is_none_is_refused(tmp_path: Path) -> None:
     write(grant_path(tmp_path, "_bad name"), grant_text(ALICE))
     with pytest.raises(KeyFileError, match="has no good name"):
         read_grants(tmp_path)
+
+
+def test_a_pipe_in_place_of_a_grant_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    write(grant_path(tmp_path, "alice"), grant_text(ALICE))
+    os.mkfifo(grant_path(tmp_path, "bob"))
+    with pytest.raises(KeyFileError, match="is no file"):
+        read_grants(tmp_path)
+    grants, errors = good_grants(tmp_path)
+    assert set(grants) == {ALICE.public}
+    assert len(errors) == 1
 
 
 def test_without_a_folder_there_are_no_grants(tmp_path: Path) -> None:

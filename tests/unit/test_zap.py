@@ -478,6 +478,34 @@ def test_an_error_in_the_thread_ends_it_not(house: House, monkeypatch: pytest.Mo
     house.let_in(ALICE)
 
 
+def test_grants_that_cannot_be_looked_at_count_no_more_after_a_while(
+    house: House, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(_: Path) -> object:
+        hangs.set()
+        goes_on.wait(60)
+        return None
+
+    assert house.doorkeeper.trusted(time.monotonic()) == house.doorkeeper.grants
+    monkeypatch.setattr(zap, "_look", hang)
+    assert hangs.wait(30)
+    try:
+        now = time.monotonic()
+        house.doorkeeper.trusted(now)
+        # A pause of the whole process is no reason: the thread stood still, too.
+        now += 3_600
+        assert ALICE.public in house.doorkeeper.trusted(now)
+        for _ in range(int(zap.TRUST_SECONDS)):
+            now += 1
+            grants = house.doorkeeper.trusted(now)
+        assert grants == {}
+    finally:
+        goes_on.set()
+    eventually(lambda: house.doorkeeper.trusted(now), "they are looked at again")
+
+
 def test_nobody_is_let_in_without_the_thread(house: House) -> None:
     house.let_in(ALICE)
     house.doorkeeper.close()
