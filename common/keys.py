@@ -5,7 +5,8 @@ gateway meets its clients and the services one another, and `clients/NAME.toml`,
 client: its public key, its role and its limits. A client has a file of its own with its pair and
 the gateway's public key. All are small TOML files; keys are CURVE25519 in Z85, 40 characters.
 
-A file that holds a secret is refused when others could read it. No message, and no `repr`, shows a
+A file that holds a secret is refused when others could read it, and grants when others could change
+them. No message, and no `repr`, shows a
 secret.
 """
 
@@ -34,6 +35,7 @@ MAX_LIMIT: Final = 2**63 - 1
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
+_FIELD: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 NAME_RULE: Final = (
     "1 to 64 letters, digits, '.', '_' and '-', of which the first is a letter or a digit"
 )
@@ -137,9 +139,13 @@ def good_grants(folder: Path) -> tuple[dict[bytes, Grant], list[KeyFileError]]:
     """
     clients = folder / CLIENTS_FOLDER
     try:
+        for place in (folder, clients):
+            _check_writers(place, os.stat(place))
         names = sorted(os.listdir(clients))
     except FileNotFoundError:
         return {}, []
+    except KeyFileError as error:
+        return {}, [error]
     except OSError as error:
         return {}, [KeyFileError(clients, f"cannot be listed: {error.strerror}")]
     grants: dict[bytes, Grant] = {}
@@ -168,7 +174,9 @@ def read_grant(path: Path) -> Grant:
     known = {"public", "role", "created", "revoked", *LIMITS}
     unknown = sorted(set(table) - known)
     if unknown:
-        raise KeyFileError(path, f"has an unknown field {unknown[0]!r}")
+        # Only what looks like one: it might be a secret that lost its name.
+        told = f" {unknown[0]!r}" if _FIELD.fullmatch(unknown[0]) else ""
+        raise KeyFileError(path, f"has an unknown field{told}")
     role = _ROLES.get(text) if isinstance(text := table.get("role"), str) else None
     if role is None:
         raise KeyFileError(path, "needs a role: read, submit or admin")
@@ -246,6 +254,8 @@ def _read(path: Path, *, secret: bool) -> dict[str, Any]:
             f"belongs to user {state.st_uid} with mode {stat.S_IMODE(state.st_mode):04o}, so "
             f"others may know its secret; it must belong to user {os.getuid()} with mode 0600",
         )
+    if not secret:
+        _check_writers(path, state)
     if len(text) > MAX_FILE_BYTES:
         raise KeyFileError(path, "is too long for a key")
     try:
@@ -253,6 +263,18 @@ def _read(path: Path, *, secret: bool) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         # What is wrong in it could show a part of a secret.
         raise KeyFileError(path, "is not valid TOML") from (None if secret else error)
+
+
+def _check_writers(path: Path, state: os.stat_result) -> None:
+    """Raises KeyFileError where others could change what clients may do."""
+    mode = stat.S_IMODE(state.st_mode)
+    # Root may look after the folder of another user, whose services these are.
+    if (os.getuid() and state.st_uid not in (os.getuid(), 0)) or mode & 0o022:
+        raise KeyFileError(
+            path,
+            f"belongs to user {state.st_uid} with mode {mode:04o}, so others may change what "
+            "clients may do; it must belong to the services' user, and nobody else may write to it",
+        )
 
 
 def _open_at_once(path: str, _flags: int) -> int:

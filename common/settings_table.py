@@ -173,6 +173,11 @@ def check_endpoint(text: str) -> None:
         if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
             raise ValueError(f"{text!r} needs a host and a port from 1 to 65535: tcp://host:port")
     elif scheme == "ipc":
+        if address[0] in "@*":
+            raise ValueError(
+                f"{text!r} is a socket without a file, which every user of the machine could "
+                "reach; write ipc:// and a path"
+            )
         check_ipc_path(address)
 
 

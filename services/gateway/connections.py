@@ -55,7 +55,10 @@ MEMORY: Final = "memory"
 TOO_MANY: Final = "too_many"
 LONG_ID: Final = "long_routing_id"
 UNREAD: Final = "unread_answers"
-REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID, UNREAD)
+TAKEN_BYTES: Final = 64 << 10
+"""Who takes less in OLD_NS of what waits for it does not read."""
+REVOKED: Final = "revoked"
+REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID, UNREAD, REVOKED)
 UNREAD_BYTES: Final = 32 << 20
 """What answers that one connection does not read may take, about: nobody tells how much it is."""
 MAX_ROUTING_ID_BYTES: Final = 255
@@ -79,10 +82,12 @@ class Connection:
     since_ns: int = 0
     memory: int = 0
     taken: int = 0
-    """Bytes that it has acknowledged, when it was seen to take some for the last time, or nothing
+    """Bytes that it has acknowledged, when it was seen to take many for the last time, or nothing
     waited for it: `taken_ns`, with `taken_memory` bytes in the process."""
     taken_ns: int = 0
     taken_memory: int = 0
+    user: bytes = b""
+    """The key of who has sent a message by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,11 @@ class Connections:
         self._open: dict[int, Connection] = {}
         self._heard: set[int] = set()
         """Those by which a whole message has come since the last look, or since the suspicion."""
+        self._of: dict[bytes, int] = {}
+        """How many connections each key has."""
+        self._condemned: set[int] = set()
+        self._ripe: set[int] = set()
+        """Condemned at the last look, and before."""
         self._messages = 0
         self._suspects: dict[int, tuple[str, int]] = {}
         """Why, and how many bytes were unfinished."""
@@ -156,12 +166,42 @@ class Connections:
         connection = self._open.pop(descriptor, None)
         self._suspects.pop(descriptor, None)
         self._heard.discard(descriptor)
-        return "" if connection is None else connection.peer
+        self._condemned.discard(descriptor)
+        self._ripe.discard(descriptor)
+        if connection is None:
+            return ""
+        if connection.user:
+            self._count(connection.user, -1)
+        return connection.peer
 
     def heard(self, descriptor: int) -> None:
         """A whole message has come by this connection. Called for each message: must be cheap."""
         self._heard.add(descriptor)
         self._messages += 1
+
+    def spoke(self, descriptor: int, user: bytes) -> Cut | None:
+        """A message has come from the holder of this key. Whom to cut: this connection, when its
+        key has more of them already than it leaves to others."""
+        connection = self._open.get(descriptor)
+        if connection is None or connection.user == user:
+            return None
+        if connection.user:
+            self._count(connection.user, -1)
+        connection.user = user
+        if self._count(user, 1) <= self.most - len(self._open) + 1:
+            return None
+        return Cut(descriptor, connection.peer, TOO_MANY, 0)
+
+    def _count(self, user: bytes, change: int) -> int:
+        count = self._of.pop(user, 0) + change
+        if count:
+            self._of[user] = count
+        return count
+
+    def revoked(self, descriptor: int) -> None:
+        """Its key is not good any more: it is cut once it has been told so."""
+        if descriptor in self._open:
+            self._condemned.add(descriptor)
 
     def long_routing_id(self, descriptor: int) -> Cut | None:
         """A message has come from a client whose routing id is too long; None: by none of these."""
@@ -184,8 +224,8 @@ class Connections:
 
     @property
     def suspects(self) -> bool:
-        """Whether `verdicts` waits for proof."""
-        return bool(self._suspects)
+        """Whether `verdicts` has anybody in mind."""
+        return bool(self._suspects or self._ripe)
 
     def look(
         self, now_ns: int, memory: int, read: Mapping[int, int], taken: Mapping[int, int] = _NONE
@@ -211,12 +251,13 @@ class Connections:
                 old.append((connection.unfinished, descriptor, MEMORY, connection.memory))
             connection.taken_memory = connection.taken_memory or memory
             acknowledged = taken.get(descriptor)
-            if acknowledged is None or acknowledged != connection.taken:
+            if acknowledged is None or acknowledged - connection.taken >= TAKEN_BYTES:
                 connection.taken = acknowledged or 0
                 connection.taken_ns, connection.taken_memory = now_ns, memory
             elif now_ns - connection.taken_ns >= OLD_NS:
                 old.append((UNREAD_BYTES, descriptor, UNREAD, connection.taken_memory))
         self._blame(old, now_ns, memory)
+        self._ripe, self._condemned = self._condemned, set()
         self._enough = self._messages + ROUNDS * len(self._open)
         self._looked_ns = now_ns
         self._looked_memory = self._last_memory = memory
@@ -239,6 +280,13 @@ class Connections:
         """Whom to cut. `nothing_left`: no message waits to be received, now."""
         if now_ns - self._looked_ns < SOON_NS:
             return []
+        if self._ripe:
+            ripe, self._ripe = self._ripe, set()
+            return [
+                Cut(descriptor, self._open[descriptor].peer, REVOKED, 0)
+                for descriptor in ripe
+                if descriptor in self._open
+            ]
         for descriptor in self._heard.intersection(self._suspects):
             # Who does not read may ask for more all the time.
             if self._suspects[descriptor][0] != UNREAD:

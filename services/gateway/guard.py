@@ -127,15 +127,18 @@ class ConnectionGuard:
                     taken[descriptor] = seen.acknowledged
             connections.look(now_ns, memory, read, taken)
 
-    def heard(self, descriptor: int, client: bytes, now_ns: int) -> bool:
+    def heard(self, descriptor: int, client: bytes, user: bytes, now_ns: int) -> bool:
         """A whole message has come; whether to read it. Called for each message: must be cheap."""
         self.connections.heard(descriptor)
-        if len(client) <= MAX_ROUTING_ID_BYTES:
-            return True
-        cut = self.connections.long_routing_id(descriptor)
-        if cut is not None:
+        if len(client) > MAX_ROUTING_ID_BYTES:
+            cut = self.connections.long_routing_id(descriptor)
+            if cut is not None:
+                self._cut(cut, now_ns)
+            return False
+        if user and (cut := self.connections.spoke(descriptor, user)) is not None:
             self._cut(cut, now_ns)
-        return False
+            return False
+        return True
 
     def on_monitor(self, frames: Sequence[Buffer], now_ns: int) -> None:
         """A message of the monitor of the clients' socket."""

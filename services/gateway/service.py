@@ -247,11 +247,13 @@ class GatewayService(Shell):
     def _on_client(self, frames: list[Buffer], now_ns: int) -> None:
         clients = self._clients
         client = bytes(frames[0])
-        if self._guard is None or self._guard.heard(clients.source, client, now_ns):
+        if self._guard is None or self._guard.heard(clients.source, client, clients.user, now_ns):
             self.core.on_client(client, frames[1:], now_ns, clients.user)
 
     def _on_denied(self, request: ClientRequest, key: str, refusal: Refusal) -> None:
         forbidden = refusal.code == FORBIDDEN
+        if refusal.details.get("revoked") and self._guard is not None:
+            self._guard.connections.revoked(self._clients.source)
         if not forbidden:
             self.limited[str(refusal.details["limit"])] += 1
         throttle = self._denials[FORBIDDEN if forbidden else "limit"]

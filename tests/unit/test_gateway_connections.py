@@ -10,10 +10,12 @@ from tallybus.services.gateway.connections import (
     MEMORY,
     OLD_NS,
     RELIEF_NS,
+    REVOKED,
     ROUNDS,
     SLACK_BYTES,
     SOON_NS,
     STEP_BYTES,
+    TAKEN_BYTES,
     TOO_MANY,
     UNREAD,
     UNREAD_BYTES,
@@ -258,8 +260,11 @@ READ = {5: GREETING, 6: GREETING}
 def test_who_takes_none_of_its_answers_is_cut_when_the_memory_has_grown() -> None:
     connections = watched(5, 6)
     connections.look(LOOK_NS, BASE, READ, {5: 1_000, 6: 1_000})
-    connections.look(2 * LOOK_NS, BASE + GROWTH_BYTES // 2, READ, {5: 1_000, 6: 2_000})
-    connections.look(3 * LOOK_NS, BASE + GROWTH_BYTES + 1, READ, {5: 1_000, 6: 3_000})
+    much = {6: 1_000 + TAKEN_BYTES}
+    connections.look(2 * LOOK_NS, BASE + GROWTH_BYTES // 2, READ, {5: 1_000, **much})
+    much = {6: 1_000 + 2 * TAKEN_BYTES}
+    # A trickle is not reading.
+    connections.look(3 * LOOK_NS, BASE + GROWTH_BYTES + 1, READ, {5: 2_000, **much})
     # It goes on asking; that is no excuse.
     connections.heard(5)
     assert connections.verdicts(3 * LOOK_NS + SOON_NS, nothing_left=True) == [
@@ -274,10 +279,11 @@ def test_who_takes_none_of_its_answers_stays_while_there_is_memory() -> None:
         assert not connections.suspects
 
 
-def test_who_takes_a_byte_now_and_then_stays() -> None:
+def test_who_reads_slowly_stays() -> None:
     connections = watched(5)
     for number in range(1, 100):
-        connections.look(number * LOOK_NS, BASE + number * GROWTH_BYTES, {5: 300}, {5: number})
+        taken = number * TAKEN_BYTES
+        connections.look(number * LOOK_NS, BASE + number * GROWTH_BYTES, {5: 300}, {5: taken})
         assert not connections.suspects
 
 
@@ -301,3 +307,47 @@ def test_of_many_that_do_not_read_as_many_are_cut_as_the_growth_asks_for() -> No
         connections.look(number * LOOK_NS, memory, read, taken)
     cuts = connections.verdicts(2 * LOOK_NS + SOON_NS, nothing_left=True)
     assert 90 <= len(cuts) <= 110
+
+
+# -- keys ----------------------------------------------------------------------------------------
+
+
+def test_a_key_has_no_more_connections_than_it_leaves_to_others() -> None:
+    connections = Connections(16, LONGEST)
+    stays = 0
+    for descriptor in range(5, 21):
+        assert connections.accepted(descriptor, f"a:{descriptor}", 0) is None
+        connections.heard(descriptor)
+        cut = connections.spoke(descriptor, b"one")
+        if cut is None:
+            assert connections.spoke(descriptor, b"one") is None, "it counts once"
+            stays += 1
+        else:
+            assert cut == Cut(descriptor, f"a:{descriptor}", TOO_MANY, 0)
+            connections.ended(descriptor)
+    assert stays == 8
+    assert connections.accepted(30, "a:30", 0) is None
+    assert connections.spoke(30, b"two") is None
+    # What has ended leaves its place.
+    connections.ended(5)
+    assert connections.accepted(31, "a:31", 0) is None
+    assert connections.spoke(31, b"one") is None
+
+
+def test_a_connection_of_a_key_that_was_revoked_is_cut_after_it_was_told() -> None:
+    connections = watched(5, 6)
+    connections.heard(5)
+    connections.revoked(5)
+    connections.revoked(99)
+    assert connections.verdicts(SOON_NS, nothing_left=True) == []
+    connections.look(LOOK_NS, BASE, READ)
+    assert connections.suspects
+    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True) == [
+        Cut(5, "10.0.0.1:5", REVOKED, 0)
+    ]
+    assert not connections.suspects
+    # Gone by itself, meanwhile.
+    connections.revoked(6)
+    connections.look(2 * LOOK_NS, BASE, READ)
+    connections.ended(6)
+    assert connections.verdicts(3 * LOOK_NS, nothing_left=True) == []

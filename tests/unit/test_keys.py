@@ -213,6 +213,35 @@ def test_a_grant_whose_name_is_none_is_refused(tmp_path: Path) -> None:
         read_grants(tmp_path)
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o660, 0o602, 0o622])
+def test_a_grant_that_others_could_change_locks_its_client_out(tmp_path: Path, mode: int) -> None:
+    write(grant_path(tmp_path, "alice"), grant_text(ALICE))
+    bob = replace(ALICE, name="bob", public=OTHER.public)
+    write(grant_path(tmp_path, "bob"), grant_text(bob), mode)
+    with pytest.raises(KeyFileError, match="others may change"):
+        read_grants(tmp_path)
+    assert set(good_grants(tmp_path)[0]) == {ALICE.public}
+
+
+@pytest.mark.parametrize("place", [".", "clients"])
+def test_a_folder_that_others_could_change_lets_nobody_in(tmp_path: Path, place: str) -> None:
+    write(grant_path(tmp_path, "alice"), grant_text(ALICE))
+    (tmp_path / place).chmod(0o775)
+    with pytest.raises(KeyFileError, match="others may change"):
+        read_grants(tmp_path)
+    grants, errors = good_grants(tmp_path)
+    assert grants == {}
+    assert len(errors) == 1
+
+
+def test_a_field_that_does_not_look_like_one_is_not_repeated(tmp_path: Path) -> None:
+    secret = "5@/mQ.%7Wq" * 4
+    write(grant_path(tmp_path, "alice"), grant_text(ALICE) + f'"{secret}" = 1\n')
+    with pytest.raises(KeyFileError, match="unknown field") as raised:
+        read_grants(tmp_path)
+    assert secret not in str(raised.value)
+
+
 def test_a_pipe_in_place_of_a_grant_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     write(grant_path(tmp_path, "alice"), grant_text(ALICE))
     os.mkfifo(grant_path(tmp_path, "bob"))

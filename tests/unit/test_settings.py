@@ -130,6 +130,8 @@ def test_foreign_variables_are_left_alone() -> None:
         ({"bus.inproc_name": "a/b"}, "is not a name"),
         ({"bus.wal_data": "nowhere"}, "is not an endpoint"),
         ({"bus.wal_data": "ipc://" + "x" * 101}, "101 bytes, 100 are allowed"),
+        ({"bus.wal_data": "ipc://@wal"}, "a socket without a file"),
+        ({"gateway.endpoint": "ipc://*"}, "a socket without a file"),
         ({"gateway.endpoint": ""}, "is not an endpoint"),
         ({"gateway.endpoint": "tcp://127.0.0.1"}, "needs a host and a port"),
         ({"gateway.endpoint": "tcp://127.0.0.1:65536"}, "needs a host and a port"),

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,9 @@ class House:
         server = GATEWAY if domain == CLIENTS else SERVICES
         secure_client(socket, pair, server.public)
         socket.connect(self.endpoints[domain])
-        socket.send(b"hello")
+        # Who was refused already has no connection that would take it.
+        with suppress(zmq.Again):
+            socket.send(b"hello", zmq.NOBLOCK)
         return socket
 
     def let_in(self, pair: KeyPair, domain: str = CLIENTS) -> str:
