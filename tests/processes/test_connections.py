@@ -12,7 +12,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from tallybus import Client, Deposit, deposits
+from tallybus import AccessDenied, Client, Deposit, Timeout, deposits
+from tallybus.common.keys import Role
 from tests.processes.encrypted import Keys
 from tests.processes.pipeline import PATIENCE_S, Pipeline, eventually
 from tests.processes.raw_client import GREETING, RawClient, frame
@@ -187,6 +188,43 @@ def test_connections_beyond_the_most_are_closed_and_others_stay(
         eventually(let_in, "there is room again")
     lines = said(pipeline, "cut a connection", reason="too_many")
     assert 1 <= len(lines) <= 10, "told, and not each time"
+
+
+def test_a_key_takes_no_more_connections_than_it_leaves_and_none_once_it_is_revoked(
+    start_pipeline: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    keys = Keys(tmp_path)
+    greedy, other = keys.create("greedy", Role.READ), keys.create("other")
+    pipeline = start_pipeline(
+        gateway__max_connections=16, security__keys=keys.folder, metrics__address=""
+    )
+
+    def open_client(key: Path, timeout: float = PATIENCE_S) -> Client:
+        return Client(pipeline.endpoint, key=key, timeout=timeout)
+
+    with ExitStack() as stack:
+        served = 0
+        for _ in range(12):
+            client = stack.enter_context(open_client(greedy, 1.0))
+            with suppress(Timeout):
+                client.get_balance(1)
+                served += 1
+        assert 1 <= served < 12, "not all of them"
+        with open_client(other) as client:
+            assert client.submit_and_wait(Deposit(1, 1)).ok
+    with open_client(greedy) as client:
+        eventually(lambda: client.get_balance(1).balance == 1, "there is room again")
+        keys.keyring.revoke("greedy")
+
+        def denied() -> str:
+            try:
+                client.get_balance(1)
+            except AccessDenied as error:
+                return error.reason
+            return ""
+
+        eventually(lambda: denied() == "key", "its connection is cut, a new one is refused")
+    assert said(pipeline, "cut a connection", reason="revoked")
 
 
 def test_thousands_of_quick_connections_leave_nothing_behind(pipeline: Pipeline) -> None:
