@@ -517,8 +517,7 @@ _TABLE: Final = (
         "counter",
         "Connections over tcp that were cut, by reason: `endless_message`, `memory` (it had grown "
         "much, and a message was unfinished for long), `too_many`, `long_routing_id` (over 255 "
-        "bytes), `unread_answers` (the memory had grown much), `revoked` (the "
-        "key).",
+        "bytes), `unread_answers` (the memory had grown much).",
         ("reason",),
         _GATEWAY,
     ),

@@ -14,12 +14,12 @@ follows what it has sent of a message that is not whole yet, at least:
    since, although there was nothing left to receive at some moment (or so many messages have come
    from others that one of its own had to be among them: connections take turns).
 
-Answers that are not read fill the memory as well. While it has grown much, those are cut, too, that
-have had answers waiting for a second without taking a single byte.
+Answers that are not read fill the memory as well. When it has grown much since they began to wait,
+those are cut, too, that took next to none of them.
 
-Beyond a number of connections those that never sent a message make room for new ones, and where
-there are none the newest are not let in; and who calls itself by a name of
-megabytes, which would stand before each of its messages, is cut at the first one.
+Beyond a number of connections those that never sent a message make room for new ones, and those
+whose key was revoked; where there are none the newest are not let in. And who calls itself by a
+name of megabytes, which would stand before each of its messages, is cut at the first one.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ TOO_MANY: Final = "too_many"
 LONG_ID: Final = "long_routing_id"
 UNREAD: Final = "unread_answers"
 TAKEN_BYTES: Final = 64 << 10
-"""Who takes less in OLD_NS of what waits for it does not read."""
-REVOKED: Final = "revoked"
-REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID, UNREAD, REVOKED)
+"""Who takes less than this in OLD_NS, all the time that something waits for it, does not read."""
+REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID, UNREAD)
 UNREAD_BYTES: Final = 32 << 20
 """What answers that one connection does not read may take, about: nobody tells how much it is."""
 MAX_ROUTING_ID_BYTES: Final = 255
@@ -81,9 +80,10 @@ class Connection:
     unfinished: int = 0
     since_ns: int = 0
     memory: int = 0
+    waits: bool = False
+    """Whether something waits to be sent to it, at every look since `taken_ns`; then it had
+    acknowledged `taken` bytes, and the process had `taken_memory`."""
     taken: int = 0
-    """Bytes that it has acknowledged, when it was seen to take many for the last time, or nothing
-    waited for it: `taken_ns`, with `taken_memory` bytes in the process."""
     taken_ns: int = 0
     taken_memory: int = 0
     user: bytes = b""
@@ -111,9 +111,9 @@ class Connections:
         """Those by which a whole message has come since the last look, or since the suspicion."""
         self._of: dict[bytes, int] = {}
         """How many connections each key has."""
-        self._condemned: set[int] = set()
-        self._ripe: set[int] = set()
-        """Condemned at the last look, and before."""
+        self._of_all = 0
+        self._revoked: set[int] = set()
+        """Connections by which somebody has asked whose key is not good any more."""
         self._messages = 0
         self._suspects: dict[int, tuple[str, int]] = {}
         """Why, and how many bytes were unfinished."""
@@ -134,11 +134,12 @@ class Connections:
 
     def accepted(self, descriptor: int, peer: str, now_ns: int) -> Cut | None:
         """A new connection. Whom to cut for it, where there are too many: the oldest by which no
-        message has ever come, for connecting alone proves nothing; without such a one itself."""
+        message has ever come, for connecting alone proves nothing, or whose key was revoked; where
+        there is none, itself."""
         self.ended(descriptor)
         cut = None
         if len(self._open) >= self.most:
-            cut = self._oldest_mute()
+            cut = self._least_needed()
             if cut is None:
                 return Cut(descriptor, peer, TOO_MANY, 0)
             self.ended(cut.descriptor)
@@ -155,9 +156,10 @@ class Connections:
         )
         return cut
 
-    def _oldest_mute(self) -> Cut | None:
+    def _least_needed(self) -> Cut | None:
         for descriptor, connection in self._open.items():
-            if not connection.whole and descriptor not in self._heard:
+            mute = not connection.whole and descriptor not in self._heard
+            if mute or descriptor in self._revoked:
                 return Cut(descriptor, connection.peer, TOO_MANY, connection.unfinished)
         return None
 
@@ -166,8 +168,7 @@ class Connections:
         connection = self._open.pop(descriptor, None)
         self._suspects.pop(descriptor, None)
         self._heard.discard(descriptor)
-        self._condemned.discard(descriptor)
-        self._ripe.discard(descriptor)
+        self._revoked.discard(descriptor)
         if connection is None:
             return ""
         if connection.user:
@@ -188,20 +189,23 @@ class Connections:
         if connection.user:
             self._count(connection.user, -1)
         connection.user = user
-        if self._count(user, 1) <= self.most - len(self._open) + 1:
+        # Of all those places that are not some key's: who only connects takes none of them.
+        if self._count(user, 1) <= self.most - self._of_all + 1:
             return None
         return Cut(descriptor, connection.peer, TOO_MANY, 0)
 
     def _count(self, user: bytes, change: int) -> int:
+        self._of_all += change
         count = self._of.pop(user, 0) + change
         if count:
             self._of[user] = count
         return count
 
     def revoked(self, descriptor: int) -> None:
-        """Its key is not good any more: it is cut once it has been told so."""
+        """Its key is not good any more, and it was told so: it makes room when room is needed. Not
+        before, for a request that is on its way would seem to be lost."""
         if descriptor in self._open:
-            self._condemned.add(descriptor)
+            self._revoked.add(descriptor)
 
     def long_routing_id(self, descriptor: int) -> Cut | None:
         """A message has come from a client whose routing id is too long; None: by none of these."""
@@ -224,8 +228,8 @@ class Connections:
 
     @property
     def suspects(self) -> bool:
-        """Whether `verdicts` has anybody in mind."""
-        return bool(self._suspects or self._ripe)
+        """Whether `verdicts` waits for proof."""
+        return bool(self._suspects)
 
     def look(
         self, now_ns: int, memory: int, read: Mapping[int, int], taken: Mapping[int, int] = _NONE
@@ -251,13 +255,16 @@ class Connections:
                 old.append((connection.unfinished, descriptor, MEMORY, connection.memory))
             connection.taken_memory = connection.taken_memory or memory
             acknowledged = taken.get(descriptor)
-            if acknowledged is None or acknowledged - connection.taken >= TAKEN_BYTES:
+            if acknowledged is None or not connection.waits:
+                connection.waits = acknowledged is not None
                 connection.taken = acknowledged or 0
                 connection.taken_ns, connection.taken_memory = now_ns, memory
-            elif now_ns - connection.taken_ns >= OLD_NS:
+                continue
+            waited_ns = now_ns - connection.taken_ns
+            slowly = (acknowledged - connection.taken) * OLD_NS < TAKEN_BYTES * waited_ns
+            if slowly and waited_ns >= OLD_NS:
                 old.append((UNREAD_BYTES, descriptor, UNREAD, connection.taken_memory))
         self._blame(old, now_ns, memory)
-        self._ripe, self._condemned = self._condemned, set()
         self._enough = self._messages + ROUNDS * len(self._open)
         self._looked_ns = now_ns
         self._looked_memory = self._last_memory = memory
@@ -280,13 +287,6 @@ class Connections:
         """Whom to cut. `nothing_left`: no message waits to be received, now."""
         if now_ns - self._looked_ns < SOON_NS:
             return []
-        if self._ripe:
-            ripe, self._ripe = self._ripe, set()
-            return [
-                Cut(descriptor, self._open[descriptor].peer, REVOKED, 0)
-                for descriptor in ripe
-                if descriptor in self._open
-            ]
         for descriptor in self._heard.intersection(self._suspects):
             # Who does not read may ask for more all the time.
             if self._suspects[descriptor][0] != UNREAD:

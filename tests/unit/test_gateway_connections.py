@@ -10,7 +10,6 @@ from tallybus.services.gateway.connections import (
     MEMORY,
     OLD_NS,
     RELIEF_NS,
-    REVOKED,
     ROUNDS,
     SLACK_BYTES,
     SOON_NS,
@@ -334,20 +333,25 @@ def test_a_key_has_no_more_connections_than_it_leaves_to_others() -> None:
     assert connections.spoke(31, b"one") is None
 
 
-def test_a_connection_of_a_key_that_was_revoked_is_cut_after_it_was_told() -> None:
-    connections = watched(5, 6)
-    connections.heard(5)
-    connections.revoked(5)
-    connections.revoked(99)
-    assert connections.verdicts(SOON_NS, nothing_left=True) == []
-    connections.look(LOOK_NS, BASE, READ)
-    assert connections.suspects
-    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True) == [
-        Cut(5, "10.0.0.1:5", REVOKED, 0)
-    ]
-    assert not connections.suspects
-    # Gone by itself, meanwhile.
+def test_strangers_who_only_connect_take_no_places_of_keys() -> None:
+    connections = Connections(16, LONGEST)
+    for descriptor in range(100, 112):
+        assert connections.accepted(descriptor, "stranger:1", 0) is None
+    for descriptor in range(5, 13):
+        connections.accepted(descriptor, f"a:{descriptor}", 0)
+        connections.heard(descriptor)
+        assert connections.spoke(descriptor, b"one") is None
+
+
+def test_connections_of_a_key_that_was_revoked_make_room_when_it_is_needed() -> None:
+    connections = Connections(2, LONGEST)
+    for descriptor in (5, 6):
+        assert connections.accepted(descriptor, f"a:{descriptor}", 0) is None
+        connections.heard(descriptor)
     connections.revoked(6)
-    connections.look(2 * LOOK_NS, BASE, READ)
-    connections.ended(6)
-    assert connections.verdicts(3 * LOOK_NS, nothing_left=True) == []
+    connections.revoked(99)
+    connections.look(LOOK_NS, BASE, READ)
+    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True) == []
+    assert connections.accepted(7, "a:7", LOOK_NS) == Cut(6, "a:6", TOO_MANY, 0)
+    connections.heard(7)
+    assert connections.accepted(8, "a:8", LOOK_NS) == Cut(8, "a:8", TOO_MANY, 0)
