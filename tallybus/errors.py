@@ -120,7 +120,7 @@ class OutcomeUnknown(TallybusError):
 
 
 class AccessDenied(TallybusError):
-    """The ledger does not let this client in, or not do this; nothing was sequenced.
+    """The ledger does not let this client in, or not do this; the request had no effect.
 
     `request` is the protocol's name of the operation that was refused, None when the connection
     was. `reason`: "key" (the ledger does not take this client's key), "encryption" (it asks for a

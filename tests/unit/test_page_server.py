@@ -594,3 +594,8 @@ def test_it_listens_on_ipv6_too() -> None:
             assert until(client, b"\r\n").startswith(b"HTTP/1.1 200 ")
     finally:
         serving.server.close()
+
+
+def test_a_request_with_two_hosts_is_refused(page: Page) -> None:
+    hosts = b"Host: localhost\r\nHost: evil.example\r\n"
+    assert page.exchanged(b"GET / HTTP/1.1\r\n" + hosts + b"\r\n")[9:12] == b"400"

@@ -367,6 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if self.command not in ("GET", "HEAD"):
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
+        elif len(self.headers.get_all("Host", [])) > 1:
+            self._refuse(HTTPStatus.BAD_REQUEST, "a request has one Host")
         elif not host_is_ours(self.headers.get("Host"), self.server.host):
             self._refuse(
                 HTTPStatus.FORBIDDEN,
