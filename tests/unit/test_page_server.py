@@ -596,6 +596,6 @@ def test_it_listens_on_ipv6_too() -> None:
         serving.server.close()
 
 
-def test_a_request_with_two_hosts_is_refused(page: Page) -> None:
+def test_a_request_with_two_hosts_is_refused(page: Serving) -> None:
     hosts = b"Host: localhost\r\nHost: evil.example\r\n"
     assert page.exchanged(b"GET / HTTP/1.1\r\n" + hosts + b"\r\n")[9:12] == b"400"
