@@ -9,7 +9,8 @@ A record's fields (`RECORD_DTYPE`):
 |----|--------------|------|---------------------------------|-------------------------------------|
 | 0  | kind         | u8   | `Kind`                          | the same                            |
 | 1  | status       | u8   | 0                               | `Status` of the execution           |
-| 2  | entry_count  | u16  | 0                               | entries the transaction produced    |
+| 2  | entry_count  | u8   | 0                               | entries the transaction produced    |
+| 3  | reason       | u8   | 0                               | `Reason` of a call that failed      |
 | 4  | function     | u32  | index into the header's names   | CRC-32C of its binary, else 0       |
 | 8  | user_ref     | u64  | idempotency key, 0 = none       | the same                            |
 | 16 | account      | u64  | account, or a transfer's source | the same                            |
@@ -36,7 +37,12 @@ class Kind(IntEnum):
 
 
 class Status(IntEnum):
-    """Outcome of a transaction. 10..127 are reserved, 128..255 belong to functions."""
+    """Outcome of a transaction. 12..127 are reserved, 128..255 belong to functions.
+
+    NOT_RUN and SUSPENDED say that a call was recorded and not executed: nothing moved, and its
+    `user_ref` is free for another try. They come with a `Reason`. Without one, a status of 10..127
+    is an older record's whose function returned it: it was the function's own then.
+    """
 
     NONE = 0
     INSUFFICIENT_FUNDS = 1
@@ -48,6 +54,30 @@ class Status(IntEnum):
     DUPLICATE = 7
     BALANCE_OVERFLOW = 8
     QUOTA_EXCEEDED = 9
+    NOT_RUN = 10
+    SUSPENDED = 11
+
+
+class Reason(IntEnum):
+    """Why a function call failed, beside its status. 0..31; 0 where the status tells it all."""
+
+    NONE = 0
+    TRAP = 1
+    """INVALID_OPERATION: the code trapped, or could not be started."""
+    UNKNOWN_FUNCTION = 2
+    """INVALID_OPERATION: no function of this name is registered."""
+    BAD_RETURN = 3
+    """INVALID_OPERATION: it returned what no function may: DUPLICATE, 10..127, or beyond a byte."""
+    WORK = 4
+    """NOT_RUN: the calls before it used the submit's budget of work up."""
+    ENTRIES = 5
+    """NOT_RUN: the calls before it used the submit's budget of entries up."""
+    STOPPED = 6
+    """SUSPENDED: an operator had suspended the function before the call began."""
+    INTERRUPTED = 7
+    """SUSPENDED: an operator suspended the function while the call ran; it was undone."""
+    TIME = 8
+    """QUOTA_EXCEEDED: the call ran for longer than its fuel explains."""
 
 
 class Level(IntEnum):
@@ -81,7 +111,8 @@ RECORD_DTYPE: Final = np.dtype(
     [
         ("kind", "u1"),
         ("status", "u1"),
-        ("entry_count", "<u2"),
+        ("entry_count", "u1"),
+        ("reason", "u1"),
         ("function", "<u4"),
         ("user_ref", "<u8"),
         ("account", "<u8"),
@@ -92,7 +123,7 @@ RECORD_DTYPE: Final = np.dtype(
 RECORD_SIZE: Final = 40
 RECORD_WORDS: Final = 5
 """A batch of n records is viewed by the kernels as uint64[n, 5]; word 0 packs kind, status,
-entry_count and function from the lowest byte up."""
+entry_count, reason and function from the lowest byte up."""
 
 ENTRY_DTYPE: Final = np.dtype([("account", "<u8"), ("amount", "<i8")])
 """One entry of a function's transaction. Positive amounts are debits (add), negative ones
@@ -104,19 +135,32 @@ FAILURE_DTYPE: Final = np.dtype(
         ("offset", "<u4"),
         ("status", "u1"),
         ("original_status", "u1"),
-        ("reserved", "<u2"),
+        ("reason", "u1"),
+        ("leg", "u1"),
         ("duplicate_of", "<u8"),
     ]
 )
 """Outcome of one transaction that did not succeed, in a sparse list: `offset` counts from the first
 transaction of the list's range. For DUPLICATE, `duplicate_of` is the id of the first transaction
-with that user_ref and `original_status` is how that one ended; otherwise both are 0."""
+with that user_ref and `original_status` is how that one ended; otherwise both are 0. `reason` has a
+`Reason` in its five low bits; the three high ones are flags, none of which is given yet. `leg` is
+kept for transactions of several legs, and 0."""
+REASON_MASK: Final = 0x1F
+"""Bits of a row's `reason` that hold the `Reason`."""
 FAILURE_SIZE: Final = 16
 
 STATUS_DTYPE: Final = np.dtype(
-    [("stage", "u1"), ("status", "u1"), ("reserved", "<u2", (3,)), ("duplicate_of", "<u8")]
+    [
+        ("stage", "u1"),
+        ("status", "u1"),
+        ("reserved", "u1", (4,)),
+        ("reason", "u1"),
+        ("leg", "u1"),
+        ("duplicate_of", "<u8"),
+    ]
 )
-"""Answer of a status query for one transaction id: `Stage`, `Status`, link of a duplicate."""
+"""Answer of a status query for one transaction id: `Stage`, `Status`, `reason` and `leg` as in a
+failure row, link of a duplicate."""
 STATUS_SIZE: Final = 16
 
 
@@ -138,6 +182,7 @@ def _check_layout() -> None:
         "kind": 0,
         "status": 1,
         "entry_count": 2,
+        "reason": 3,
         "function": 4,
         "user_ref": 8,
         "account": 16,

@@ -147,13 +147,15 @@ def test_lack_of_funds_comes_before_overflow(engine: Engine) -> None:
 def test_the_output_is_the_input_with_its_outcome(engine: Engine) -> None:
     records = to_records([deposit(1, 5, 77), deposit(1, 5, 77), Operation(200, 1, 2, 3, 4)])
     records["status"] = 99
-    records["entry_count"] = 0xABCD
+    records["entry_count"] = 0xAB
+    records["reason"] = 0xCD
     records["function"] = 0xDEADBEEF
     before = records.tobytes()
     executed = engine.execute(records, 1)
     assert records.tobytes() == before
     assert executed.records["status"].tolist() == [0, Status.DUPLICATE, Status.INVALID_OPERATION]
     assert executed.records["entry_count"].tolist() == [2, 0, 0]
+    assert executed.records["reason"].tolist() == [0, 0, 0]
     assert executed.records["function"].tolist() == [0, 0, 0]
     for name in ("kind", "user_ref", "account", "counterparty", "amount"):
         assert (executed.records[name] == records[name]).all()
