@@ -363,8 +363,8 @@ def operations(parsed: ParsedCsv, batch: int, from_row: int = 1) -> list[Operati
         params = np.frombuffer(encoded.params, "<i8").reshape(-1, 8).tolist()
         assert len(params) == np.count_nonzero(encoded.records["kind"] == Kind.FUNCTION)
         for record in encoded.records.tolist():
-            kind, status, entries, function, ref, account, counterparty, amount = record
-            assert (status, entries) == (0, 0)
+            kind, status, entries, reason, function, ref, account, counterparty, amount = record
+            assert (status, entries, reason) == (0, 0, 0)
             match Kind(kind):
                 case Kind.DEPOSIT:
                     found.append(Deposit(account, amount, ref))
@@ -429,7 +429,7 @@ def test_a_file_of_calls_alone_needs_no_params_and_no_counterparty() -> None:
 def test_call_columns_that_are_empty_change_nothing() -> None:
     (batch,) = parse(CALLS + "deposit,1,2,,9,,\n").batches(10)
     assert isinstance(batch, np.ndarray)
-    assert batch.tolist() == [(1, 0, 0, 0, 9, 1, 0, 2)]
+    assert batch.tolist() == [(1, 0, 0, 0, 0, 9, 1, 0, 2)]
 
 
 def test_leading_zeros_of_calls_do_not_matter() -> None:

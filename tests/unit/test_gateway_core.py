@@ -821,7 +821,7 @@ def stages(answer: dict[str, Any]) -> list[tuple[int, int, int]]:
 def snapshot_rows(*rows: tuple[int, int, int]) -> memoryview:
     array = np.zeros(len(rows), STATUS_DTYPE)
     for place, (stage, status, duplicate) in enumerate(rows):
-        array[place] = (stage, status, (0, 0, 0), duplicate)
+        array[place] = (stage, status, (0, 0, 0, 0), 0, 0, duplicate)
     return as_buffer(array)
 
 

@@ -170,9 +170,9 @@ def test_contiguous_arrays_are_taken_as_they_are_and_others_copied() -> None:
 def test_columns_make_batches() -> None:
     batch = transfers([1, 2], np.array([3, 4], np.int32), 5, user_refs=range(7, 9))
     assert batch.dtype == OPERATION_DTYPE
-    assert batch.tolist() == [(3, 0, 0, 0, 7, 1, 3, 5), (3, 0, 0, 0, 8, 2, 4, 5)]
-    assert deposits(1, [2**64 - 1]).tolist() == [(1, 0, 0, 0, 0, 1, 0, 2**64 - 1)]
-    assert withdrawals(1, 2, 3).tolist() == [(2, 0, 0, 0, 3, 1, 0, 2)]
+    assert batch.tolist() == [(3, 0, 0, 0, 0, 7, 1, 3, 5), (3, 0, 0, 0, 0, 8, 2, 4, 5)]
+    assert deposits(1, [2**64 - 1]).tolist() == [(1, 0, 0, 0, 0, 0, 1, 0, 2**64 - 1)]
+    assert withdrawals(1, 2, 3).tolist() == [(2, 0, 0, 0, 0, 3, 1, 0, 2)]
     assert len(deposits([], [])) == 0
 
 
@@ -240,4 +240,4 @@ def test_ids_up_to_the_largest_are_exact() -> None:
 def test_statuses_without_a_name_stay_numbers() -> None:
     assert status_of(7) is Status.DUPLICATE
     assert (status_of(128), type(status_of(128))) == (128, int)
-    assert type(status_of(10)) is int
+    assert type(status_of(12)) is int

@@ -54,31 +54,31 @@ class Batch:
     entries: list[tuple[int, int]] = field(default_factory=list)
 
     def deposit(self, account: int, amount: int) -> "Batch":
-        self.rows.append((Kind.DEPOSIT, Status.NONE, 2, 0, 0, account, 0, amount))
+        self.rows.append((Kind.DEPOSIT, Status.NONE, 2, 0, 0, 0, account, 0, amount))
         return self
 
     def transfer(self, source: int, target: int, amount: int) -> "Batch":
         moved = 0 if source == target else 2
-        self.rows.append((Kind.TRANSFER, Status.NONE, moved, 0, 0, source, target, amount))
+        self.rows.append((Kind.TRANSFER, Status.NONE, moved, 0, 0, 0, source, target, amount))
         return self
 
     def failed(self, status: int) -> "Batch":
-        self.rows.append((Kind.TRANSFER, status, 0, 0, 0, 1, 2, 3))
+        self.rows.append((Kind.TRANSFER, status, 0, 0, 0, 0, 1, 2, 3))
         return self
 
     def duplicate(self, first: int) -> "Batch":
-        self.rows.append((Kind.DEPOSIT, Status.DUPLICATE, 0, 0, 77, 1, 0, 3))
+        self.rows.append((Kind.DEPOSIT, Status.DUPLICATE, 0, 0, 0, 77, 1, 0, 3))
         self.links.append(first)
         return self
 
     def function(self, *entries: tuple[int, int]) -> "Batch":
-        self.rows.append((Kind.FUNCTION, Status.NONE, len(entries), 9, 0, 0, 0, 0))
+        self.rows.append((Kind.FUNCTION, Status.NONE, len(entries), 0, 9, 0, 0, 0, 0))
         self.entries += entries
         return self
 
     def registered(self, name: str, version: int, crc: int, status: int = 0) -> "Batch":
         words = name_words(name).tolist()
-        self.rows.append((Kind.FUNCTION_REGISTERED, status, 0, crc, 0, version, 0, len(words)))
+        self.rows.append((Kind.FUNCTION_REGISTERED, status, 0, 0, crc, 0, version, 0, len(words)))
         self.params += words
         return self
 
