@@ -325,6 +325,20 @@ class FunctionSettings(Section):
     max_functions: int = setting(
         1_024, "Functions that may be registered at a time.", minimum=1, maximum=100_000
     )
+    submit_ms: int = setting(
+        100,
+        "Milliseconds of the transactor's time that the calls of one submit may take together. The "
+        "calls behind the one that reaches it end NOT_RUN and may be submitted again.",
+        minimum=1,
+        maximum=60_000,
+    )
+    submit_entries: int = setting(
+        1_048_576,
+        "Entries that the calls of one submit may make together; 16 bytes each in the log. The "
+        "calls behind the one that reaches it end NOT_RUN and may be submitted again.",
+        minimum=255,
+        maximum=100_000_000,
+    )
 
     @property
     def fuel_overrides(self) -> dict[str, int]:

@@ -110,6 +110,8 @@ class Submit(ClientRequest):
     term: int = 0
     failures: Any = ()
     computed: bool = False
+    charge: Any = None
+    """Of one with calls, until it is executed: what it is expected to take (`work.Charge`)."""
 
     @property
     def last(self) -> int:

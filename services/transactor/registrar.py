@@ -168,6 +168,10 @@ class Registrar:
                     "fuel": each.fuel_total,
                     "fuel_limit": each.fuel_limit,
                     "mean_ns": each.mean_ns,
+                    "p99_ns": each.p99_ns,
+                    "work_ns": each.work_ns,
+                    "reasons": dict(each.reasons),
+                    "suspended": each.suspended,
                 }
             )
         return found

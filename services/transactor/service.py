@@ -42,7 +42,10 @@ class TransactorService(Shell):
         self._mismatched_at = 0
         self._registrar: Registrar | None = None
         self.core = TransactorCore(
-            self.new_incarnation(), self.settings.bus.max_in_flight, self.heartbeat_ns
+            self.new_incarnation(),
+            self.settings.bus.max_in_flight,
+            self.heartbeat_ns,
+            limits_from(self.settings.functions).budget,
         )
         if isinstance(self.meter, TransactorMeter):
             self.core.count = self.meter.outcomes.count
@@ -59,10 +62,17 @@ class TransactorService(Shell):
     def step(self, now_ns: int) -> None:
         if self.core.recovering:
             self._recover()
+        self.core.go_on()
         if self._warmer is not None:
             self._warmer.keep_up()
         if self._registrar is not None:
             self._look_at_modules(self._registrar)
+
+    def timeout_ns(self, now_ns: int) -> int:
+        return 0 if self.core.may_go_on else super().timeout_ns(now_ns)
+
+    def finished(self) -> bool:
+        return not self.core.under_way and super().finished()
 
     def idle(self) -> None:
         if self._warmer is not None:

@@ -68,12 +68,14 @@ class Rig:
     def hear(self, index: int = 0) -> None:
         """Every stage is up and at `index`."""
         self.sequencer(index)
-        for stage in ("transactor", "wal", "snapshotter"):
+        for stage in ("wal", "transactor", "wal", "snapshotter"):
             self.status(stage, index)
 
     def status(self, stage: str, index: int, *, term: int | None = None) -> None:
         term = self.term if term is None else term
         message = StageStatus(stage, term, self.lives[stage], index, index + 1, index)
+        if stage == "wal":
+            message.peer = self.lives["transactor"]
         self.core.on_status(message, self.now)
 
     def sequencer(self, index: int = 0) -> None:

@@ -131,6 +131,7 @@ def test_questions_are_repeated_until_answered(rig: FunctionRig) -> None:
     again = rig.questions()
     assert [type(each) for each in again] == [Prepare, FunctionsQuery]
     rig.lives["transactor"] += 100
+    rig.status("wal", 0)
     rig.status("transactor", 0)
     assert [type(each) for each in rig.questions()] == [Prepare, FunctionsQuery]
 

@@ -50,7 +50,8 @@ def call_once(
     words[layout.KEEP_TRAP] = 1
     calls.begin(balances, np.zeros(1, np.uint64), row)
     word = int(_CALL(words.ctypes.data, 0))
-    _, entries = calls.end()
+    _, entries = calls.end_slice()
+    calls.finish()
     trap = ""
     if words[layout.TRAP]:
         trap = sandbox.trap_text(int(words[layout.TRAP]))
