@@ -67,8 +67,8 @@ class Charge:
 
     customer: Customer
     calls: dict[str, int]
-    expected_ns: float = 0.0
-    weight_ns: float = 0.0
+    expected_ns: int = 0
+    weight_ns: int = 0
     factor: float = 1.0
     sent: bool = False
 
@@ -91,7 +91,7 @@ class WorkQueue:
         self._before: tuple[bytes, int] = (b"", -ACTIVE_NS)
         self.operations = 0
         """That wait here."""
-        self.outstanding_ns = 0.0
+        self.outstanding_ns = 0
         self.worked: dict[bytes, int] = {}
         """Nanoseconds that each client's calls took, since somebody took this."""
         self.sharers = 1
@@ -215,9 +215,9 @@ class WorkQueue:
         for name, count in charge.calls.items():
             expected += count * own.get(name, known.get(name, float(UNKNOWN_NS)))
             calls += count
-        least = min(calls * UNKNOWN_NS, self._budget_ns) / SURPRISE
-        charge.expected_ns = min(expected, float(self._budget_ns))
-        charge.weight_ns = max(charge.expected_ns, least)
+        least = min(calls * UNKNOWN_NS, self._budget_ns) // SURPRISE
+        charge.expected_ns = min(int(expected), self._budget_ns)
+        charge.weight_ns = max(charge.expected_ns, least, 1)
         charge.factor = factor
 
     # -- learning --------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class WorkQueue:
         charge: Charge | None = submit.charge
         if charge is not None and charge.sent:
             submit.charge = None
-            self.outstanding_ns = max(0.0, self.outstanding_ns - charge.weight_ns)
+            self.outstanding_ns -= charge.weight_ns
 
     def _learn(self, charge: Charge, factor: float) -> None:
         """Its calls took `factor` times what was expected. What is slower than expected is believed
@@ -252,7 +252,7 @@ class WorkQueue:
         own, known = charge.customer.expected, self._known
         for name in charge.calls:
             before = own.get(name, known.get(name, float(UNKNOWN_NS)))
-            heard = before * factor
+            heard = min(before * factor, float(self._budget_ns))
             first = name not in own
             now = heard if first or heard > before else before + (heard - before) / 8
             for memory in (own, known):

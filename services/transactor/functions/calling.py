@@ -82,7 +82,6 @@ _MAX_BALANCE: Final = np.int64(MAX_BALANCE)
 _LARGEST_AMOUNT: Final = _U(2**63 - 1)
 _NOT_DONE: Final = _U(2**64 - 1)
 _SLOW_FUEL: Final = _U(layout.SLOW_FUEL)
-_LOOK_UNITS: Final = _U(layout.LOOK_UNITS)
 _CALL_UNITS: Final = _U(layout.CALL_UNITS)
 _FRESH_UNITS: Final = _U(layout.FRESH_UNITS)
 _SLICE_OVER: Final = _U(layout.SLICE_OVER)
@@ -201,6 +200,7 @@ _VIRTUAL_NS: Final = _at(layout.VIRTUAL_NS)
 _SET_DEADLINE: Final = _at(layout.SET_DEADLINE)
 _REASON: Final = _at(layout.REASON)
 _LAST_SLOT: Final = _at(layout.LAST_SLOT)
+_LOOK_AFTER: Final = _at(layout.LOOK_AFTER)
 
 
 _HOST_FUNCTION: Final = types.uint64(types.uint64, types.uint64, types.uint64, types.uint64)
@@ -549,7 +549,7 @@ def call_function(state: Any, name: Any) -> Any:
     if sampled:
         _count_duration(slot, _now(state) - began)
     units += used + load(state + _UNITS)
-    if units >= _LOOK_UNITS:
+    if units >= load(state + _LOOK_AFTER):
         _look(state, slot)
     else:
         store(state + _UNITS, units)

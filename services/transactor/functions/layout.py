@@ -119,7 +119,9 @@ REASON: Final = 87
 """Of the last call: `Reason`."""
 LAST_SLOT: Final = 88
 """Address of the slot that ran last in the batch, 0 if none did."""
-STATE_WORDS: Final = 89
+LOOK_AFTER: Final = 89
+"""UNITS after which the clock is looked at."""
+STATE_WORDS: Final = 90
 
 # Words of a slot: one live function.
 CONTEXT: Final = 0

@@ -101,6 +101,8 @@ class CallState:
         words[layout.USED] = 0
         words[layout.UNITS] = 0
         words[layout.LOOKED_NS] = self._now_ns()
+        # Where time is counted in fuel, looking costs nothing.
+        words[layout.LOOK_AFTER] = layout.LOOK_UNITS if words[layout.CLOCK] else 1
         words[layout.SLICE_NS] = words[layout.SLICE_LEFT_NS] = slice_ns
         words[layout.STOP] = 0
 
