@@ -6,7 +6,8 @@ Plain values; nothing here does I/O. A single call is `tallybus.operations.Funct
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tallybus.checks import i64_rows, place, u64_array
 from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
-from tallybus.common.record import RECORD_DTYPE, Kind, Status
+from tallybus.common.record import RECORD_DTYPE, Kind, Reason, Status
 from tallybus.errors import InvalidRequest
 from tallybus.transactions import Entry
 
@@ -43,8 +44,11 @@ class FunctionInfo:
 
     `tx_id` is its registration. `calls` includes those that failed; `failures` has how many ended
     with which status. `fuel_total` is what all calls used together, `fuel_limit` what one call may
-    use. `mean_ns` is the mean time of a call in nanoseconds, of sampled calls; None before the
-    first sample.
+    use. `mean_ns` is the mean time of a call in nanoseconds, and `p99_ns` what 99 of 100 calls
+    need at most, both of a sample of the calls; None before the first one. `work_ns` is the time of
+    the transactor that all calls took together. `reasons` has how many calls ended with which
+    `Reason`. While the function is `suspended`, its calls end SUSPENDED. From a gateway that is
+    older than they are, the last four are 0, empty and False.
     """
 
     name: str
@@ -56,6 +60,10 @@ class FunctionInfo:
     fuel_total: int
     fuel_limit: int
     mean_ns: float | None
+    p99_ns: float | None = None
+    work_ns: int = 0
+    reasons: Mapping[Reason, int] = field(default_factory=lambda: MappingProxyType({}))
+    suspended: bool = False
 
     @property
     def fuel_mean(self) -> float | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -92,8 +92,8 @@ class WorkQueue:
         self.operations = 0
         """That wait here."""
         self.outstanding_ns = 0
-        self.worked: dict[bytes, int] = {}
-        """Nanoseconds that each client's calls took, since somebody took this."""
+        self.charged: Callable[[bytes, int], None] | None = None
+        """Called with a client and the nanoseconds that its calls took, where somebody counts."""
         self.sharers = 1
         """Gateways among which the time is divided."""
 
@@ -232,7 +232,8 @@ class WorkQueue:
         if took_ns is None:
             return
         customer = charge.customer
-        self.worked[customer.owner] = self.worked.get(customer.owner, 0) + took_ns
+        if self.charged is not None:
+            self.charged(customer.owner, took_ns)
         customer.turn_ns += int((took_ns - charge.expected_ns) * charge.factor)
         calls = sum(charge.calls.values())
         ran = calls - _not_run(submit.failures)

@@ -132,6 +132,7 @@ def _take(run: LogRun, wanted: NDArray[np.uint64], found: NDArray[Any]) -> None:
     statuses = run.records["status"]
     result = found[low:high]
     result["status"] = statuses[offsets]
+    result["reason"] = run.records["reason"][offsets]
     result["stage"] = np.where(result["status"] == Status.NONE, Stage.ON_SNAPSHOT, Stage.ERROR)
     linked = np.flatnonzero(result["status"] == Status.DUPLICATE)
     if len(linked):

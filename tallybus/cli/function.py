@@ -20,6 +20,7 @@ from tallybus.cli.options import (
     json_option,
 )
 from tallybus.cli.output import print_json, print_table, print_values
+from tallybus.cli.suspend import resume_command, suspend_command, suspended_command
 from tallybus.cli.transact import CALL_MEANINGS, status_text
 from tallybus.cli.transaction import crc_text, entries_as_json, print_entries
 from tallybus.common.record import Status
@@ -109,7 +110,7 @@ def list_command(endpoint: str, key: str | None, timeout: float, as_json: bool) 
     print_table(
         (
             *("name", "version", "crc32c", "calls", "failures"),
-            *("fuel", "mean fuel", "fuel limit", "mean time"),
+            *("fuel", "mean fuel", "fuel limit", "mean time", "p99", "work", ""),
         ),
         [
             (
@@ -122,6 +123,9 @@ def list_command(endpoint: str, key: str | None, timeout: float, as_json: bool) 
                 "" if each.fuel_mean is None else f"{each.fuel_mean:.1f}",
                 each.fuel_limit,
                 "" if each.mean_ns is None else f"{each.mean_ns:.0f} ns",
+                "" if each.p99_ns is None else f"{each.p99_ns:.0f} ns",
+                f"{each.work_ns / 1e9:.3f} s",
+                "suspended" if each.suspended else "",
             )
             for each in functions
         ],
@@ -248,4 +252,12 @@ def _as_json(info: FunctionInfo) -> dict[str, Any]:
         "fuel_mean": info.fuel_mean,
         "fuel_limit": info.fuel_limit,
         "mean_ns": info.mean_ns,
+        "p99_ns": info.p99_ns,
+        "work_ns": info.work_ns,
+        "reasons": {reason.name: count for reason, count in info.reasons.items()},
+        "suspended": info.suspended,
     }
+
+
+for _command in (suspend_command, resume_command, suspended_command):
+    function_command.add_command(_command)

@@ -320,6 +320,7 @@ class TransactorShell(TransactorService):
         self.core = core
         self._warmer = None
         self._registrar = None
+        self._watcher = None
         self._mismatched_at = 0
 
     def _look_at_modules(self, registrar: Registrar) -> None:
@@ -327,6 +328,9 @@ class TransactorShell(TransactorService):
         while self.core.modules:
             module = self.core.modules.popleft()
             self.core.prepared(module, registrar.prepared._prepare(module.binary))
+
+    def _watch(self, registrar: Registrar) -> None:
+        pass  # no threads: the node suspends functions itself
 
     def close(self) -> None:
         if self._registrar is not None:

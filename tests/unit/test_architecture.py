@@ -40,6 +40,8 @@ PURE = {
     "tallybus.services.gateway.access",
     "tallybus.services.gateway.connections",
     "tallybus.services.gateway.quotas",
+    "tallybus.services.gateway.work",
+    "tallybus.services.transactor.functions.budget",
 }
 IMPURE = {
     "asyncio",

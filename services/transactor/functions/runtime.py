@@ -158,6 +158,11 @@ class FunctionRuntime:
         self.calls.words[layout.OVERTIME] = count
         self.interrupt()
 
+    def fuel_at(self, address: int) -> int:
+        """Fuel of a call of the function in the slot at this address."""
+        offset = address - self.calls.slots.ctypes.data
+        return int(self.calls.slots[offset // (8 * layout.SLOT_WORDS), layout.FUEL])
+
     def renew_deadlines(self) -> None:
         """After interruptions, in the thread that executes: calls run again."""
         if self._renewed == self._epoch:
