@@ -370,6 +370,9 @@ class Submissions:
         expected = max(expected, self.link.base)
         while self._batches and (oldest := next(iter(self._batches))) < expected:
             batch = self._batches[oldest]
+            if batch.first and batch.first + batch.count > self._results_next:
+                # It is executed again; the sequencer's status was older than its ids.
+                return
             code = protocol.OUTCOME_UNKNOWN if batch.computed else protocol.LOST
             why = "only a part was executed" if batch.computed else "its ids went to others"
             self._drop(batch, code, why)

@@ -68,6 +68,8 @@ class Charge:
     customer: Customer
     calls: dict[str, int]
     expected_ns: int = 0
+    call_ns: float = 0.0
+    """Of one of its calls, on average."""
     weight_ns: int = 0
     factor: float = 1.0
     sent: bool = False
@@ -216,6 +218,7 @@ class WorkQueue:
             expected += count * own.get(name, known.get(name, float(UNKNOWN_NS)))
             calls += count
         least = min(calls * UNKNOWN_NS, self._budget_ns) // SURPRISE
+        charge.call_ns = expected / max(1, calls)
         charge.expected_ns = min(int(expected), self._budget_ns)
         charge.weight_ns = max(charge.expected_ns, least, 1)
         charge.factor = factor
@@ -237,8 +240,8 @@ class WorkQueue:
         customer.turn_ns += int((took_ns - charge.expected_ns) * charge.factor)
         calls = sum(charge.calls.values())
         ran = calls - _not_run(submit.failures)
-        if ran > 0 and charge.expected_ns > 0:
-            self._learn(charge, took_ns / ran * calls / charge.expected_ns)
+        if ran > 0 and charge.call_ns > 0:
+            self._learn(charge, took_ns / ran / charge.call_ns)
 
     def give_up(self, submit: Submit) -> None:
         """It is not outstanding any more."""

@@ -1174,3 +1174,197 @@ def test_a_mutated_request_does_not_raise(noise: bytes, data: st.DataObject) -> 
     rig.now = MAX_WAIT_MS * MS + 1
     rig.sent()
     assert len(rig.answers()) == 1
+
+
+# -- another transactor ----------------------------------------------------------------------------
+
+
+def another_transactor(rig: Rig, start: int, index: int) -> None:
+    """The log follows another one, which has executed up to `index`, from `start` on itself."""
+    rig.lives["transactor"] += 100
+    rig.status("wal", start - 1)
+    message = StageStatus(
+        "transactor", rig.term, rig.lives["transactor"], index, index + 1, 0, start=start
+    )
+    rig.core.on_status(message, rig.now)
+
+
+def running_submit(rig: Rig, level: Level, count: int = 4) -> None:
+    rig.submit(1, count, level)
+    (request,) = rig.sent()
+    rig.sequencer(count)
+    rig.assign((request.request, 1, count))
+
+
+@pytest.mark.parametrize("level", [Level.COMMITTED, Level.SNAPSHOT])
+def test_outcomes_of_a_transactor_that_died_are_void_from_where_the_next_one_began(
+    level: Level,
+) -> None:
+    rig = Rig()
+    running_submit(rig, level)
+    rig.results(1, 1, 4, [(3, Status.NOT_RUN)])
+    another_transactor(rig, 3, 2)
+    rig.status("wal", 4)
+    rig.status("snapshotter", 4)
+    assert rig.answers() == []
+    rig.results(1, 3, 2, [(0, Status.NOT_RUN)])
+    rig.status("wal", 4)
+    rig.status("snapshotter", 4)
+    assert failed(rig.answer()) == [(2, Status.NOT_RUN)]
+
+
+def test_outcomes_before_where_the_next_one_began_hold() -> None:
+    rig = Rig()
+    running_submit(rig, Level.COMMITTED)
+    rig.results(1, 1, 3, [(0, 200), (2, 201)])
+    another_transactor(rig, 3, 2)
+    rig.results(1, 3, 2)
+    rig.status("wal", 4)
+    assert failed(rig.answer()) == [(0, 200)]
+
+
+def test_what_is_durable_is_not_told_before_it_is_known_whose_outcome_it_is() -> None:
+    rig = Rig()
+    running_submit(rig, Level.COMMITTED)
+    rig.results(1, 1, 4)
+    rig.lives["transactor"] += 100
+    rig.status("wal", 4)
+    assert rig.answers() == [], "the log follows one that was not heard of"
+    another = StageStatus("transactor", 1, rig.lives["transactor"], 4, 5, 4, start=5)
+    rig.core.on_status(another, rig.now)
+    rig.status("wal", 4)
+    assert told(rig.answer()) == (1, 1, 4, 2)
+
+
+def test_a_snapshot_does_not_tell_what_the_log_has_not() -> None:
+    rig = Rig()
+    running_submit(rig, Level.SNAPSHOT)
+    rig.results(1, 1, 4)
+    rig.lives["transactor"] += 100
+    rig.status("snapshotter", 4)
+    assert rig.answers() == []
+    rig.lives["transactor"] -= 100
+    rig.status("wal", 4)
+    assert told(rig.answer()) == (1, 1, 4, 3)
+
+
+def test_a_transactor_that_the_log_does_not_follow_is_not_believed() -> None:
+    rig = Rig()
+    running_submit(rig, Level.COMPUTED)
+    rig.lives["transactor"] += 100
+    rig.status("transactor", 4)
+    rig.results(1, 1, 4)
+    assert rig.answers() == []
+    assert rig.asked_again() == []
+    rig.lives["transactor"] -= 100
+    rig.results(1, 1, 4)
+    assert told(rig.answer()) == (1, 1, 4, 1)
+
+
+def test_statuses_follow_the_transactor_that_executed_again() -> None:
+    rig = Rig()
+    running_submit(rig, Level.NONE)
+    assert told(rig.answer()) == (1, 1, 4, 0)
+    rig.results(1, 1, 4, [(1, 200), (2, 201), (3, 202)])
+    another_transactor(rig, 3, 2)
+    rig.ask("status", 2, keys(2, 3, 4))
+    assert stages(rig.answer()) == [
+        (Stage.ERROR, 200, 0),
+        (Stage.PENDING, 0, 0),
+        (Stage.PENDING, 0, 0),
+    ]
+    rig.results(1, 3, 2, [(1, 203)])
+    rig.ask("status", 3, keys(2, 3, 4))
+    assert stages(rig.answer()) == [
+        (Stage.ERROR, 200, 0),
+        (Stage.COMPUTED, 0, 0),
+        (Stage.ERROR, 203, 0),
+    ]
+
+
+# -- calls of functions ----------------------------------------------------------------------------
+
+
+def call_records(count: int) -> bytes:
+    records = np.zeros(count, RECORD_DTYPE)
+    records["kind"] = Kind.FUNCTION
+    return records.tobytes()
+
+
+def submit_calls(rig: Rig, request: int, count: int = 1, *, client: bytes = b"c") -> None:
+    rig.ask(
+        "submit", request, call_records(count), bytes(64 * count),
+        client=client, count=count, wait=1, names=["f"],
+    )  # fmt: skip
+
+
+def test_submits_that_were_joined_keep_their_bounds_on_the_way() -> None:
+    rig = Rig()
+    submit_calls(rig, 1, 2, client=b"a")
+    submit_calls(rig, 1, 3, client=b"b")
+    (request,) = rig.sent()
+    assert request.counts == [2, 3]
+    rig.now += 10**9
+    submit_calls(rig, 2, 4, client=b"a")
+    (request,) = rig.sent()
+    assert request.counts == []
+
+
+def test_plain_submits_pass_the_calls_that_wait_for_their_turn() -> None:
+    rig = Rig()
+    for number in range(1, 4):
+        submit_calls(rig, number, 30, client=b"a")
+    (calls,) = rig.sent()
+    assert calls.count == 30, "nobody knows how long they take"
+    rig.submit(4, client=b"b")
+    (plain,) = rig.sent()
+    assert plain.count == 1
+    rig.submit(5, client=b"a")
+    assert rig.sent() == [], "it stays behind its own client's calls"
+
+
+def test_calls_that_waited_in_vain_had_no_effect() -> None:
+    rig = Rig()
+    for number in (1, 2):
+        submit_calls(rig, number, 30)
+    assert len(rig.sent()) == 1
+    rig.now += MAX_WAIT_MS * MS
+    first, second = rig.answers()
+    assert (first["id"], first["error"]) == (1, "timeout")
+    assert (second["id"], second["error"]) == (2, "overloaded")
+    assert "nothing was done" in second["message"]
+    rig.results(1, 1, 30)
+    rig.now += 10**9
+    assert rig.sent() == []
+    assert not rig.core.under_way
+
+
+def test_the_time_of_each_submit_is_charged_to_its_client() -> None:
+    rig = Rig()
+    charged: list[tuple[bytes, int]] = []
+    rig.core.submissions.work.charged = lambda owner, ns: charged.append((owner, ns))
+    submit_calls(rig, 1, 2, client=b"a")
+    submit_calls(rig, 1, 3, client=b"b")
+    (request,) = rig.sent()
+    rig.core.on_results(
+        Results(
+            rig.term,
+            rig.lives["transactor"],
+            1,
+            2,
+            [[ME, request.request, 1, 2, 0]],
+        )
+    )
+    assert charged == []
+    rig.core.on_results(
+        Results(
+            rig.term,
+            rig.lives["transactor"],
+            3,
+            3,
+            [[ME, request.request, 3, 3, 0]],
+            work=[20, 30],
+        )
+    )
+    assert charged == [(b"a", 20), (b"b", 30)]
+    assert len(rig.answers()) == 2
