@@ -22,7 +22,8 @@ from tallybus.services.transactor.functions.runtime import FunctionRuntime
 
 LOOK_S: Final = 0.1
 OVERTIME_NS: Final = 100_000_000
-"""A call may take this long, however little fuel it has."""
+"""A call may take this long, however little fuel it has, and not longer than a submit's calls may
+take together."""
 NS_PER_FUEL: Final = 10
 """A unit of fuel takes no longer than this, by far: what does has escaped the metering."""
 
@@ -92,10 +93,12 @@ class FunctionWatcher:
         if not running or (count, running) != (seen, slot):
             self._seen = (count, running, cpu_ns)
             return
-        fuel = self._runtime.fuel_at(running)
-        if cpu_ns - since_ns > max(OVERTIME_NS, fuel * NS_PER_FUEL):
+        explained = min(
+            self._runtime.fuel_at(running) * NS_PER_FUEL, self._runtime.limits.budget.ns
+        )
+        if cpu_ns - since_ns > max(OVERTIME_NS, explained):
             self._log.error(
-                "ended a call that ran for longer than its fuel explains",
+                "ended a call that ran for too long",
                 extra=logs.fields(ms=round((cpu_ns - since_ns) / 1e6)),
             )
             self._runtime.end_overtime(count)
