@@ -12,17 +12,20 @@ import socket as system_socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import zmq
 
-from tallybus.common.curve import secure_client, secure_server
+from tallybus.common import endpoints
+from tallybus.common.curve import open_server, secure_client, secure_server
+from tallybus.common.endpoints import TCP
 from tallybus.common.errors import EXIT_BUSY, ServiceError
+from tallybus.common.files import Storage
 from tallybus.common.frames import Buffer
-from tallybus.common.handshakes import Handshakes
+from tallybus.common.handshakes import Handshakes, Peer
 from tallybus.common.monitor import SocketMonitor
 from tallybus.common.security import BUS, CLIENTS, Security
+from tallybus.common.socketfiles import SocketFiles, SocketInUse
 
 # As plain integers: operators of zmq's enumerations cost microseconds.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -30,7 +33,13 @@ _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN: Final = int(zmq.POLLIN)
 _SOURCE: Final = int(zmq.SRCFD)
 _POLLOUT: Final = int(zmq.POLLOUT)
-_TCP: Final = "tcp://"
+
+_NOT_HERE: Final = (
+    errno.ENODEV,
+    errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+)
+"""What binding says of an address, or a family of addresses, that this machine does not have."""
 
 DEAD_PEER_OPTIONS: Final = {
     int(zmq.TCP_KEEPALIVE): 1,
@@ -51,8 +60,8 @@ SOCKET_BUFFER_BYTES: Final = 4 << 20
 middle."""
 RECONNECT_MS: Final = 20
 """How long a socket waits before it looks again for a peer that is not there."""
-CLIENT_HANDSHAKE_MS: Final = 10_000
-"""How long a client's connection may take until both sides have greeted."""
+HANDSHAKE_MS: Final = 9_000
+"""How long a connection may take until both sides have greeted. Ten seconds are promised."""
 CLIENT_MESSAGES: Final = 64
 """Messages queued in each direction for one client."""
 
@@ -98,18 +107,17 @@ class Bus:
         endpoint: Callable[[str, str, bool], str],
         limits: BusLimits,
         security: Security | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self._context = context
         self._endpoint = endpoint
         self._limits = limits
         self.security = security
         self.handshakes = Handshakes()
-        """Those of the encrypted sockets between services."""
+        """Those of the sockets between services that are encrypted, or connect to names."""
         self._sockets: list[zmq.Socket[bytes]] = []
         self._monitors: list[SocketMonitor] = []
-        self.socket_files: list[Path] = []
-        """Files of the ipc endpoints bound here: libzmq leaves them behind, so their owner must
-        not."""
+        self._files = SocketFiles(storage or Storage())
 
     def pull(self, stage: str) -> Port:
         """Where this stage takes batches from its predecessor."""
@@ -168,10 +176,8 @@ class Bus:
         socket.setsockopt(zmq.SNDHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.RCVHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.MAXMSGSIZE, min(max_message_bytes, self._limits.max_message_bytes))
-        # Who has not said hello by then is not going to.
-        socket.setsockopt(zmq.HANDSHAKE_IVL, CLIENT_HANDSHAKE_MS)
         port = ClientPort(socket)
-        if endpoint.startswith(_TCP):
+        if endpoint.startswith(TCP):
             # From before the first connection on.
             port.monitor = SocketMonitor(socket)
             port.tells_source = True
@@ -190,39 +196,63 @@ class Bus:
             socket.close(linger=0)
         self._sockets.clear()
 
+    def release_files(self) -> None:
+        """After `close`: others may listen where this bus did over ipc."""
+        self._files.release()
+
     def _bind(self, socket: zmq.Socket[bytes], endpoint: str, domain: str) -> None:
-        if self.security is not None and endpoint.startswith(_TCP):
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if self.security is not None and endpoint.startswith(TCP):
             secure_server(socket, self.security.pair(domain), domain)
-        if endpoint.startswith("ipc:///") and _answers(endpoint.removeprefix("ipc://")):
-            raise EndpointUnusable(endpoint, "another process listens there")
-        try:
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise EndpointUnusable(endpoint, str(error)) from error
-        if endpoint.startswith("ipc:///"):
-            self.socket_files.append(Path(endpoint.removeprefix("ipc://")))
+        else:
+            open_server(socket)
+        endpoint = endpoints.absolute(endpoint)
+        path = endpoints.socket_path(endpoint)
+        if path is not None:
+            try:
+                self._files.claim(path)
+            except SocketInUse as error:
+                raise EndpointUnusable(endpoint, str(error)) from error
+        missing: zmq.ZMQError | None = None
+        bound = 0
+        for place in endpoints.to_listen(endpoint):
+            socket.setsockopt(zmq.IPV6, place.ipv6)
+            try:
+                socket.bind(place.endpoint)
+                bound += 1
+            except zmq.ZMQError as error:
+                # Of several addresses of a name, this machine need not have all.
+                missing = error
+                if error.errno not in _NOT_HERE:
+                    bound = 0
+                    break
+        if missing is not None and not bound:
+            raise EndpointUnusable(endpoint, str(missing)) from missing
 
     def _listen(self, socket: zmq.Socket[bytes], stage: str, name: str) -> None:
         """Let other services connect."""
         endpoint = self._endpoint(stage, name, True)
-        if self.security is not None and endpoint.startswith(_TCP):
+        if self.security is not None and endpoint.startswith(TCP):
             self.handshakes.watch(socket, f"{stage}.{name}")
         self._bind(socket, endpoint, BUS)
 
     def _connect(self, socket: zmq.Socket[bytes], stages: Sequence[str], name: str) -> None:
         """Connect to other services, each of which has the same pair."""
-        endpoints = [self._endpoint(stage, name, False) for stage in stages]
+        ends = [endpoints.absolute(self._endpoint(stage, name, False)) for stage in stages]
+        peers = [Peer(endpoints.to_connect(endpoint)) for endpoint in ends]
+        over_tcp = [peer for peer in peers if peer.endpoint.startswith(TCP)]
         # What is set holds for the connections made from then on.
-        for endpoint in endpoints:
-            if not endpoint.startswith(_TCP):
-                socket.connect(endpoint)
-        over_tcp = [endpoint for endpoint in endpoints if endpoint.startswith(_TCP)]
+        for peer in peers:
+            if peer not in over_tcp:
+                peer.connect(socket)
+        keys = self.security is not None
         if over_tcp and self.security is not None:
             pair = self.security.pair(BUS)
             secure_client(socket, pair, pair.public)
-            self.handshakes.watch(socket, f"{','.join(stages)}.{name}", over_tcp)
-        for endpoint in over_tcp:
-            socket.connect(endpoint)
+        if over_tcp and (keys or any(len(peer.places) > 1 for peer in over_tcp)):
+            self.handshakes.watch(socket, f"{','.join(stages)}.{name}", over_tcp, keys=keys)
+        for peer in over_tcp:
+            peer.connect(socket)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
@@ -236,14 +266,6 @@ class Bus:
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._sockets.append(socket)
         return socket
-
-
-def _answers(path: str) -> bool:
-    """Whether somebody listens on the socket file: libzmq would take it away from them silently."""
-    with system_socket.socket(system_socket.AF_UNIX, system_socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        # A full queue of connections is refused otherwise than by nobody: EAGAIN.
-        return probe.connect_ex(path) in (0, errno.EAGAIN)
 
 
 class Port:

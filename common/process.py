@@ -11,11 +11,11 @@ import ctypes
 import signal
 import sys
 from types import FrameType
-from typing import Final
+from typing import ClassVar, Final
 
-from tallybus.common import logs, settings
+from tallybus.common import logs, openfiles, settings
 from tallybus.common.bus import new_context
-from tallybus.common.errors import EXIT_SOFTWARE, ServiceError
+from tallybus.common.errors import EXIT_SETTINGS, EXIT_SOFTWARE, ServiceError
 from tallybus.common.files import Storage
 from tallybus.common.service import Shell
 from tallybus.common.settings import Settings
@@ -33,6 +33,27 @@ _KEEP_BYTES: Final = 256 << 20
 _TOP_PAD_BYTES: Final = 4 << 20
 
 
+MOST_FILES: Final = 65_536
+"""Open files that a service allows itself, where it may: each connection over tcp is one."""
+LEAST_FILES: Final = 128
+"""With fewer libzmq ends the process sooner or later, without a word of ours."""
+
+
+class TooFewOpenFiles(ServiceError):
+    """The system allows the process too few open files. Fields: `allowed`, `needed`."""
+
+    exit_code: ClassVar[int] = EXIT_SETTINGS
+    restart: ClassVar[bool] = False
+
+    def __init__(self, allowed: int, needed: int) -> None:
+        super().__init__(
+            f"the limit of open files is {allowed}, and a service needs {needed} at least: raise "
+            "it (`ulimit -n`, LimitNOFILE= of a unit, `ulimits: nofile:` of a container)"
+        )
+        self.allowed = allowed
+        self.needed = needed
+
+
 def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
     """Run one service until it is told to stop; returns the exit code of the process."""
     try:
@@ -43,8 +64,11 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
     _keep_freed_memory()
     logs.setup(shell.stage, level=chosen.logging.level, format=chosen.logging.format)
     log = logs.get(shell.stage)
-    context = new_context()
+    context = None
     try:
+        if (allowed := openfiles.allow(MOST_FILES)) < LEAST_FILES:
+            raise TooFewOpenFiles(allowed, LEAST_FILES)
+        context = new_context()
         service = shell(chosen, context, Storage())
 
         def on_signal(number: int, _: FrameType | None) -> None:
@@ -65,7 +89,8 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
         log.exception("stopped by an error that should not happen; please report it")
         return EXIT_SOFTWARE
     finally:
-        context.destroy(linger=0)
+        if context is not None:
+            context.destroy(linger=0)
     log.info("stopped")
     return 0
 

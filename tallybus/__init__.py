@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ServerError,
         TallybusError,
         Timeout,
+        TooManyOpenFiles,
         TransactionNotFound,
         Unavailable,
     )
@@ -98,6 +99,7 @@ __all__ = [
     "Status",
     "TallybusError",
     "Timeout",
+    "TooManyOpenFiles",
     "Transaction",
     "TransactionNotFound",
     "TransactionStatus",
@@ -135,6 +137,7 @@ _MODULES: Final = {
         "ServerError",
         "TallybusError",
         "Timeout",
+        "TooManyOpenFiles",
         "TransactionNotFound",
         "Unavailable",
     ),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tallybus.client.codec import Request
+from tallybus.client.context import check_room
 from tallybus.client.core import Call
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
 from tallybus.common.bus import Context, new_context
@@ -32,6 +33,8 @@ from tallybus.transactions import entry_of
 T = TypeVar("T")
 START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
 STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
+LEDGER_FILES: Final = 80
+"""Descriptors that an embedded ledger takes, with some to spare."""
 START_SECONDS: Final = 600.0
 """How long `open` may take: a long log is verified and replayed first."""
 
@@ -67,7 +70,7 @@ class Ledger(Client):
         `overrides` are settings of the section `ledger`, such as `max_accounts=1000`; for all
         others pass `settings` (from `tallybus.common.settings.load`). `timeout` is the default of
         every method's. Raises what keeps a service from starting: `LockHeld` when the folder is in
-        use, `DamagedLog` when it is damaged.
+        use, `DamagedLog` when it is damaged; and TooManyOpenFiles.
         """
         base = settings or load(environ={})
         if overrides:
@@ -88,6 +91,7 @@ class Ledger(Client):
             # Nothing of it is on a network.
             security=SecuritySettings(),
         )
+        check_room(LEDGER_FILES)
         context = new_context()
         threads: dict[str, _ServiceThread] = {}
         ledger: Ledger | None = None

@@ -167,6 +167,17 @@ class ServerError(TallybusError):
         self.code = code
 
 
+class TooManyOpenFiles(TallybusError):
+    """The process may not open as many files as another client or ledger needs; nothing was made.
+
+    `limit` is how many it may have open at a time.
+    """
+
+    def __init__(self, message: str, *, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 class ClientClosed(TallybusError):
     """The client was closed before or while this was called; a request that reads was given up."""
 

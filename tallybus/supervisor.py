@@ -30,6 +30,7 @@ from typing import Any, Final
 from tallybus.client.sync import Client
 from tallybus.common import exposure, logs, security
 from tallybus.common import settings as configuration
+from tallybus.common.endpoints import reached_at
 from tallybus.common.errors import (
     EXIT_BUSY,
     EXIT_REPLACED,
@@ -62,8 +63,6 @@ HEALTHY_SECONDS: Final = 10.0
 MOST_REPLACED: Final = 3
 """How often in a row a service may have been replaced by one that was not started here."""
 LOCK_NAME: Final = "supervisor"
-_HERE: Final = {"*": "127.0.0.1", "lo": "127.0.0.1"}
-"""What listens there cannot be reached by that name, or not on every machine."""
 
 
 class StartFailed(ServiceError):
@@ -375,14 +374,6 @@ def free_endpoint() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
-def reached_at(endpoint: str) -> str:
-    """Where this machine reaches the gateway that listens on `endpoint`."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    if endpoint.startswith("tcp://") and host in _HERE:
-        return f"tcp://{_HERE[host]}:{port}"
-    return endpoint
 
 
 def _own_key(settings: Settings) -> ClientKey | None:

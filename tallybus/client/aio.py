@@ -67,7 +67,8 @@ class AsyncClient:
         self._timeout = timeout
         held = usable_key(key, endpoint)
         self._wire: Wire | None = Wire(endpoint, context, held)
-        access = Access(endpoint, None if held is None else held.name, time.monotonic_ns())
+        name = None if held is None else held.name
+        access = Access(endpoint, name, time.monotonic_ns(), self._wire.places)
         self._core = Core(random.random, self._settings, access)
         self._closed = False
         self._frames = FramePool(endpoint)

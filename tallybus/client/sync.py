@@ -77,7 +77,7 @@ class Client:
     Over ipc and inproc, which never encrypt, it is not looked at. `timeout` is the default of every
     method's `timeout`, in seconds. `context` is needed for inproc endpoints only. Creating a client
     does not wait for the gateway; it raises InvalidRequest for an endpoint or a key file that
-    cannot be used. Close it, or use it in a `with`.
+    cannot be used, and TooManyOpenFiles. Close it, or use it in a `with`.
 
     Every method may raise: InvalidRequest (nothing was sent, or the gateway refused it),
     AccessDenied (this client is not let in, or may not do this; told at once, and no later than
@@ -101,7 +101,8 @@ class Client:
         self._timeout = timeout
         held = usable_key(key, endpoint)
         self._wire: Wire | None = Wire(endpoint, context, held)
-        access = Access(endpoint, None if held is None else held.name, time.monotonic_ns())
+        name = None if held is None else held.name
+        access = Access(endpoint, name, time.monotonic_ns(), self._wire.places)
         self._core = Core(random.random, self._settings, access)
         self._lock = threading.Lock()
         self._closed = False
