@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -25,6 +26,11 @@ MAX_SOCKETS: Final = 65_535
 """As many as libzmq counts: the limit is that of descriptors."""
 CLIENT_FILES: Final = 12
 """What a client takes at most: its socket and what watches it, a connection, a look, a waker."""
+
+
+LOOKS: Final = 10
+LOOK_SECONDS: Final = 0.01
+"""How often, and after how long each time, to look for room before there is none."""
 
 
 class _Shared:
@@ -59,7 +65,7 @@ def acquire() -> zmq.Context[Any]:
     shared = _shared
     with shared.lock:
         if shared.context is None:
-            check_room(openfiles.CONTEXT_FILES)
+            check_room(openfiles.CONTEXT_FILES + CLIENT_FILES)
             context: zmq.Context[Any] = zmq.Context()
             context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
             shared.context = context
@@ -81,13 +87,15 @@ def release(context: zmq.Context[Any]) -> None:
 
 
 @contextmanager
-def room_for_a_client() -> Iterator[None]:
+def room_for_a_client(context: zmq.Context[Any]) -> Iterator[None]:
     """While a client makes its sockets: nobody else of this module takes what it needs.
 
     Raises TooManyOpenFiles, also for what libzmq says inside.
     """
     with _shared.lock:
-        check_room(CLIENT_FILES)
+        # A context of somebody else's may have no threads yet.
+        known = context is _shared.context and _shared.users > 1
+        check_room(CLIENT_FILES + (0 if known else openfiles.CONTEXT_FILES))
         try:
             yield
         except zmq.ZMQError as error:
@@ -98,8 +106,12 @@ def room_for_a_client() -> Iterator[None]:
 
 def check_room(files: int) -> None:
     """Raises TooManyOpenFiles where the process may not open so many more."""
-    if not openfiles.room_for(files):
-        raise _too_many("")
+    for _ in range(LOOKS):
+        if openfiles.room_for(files):
+            return
+        # libzmq closes what belonged to clients that were closed a moment later.
+        time.sleep(LOOK_SECONDS)
+    raise _too_many("")
 
 
 def _too_many(addition: str) -> TooManyOpenFiles:

@@ -129,7 +129,7 @@ class Wire:
         self._shares = context is None
         self._context: zmq.Context[Any] = contexts.acquire() if context is None else context
         try:
-            with contexts.room_for_a_client():
+            with contexts.room_for_a_client(self._context):
                 self._open()
         except BaseException:
             self.close()
