@@ -161,5 +161,5 @@ def test_where_even_the_addresses_are_missing_the_setting_is_named_for_good() ->
 
 
 def test_what_no_system_can_give_is_an_error_of_ours() -> None:
-    with pytest.raises(NoRoom, match="ledger.max_accounts"):
+    with pytest.raises(NoRoom, match=r"ledger\.max_accounts"):
         account_array(2**48)
