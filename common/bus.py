@@ -107,7 +107,6 @@ class Bus:
         endpoint: Callable[[str, str, bool], str],
         limits: BusLimits,
         security: Security | None = None,
-        storage: Storage | None = None,
     ) -> None:
         self._context = context
         self._endpoint = endpoint
@@ -117,7 +116,8 @@ class Bus:
         """Those of the sockets between services that are encrypted, or connect to names."""
         self._sockets: list[zmq.Socket[bytes]] = []
         self._monitors: list[SocketMonitor] = []
-        self._files = SocketFiles(storage or Storage())
+        # Not the ledger's storage: nothing of this is data.
+        self._files = SocketFiles(Storage())
 
     def pull(self, stage: str) -> Port:
         """Where this stage takes batches from its predecessor."""

@@ -119,7 +119,6 @@ class Shell(ABC):
             context,
             lambda stage, socket, bind: configuration.endpoint(settings, stage, socket, bind=bind),
             BusLimits(settings.bus.high_water_mark, settings.bus.max_message_bytes),
-            storage=storage,
         )
         self._context = context
         self.malformed = 0

@@ -30,7 +30,7 @@ class SocketFiles:
         self._paths: list[Path] = []
 
     def claim(self, path: Path) -> None:
-        """Before binding there: nobody else does from now on. Raises SocketInUse."""
+        """Before binding there: nobody else does from now on. Raises SocketInUse, StorageError."""
         held = len(self._locks)
         try:
             for place in lock_paths(path):
@@ -59,6 +59,9 @@ class SocketFiles:
         except FileMissing as error:
             raise SocketInUse(f"the folder {place.parent} does not exist") from error
         except StorageError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                raise
+            # The lock of another user, or a folder in which nothing can be made.
             raise SocketInUse(str(error)) from error
 
 
