@@ -76,7 +76,7 @@ import os, resource, tallybus
 tallybus.Client("tcp://127.0.0.1:9").close()
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 outcomes = []
-for spare in range(0, 40):
+for spare in range(0, 40, 3):
     used = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
     try:
@@ -94,7 +94,7 @@ def test_however_little_room_there_is_a_client_is_refused_or_works() -> None:
     done = run(FIRST, files=512)
     assert done.returncode == 0, done.stderr
     outcomes = done.stdout.split()
-    assert len(outcomes) == 40
+    assert len(outcomes) == 14
     assert outcomes == sorted(outcomes, reverse=True), "from some room on it works"
     assert set(outcomes) == {"refused", "made"}
 
