@@ -7,6 +7,7 @@ it, so what stands in the log after the transaction is never looked at. Function
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,9 @@ from tallybus.errors import TallybusError
 from tallybus.functions import Trial
 from tallybus.operations import status_of
 from tallybus.transactions import Entry, entry_of
+
+ATTEMPTS: Final = 4
+PAUSE_SECONDS: Final = 0.05
 
 _NOT_EXECUTED: Final = (Status.NOT_RUN, Status.SUSPENDED)
 
@@ -133,9 +137,16 @@ def recorded_call(
     cannot be read.
     """
     storage = Storage()
-    opening = _opening(storage, folder, tx_id)
-    segment_size, cluster = opening
-    run = _find(storage, folder, tx_id, segment_size, cluster)
+    for attempt in range(ATTEMPTS):
+        try:
+            opening = _opening(storage, folder, tx_id)
+            run = _find(storage, folder, tx_id, *opening)
+            break
+        except (LogEndsEarly, DamagedLog):
+            # A ledger that runs may have begun another segment between two looks.
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE_SECONDS)
     record = run.records[0]
     _check_kind(tx_id, record, run)
     balances, functions = _state_before(storage, folder, tx_id, opening, max_accounts, progress)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tallybus.cli import main
 from tallybus.common.function_files import binary_path
 from tallybus.common.logreader import ACTIVE_NAME, DamagedLog, closed_path
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
-from tallybus.common.snapshot import AccountLimitTooLow, snapshot_path
+from tallybus.common.snapshot import AccountLimitTooLow, prune_snapshots, snapshot_path
 from tallybus.recorded import BinaryMissing, NoRecordedCall, differences, recorded_call
 from tallybus.services.transactor.engine import Executed
 from tallybus.trials import TriedModule, trial_limits
@@ -168,6 +169,39 @@ def test_nothing_is_written_and_a_running_ledger_is_not_disturbed(
     assert again(folder, ledger.call("fee", (1, 2, 3, 5))) == []
 
 
+def test_a_ledger_that_goes_on_writing_is_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    ledger = WrittenLedger(folder, per_segment=20)
+    ledger.register("fee", FEE)
+    ledger.deposit(1, 10**9)
+    calls = [ledger.call("fee", (1, 2, 3, 10, 50))]
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            calls.append(ledger.call("fee", (1, 2, 3, 10, 50)))
+            ledger.deposit(1, 1)
+            if (ledger.engine.next_id - 1) % ledger.per_segment == 0:
+                ledger.snapshot()
+                prune_snapshots(ledger.storage, folder, 2)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with TriedModule(FEE, trial_limits(max_accounts=LIMIT)) as tried:
+            for _ in range(80):
+                recorded = recorded_call(folder, calls[-1], LIMIT)
+                trial = tried.call_on(recorded.params, recorded.balances)
+                assert differences(recorded, trial) == []
+                with pytest.raises(NoRecordedCall, match="goes up to transaction"):
+                    recorded_call(folder, calls[-1] + 10**6, LIMIT)
+    finally:
+        ended.set()
+        writer.join()
+        ledger.close()
+    assert len(calls) > 20
+
+
 def test_a_tail_that_is_torn_or_being_written_is_no_error(
     ledger: WrittenLedger, folder: Path
 ) -> None:
@@ -180,7 +214,7 @@ def test_a_tail_that_is_torn_or_being_written_is_no_error(
     copy = folder.parent / "copy"
     shutil.copytree(folder, copy)
     last = None
-    for length in range(end, end - 400, -8):
+    for length in range(end, end - 400, -24):
         (copy / ACTIVE_NAME).write_bytes(whole[:length] + b"\0" * (end - length))
         assert again(copy, calls[0]) == []
         (copy / ACTIVE_NAME).write_bytes(whole[:length])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tallybus.common.lazyarray import lazy_zeros
 from tallybus.common.settings import LedgerSettings
+from tallybus.common.settings_table import MAX_FUEL
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.handler import compile_function
 from tallybus.services.transactor.functions.layout import PARAMS_PER_CALL
@@ -26,8 +27,10 @@ class TrialSandbox:
 
     def __init__(self, binary: bytes, limits: FunctionLimits | None = None) -> None:
         """Raises InvalidFunction for a module that could not be registered, FunctionsUnavailable
-        where wasmtime cannot be used."""
+        where wasmtime cannot be used, ValueError for a quota of fuel that no setting allows."""
         self.limits = FunctionLimits() if limits is None else limits
+        if not 1 <= self.limits.fuel <= MAX_FUEL:
+            raise ValueError(f"fuel is {self.limits.fuel}, not 1..{MAX_FUEL}")
         self_test(self.limits)
         self._calls = CallState(1)
         self._sandbox = Sandbox(self._calls.words, self.limits)
