@@ -523,7 +523,7 @@ def test_the_largest_and_smallest_arguments_are_taken(
 GROW = "(i32.add (i32.const 130) (i32.eqz (i32.add (memory.grow (i32.const 15)) (i32.const 1))))"
 TABLE = "(i32.add (i32.const 130) (i32.eqz (i32.add (i32.const 1) \
 (table.grow (ref.null func) (i32.const 90)))))"
-RECURSE = "(drop (call $deeper (i64.const 5000))) (i32.const 131)"
+RECURSE = "(drop (call $deeper (i64.const 3000))) (i32.const 131)"
 DEEPER = """(func $deeper (param i64) (result i64) (if (result i64) (i64.eqz (local.get 0))
  (then (i64.const 0)) (else (i64.add (i64.const 1)
  (call $deeper (i64.sub (local.get 0) (i64.const 1)))))))"""

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.record import FIRST_USER_STATUS, Reason, Status
+from tallybus.common.record import Reason, Status
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.calling import call_function
@@ -67,16 +67,5 @@ def call_once(
     calls.slots[0] = 0
     moved = [(int(account), int(amount)) for account, amount in entries]
     spent = int(words[layout.SPENT])
-    status, reason = _judged(status, word >> 24 & 0xFF, trap, returned)
+    reason = word >> 24 & 0xFF
     return Call(status, moved if status == Status.NONE else [], spent, trap, reason, returned)
-
-
-def _judged(status: int, reason: int, trap: str, returned: int | None) -> tuple[int, int]:
-    if Status.QUOTA_EXCEEDED < status < FIRST_USER_STATUS and not reason:
-        return Status.INVALID_OPERATION, Reason.BAD_RETURN
-    if status == Status.INVALID_OPERATION and not reason:
-        if trap:
-            return status, Reason.TRAP
-        if returned != status:
-            return status, Reason.BAD_RETURN
-    return status, reason
