@@ -187,7 +187,8 @@ def _folder(data: str | None, settings: Settings) -> Path:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Code of a module hears no exception; a quota of fuel may last for minutes."""
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
