@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         FunctionInfo,
         FunctionVersion,
         OperationBatch,
+        Reason,
+        Trial,
         function_calls,
     )
     from tallybus.operations import (
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     )
     from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
     from tallybus.transactions import Direction, Entry, Kind, Transaction
+    from tallybus.trials import try_function
 
 __version__: Final = "0.1.0"
 
@@ -91,6 +94,7 @@ __all__ = [
     "Pending",
     "PipelineIndex",
     "ProtocolError",
+    "Reason",
     "Result",
     "ServerError",
     "ServiceInfo",
@@ -103,6 +107,7 @@ __all__ = [
     "TransactionStatus",
     "TransactionStatuses",
     "Transfer",
+    "Trial",
     "Unavailable",
     "WaitLevel",
     "Withdrawal",
@@ -110,6 +115,7 @@ __all__ = [
     "deposits",
     "function_calls",
     "transfers",
+    "try_function",
     "withdrawals",
 ]
 
@@ -142,6 +148,8 @@ _MODULES: Final = {
         "FunctionInfo",
         "FunctionVersion",
         "OperationBatch",
+        "Reason",
+        "Trial",
         "function_calls",
     ),
     "tallybus.operations": (
@@ -175,6 +183,7 @@ _MODULES: Final = {
         "Kind",
         "Transaction",
     ),
+    "tallybus.trials": ("try_function",),
 }
 _WHERE: Final = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from tallybus.checks import i64_rows, place, u64_array
 from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
-from tallybus.common.record import RECORD_DTYPE, Kind, Reason, Status
+from tallybus.common.record import RECORD_DTYPE, Kind, Status
+from tallybus.common.record import Reason as Reason
 from tallybus.errors import InvalidRequest
 from tallybus.transactions import Entry
 
@@ -73,17 +74,34 @@ class FunctionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one call of a function did that was tried out without a ledger.
+    """What one call of a function did that was tried out without a ledger; `try_function` makes it.
 
-    `status` and `entries` are those that its transaction would have; `fuel_used` of `fuel_limit` is
-    what it took; `trap` says why it ended where it trapped, else it is empty.
+    `status`, `reason` and `entries` are those that its transaction would have: `reason` says more
+    where the status is that of several failures. `balances` are those after the call, of the
+    accounts that were given or moved. `fuel_used` of `fuel_limit` is what it took. `trap` says why
+    the call was stopped, and is empty if it returned; `returned` is what it returned (32 bits with
+    a sign), None if it was stopped.
     """
 
     status: Status | int
+    reason: Reason
     entries: tuple[Entry, ...]
+    balances: Mapping[int, int]
     fuel_used: int
     fuel_limit: int
     trap: str
+    returned: int | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a ledger would have applied it."""
+        return self.status == 0
+
+    @property
+    def cause(self) -> str:
+        """What stopped the call, in one line and without the place; empty if it returned."""
+        # The sandbox tells where first, and what at the end.
+        return " ".join(self.trap[max(0, self.trap.find("wasm trap:")) :].split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,6 +28,7 @@ ZMQ_USERS = {
 SERVICE_USERS = {
     "tallybus.embedded",
     "tallybus.supervisor",
+    "tallybus.trials",
     "tallybus.cli.operate",  # serve, up
 }
 WRITER = "tallybus.common.files"
