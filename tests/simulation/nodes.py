@@ -346,8 +346,8 @@ class TransactorNode(Node):
     def make_core(self, incarnation: int) -> StageCore:
         pipeline = self.pipeline
         rng = self.world.rng
-        # A call takes about 120 units of fuel, which are nanoseconds here.
-        budget = WorkBudget(rng.choice((300, 2_000, 10**9)), 10**9) if pipeline.functions else None
+        # A call takes some 120 units of fuel, which are nanoseconds here.
+        budget = WorkBudget(rng.choice((1, 250, 10**9)), 10**9) if pipeline.functions else None
         self.limits = FunctionLimits(virtual_time=True)
         self.slice_ns = rng.choice((1, 500, 10**9))
         self.core = TransactorCore(
