@@ -34,6 +34,7 @@ from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
 from tallybus.common.submitted import RecordFault, count_calls
 
 if TYPE_CHECKING:
+    from tallybus.common.keys import Grant
     from tallybus.services.gateway.quotas import Usage
 
 REVISION: Final = 1
@@ -169,9 +170,11 @@ class Wait(ClientRequest):
 
 @dataclass(slots=True, eq=False)
 class Ping(ClientRequest):
-    """Is this still the gateway that holds these requests?"""
+    """Is this still the gateway that holds these requests, and what may its client ask for?"""
 
     pending: list[int]
+    grant: Grant | None = None
+    """What a client was given that may not do everything."""
 
 
 @dataclass(frozen=True, slots=True)

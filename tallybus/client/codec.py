@@ -211,13 +211,31 @@ def read_pong(header: Header, payload: Sequence[bytes]) -> tuple[GatewayInfo, li
     unknown = header.get("unknown")
     if not isinstance(unknown, list) or not all(_is_u64(item) for item in unknown):
         raise bad_field("unknown", unknown, "a list of ids")
-    info = GatewayInfo(
+    return _gateway_info(header), unknown
+
+
+def _gateway_info(header: Header) -> GatewayInfo:
+    # What a gateway of an earlier revision does not tell keeps its default.
+    added: dict[str, Any] = {
+        name: u64_field(header, name)
+        for name in ("revision", "max_reads", "max_request_wait_ms")
+        if name in header
+    }
+    if "role" in header:
+        added["role"] = text_field(header, "role")
+    limits = header.get("limits", {})
+    if not isinstance(limits, dict) or not all(
+        isinstance(name, str) and _is_u64(value) for name, value in limits.items()
+    ):
+        raise bad_field("limits", limits, "a map of names to numbers")
+    return GatewayInfo(
         u64_field(header, "incarnation"),
         u64_field(header, "protocol"),
         u64_field(header, "max_batch"),
         u64_field(header, "max_accounts"),
+        limits=limits,
+        **added,
     )
-    return info, unknown
 
 
 class _Balances(Request[T]):
