@@ -39,7 +39,7 @@ class GatewayInfo:
     max_reads: int = 0
     max_request_wait_ms: int = 0
     role: str = ""
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
