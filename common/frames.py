@@ -487,10 +487,9 @@ def decode(frames: Sequence[Buffer]) -> Message:
     if not frames:
         raise FrameError("no frames")
     header = unpack_header(frames[0])
-    if header.get("v") != PROTOCOL_VERSION:
-        raise FrameError(
-            f"version {shown(header.get('v'))}, this service speaks {PROTOCOL_VERSION}"
-        )
+    version = header.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise FrameError(f"version {shown(version)}, this service speaks {PROTOCOL_VERSION}")
     kind = header.get("t")
     cls = _TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(kind, str):

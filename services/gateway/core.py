@@ -118,7 +118,9 @@ class GatewayCore(StageCore):
             request = protocol.decode_request(client, frames, self.limits)
             if self.desk.holds(client, request.id) and not isinstance(request, Ping):
                 raise BadRequest(
-                    f"request id {request.id} is still in use on this connection", request.id
+                    f"request id {request.id} is still in use on this connection",
+                    request.id,
+                    field="id",
                 )
         except BadRequest as error:
             self.desk.refuse(client, error)
