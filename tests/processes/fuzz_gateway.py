@@ -108,6 +108,8 @@ class GoodClient(threading.Thread):
         self.first = GOOD_ACCOUNTS + 2 * number
         self.report = report
         self.stop = threading.Event()
+        self.funded = threading.Event()
+        """Set once it has its money: hostile deposits may bring account 0 to its limit."""
         self.rounds = 0
 
     def run(self) -> None:
@@ -116,11 +118,14 @@ class GoodClient(threading.Thread):
                 self._work(client)
         except (TallybusError, AssertionError) as error:
             self.report.problem(f"{self.name}: {type(error).__name__}: {error}")
+            self.funded.set()
 
     def _work(self, client: Client) -> None:
         one, two = self.first, self.first + 1
         held = [1_000_000, 0]
-        assert client.submit_and_wait(Deposit(one, held[0])).ok
+        result = client.submit_and_wait(Deposit(one, held[0]))
+        assert result.ok, result
+        self.funded.set()
         while not self.stop.is_set():
             started = time.monotonic()
             amount = 1 + self.rounds % 100
@@ -583,6 +588,8 @@ def fuzz(pipeline: Pipeline, seconds: float, seed: int, good: int = 3) -> Report
     attacker = Attacker(pipeline.endpoint, random_, report)
     for client in clients:
         client.start()
+        if not client.funded.wait(PATIENCE_S):
+            report.problem(f"{client.name} could not deposit")
     until = time.monotonic() + seconds
     try:
         attacks: list[Callable[[Attacker], None]] = []
