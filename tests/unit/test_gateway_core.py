@@ -971,6 +971,17 @@ def test_reads_wait_until_every_stage_was_heard() -> None:
     assert len(rig.queries()) == 1
 
 
+def test_no_time_at_all_is_enough_for_what_is_known_and_does_not_stop_a_submit() -> None:
+    rig = Rig()
+    rig.ask("index", 1, timeout_ms=0)
+    rig.ask("wait", 2, tx_id=0, wait=2, timeout_ms=0)
+    assert [(each["id"], "error" in each) for each in rig.answers()] == [(1, False), (2, False)]
+    rig.submit(3, 1, Level.NONE, timeout_ms=0)
+    answer = rig.answer()
+    assert (answer["id"], answer["error"]) == (3, "timeout")
+    assert [request.count for request in rig.sent()] == [1], "it is executed all the same"
+
+
 # -- pings and bad requests ------------------------------------------------------------------------
 
 
