@@ -453,12 +453,14 @@ def encode(message: Message) -> list[Buffer]:
     return frames
 
 
-def unpack_header(frame: Buffer) -> dict[str, Any]:
-    """A msgpack map with string keys, bounded; raises `FrameError` for anything else."""
+def unpack_header(frame: Buffer, *, unique: bool = False) -> dict[str, Any]:
+    """A msgpack map, bounded; raises `FrameError` for anything else. With `unique` also for a key
+    that it has twice, of which otherwise the last value counts."""
     if size(frame) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {size(frame)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     try:
-        header = msgpack.unpackb(frame, strict_map_key=False, raw=False)
+        hook = _unique if unique else None
+        header = msgpack.unpackb(frame, strict_map_key=False, raw=False, object_pairs_hook=hook)
     except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as error:
         raise FrameError(
             f"header is not valid msgpack ({error or type(error).__name__})"
@@ -468,15 +470,26 @@ def unpack_header(frame: Buffer) -> dict[str, Any]:
     return header
 
 
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The map of these pairs. Raises ValueError, as msgpack does."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {shown(key)} is there twice")
+            seen.add(key)
+    return found
+
+
 def decode(frames: Sequence[Buffer]) -> Message:
     """The message in these frames. Raises `FrameError`; never returns a half-checked message."""
     if not frames:
         raise FrameError("no frames")
     header = unpack_header(frames[0])
-    if header.get("v") != PROTOCOL_VERSION:
-        raise FrameError(
-            f"version {shown(header.get('v'))}, this service speaks {PROTOCOL_VERSION}"
-        )
+    version = header.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise FrameError(f"version {shown(version)}, this service speaks {PROTOCOL_VERSION}")
     kind = header.get("t")
     cls = _TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(kind, str):

@@ -21,8 +21,6 @@ from tallybus.errors import InvalidRequest
 from tallybus.transactions import Entry
 
 MAX_PARAMS: Final = 8
-# Of the column's own type: a plain number would have the whole column converted first.
-_FUNCTION: Final = np.uint8(Kind.FUNCTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +107,9 @@ class OperationBatch:
     """A batch with function calls as arrays, for `submit_batch`. `function_calls` makes one.
 
     `records` (n,) of `OPERATION_DTYPE`, in any order built-in operations and calls; the `function`
-    of a call is an index into `names`. `params` int64 (c, up to 8) has one row for each of the c
-    calls among the records, in their order; missing columns are 0. All are checked when the batch
-    is submitted, and may be changed afterwards.
+    of a call is an index into `names`, its account, counterparty and amount are 0. `params` int64
+    (c, up to 8) has one row for each of the c calls among the records, in their order; missing
+    columns are 0. All are checked when the batch is submitted, and may be changed afterwards.
     """
 
     records: NDArray[Any]
@@ -161,10 +159,10 @@ def function_calls(
     return OperationBatch(records, tuple(known), rows)
 
 
-def checked_params(batch: OperationBatch) -> NDArray[np.int64]:
+def checked_params(batch: OperationBatch, calls: int) -> NDArray[np.int64]:
     """The batch's parameters as int64 (c, 8), contiguous; they and the names fit the records.
 
-    `batch.records` have been checked. Raises InvalidRequest.
+    `batch.records` have been checked, `calls` of them are calls. Raises InvalidRequest.
     """
     if isinstance(batch.names, str):
         raise InvalidRequest(
@@ -172,8 +170,6 @@ def checked_params(batch: OperationBatch) -> NDArray[np.int64]:
         )
     for name in batch.names:
         checked_name(name)
-    is_call = batch.records["kind"] == _FUNCTION
-    calls = int(np.count_nonzero(is_call))
     if not calls and not len(batch.params):
         return np.zeros((0, MAX_PARAMS), "<i8")
     params = i64_rows(batch.params, "params")
@@ -183,15 +179,6 @@ def checked_params(batch: OperationBatch) -> NDArray[np.int64]:
             field="params",
             value=batch.params,
         )
-    if calls:
-        used = batch.records["function"]
-        used = used if calls == len(used) else used[is_call]
-        if int(used.max()) >= len(batch.names):
-            raise InvalidRequest(
-                f"a call's function is {used.max()}, an index into {len(batch.names)} names",
-                field="function",
-                value=int(used.max()),
-            )
     return padded_params(params)
 
 

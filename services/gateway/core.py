@@ -29,6 +29,7 @@ from tallybus.common.frames import (
     StageStatus,
     as_buffer,
 )
+from tallybus.common.keys import Role
 from tallybus.common.record import STATUS_DTYPE, Level
 from tallybus.common.stage import StageCore
 from tallybus.common.transaction import reply_fields, reply_payloads, transaction_in
@@ -79,6 +80,7 @@ class GatewayCore(StageCore):
         """`submit_ns`: what the calls of one submit may take of the transactor's time."""
         super().__init__(incarnation, heartbeat_ns)
         self.limits = limits
+        self._max_wait_ms = max_wait_ms
         self.access = Access()
         self.quotas = Quotas() if quotas is None else quotas
         self.denied: Callable[[ClientRequest, str, Refusal], None] | None = None
@@ -116,7 +118,9 @@ class GatewayCore(StageCore):
             request = protocol.decode_request(client, frames, self.limits)
             if self.desk.holds(client, request.id) and not isinstance(request, Ping):
                 raise BadRequest(
-                    f"request id {request.id} is still in use on this connection", request.id
+                    f"request id {request.id} is still in use on this connection",
+                    request.id,
+                    field="id",
                 )
         except BadRequest as error:
             self.desk.refuse(client, error)
@@ -132,6 +136,8 @@ class GatewayCore(StageCore):
     ) -> None:
         """A request of somebody who may not do everything."""
         grant = self.access.grant(user)
+        if isinstance(request, Ping):
+            request.grant = grant
         refusal = self.access.refusal(request, user)
         if refusal is None and not isinstance(request, Ping):
             refusal = self.quotas.refusal(request, frames, grant, now_ns)
@@ -234,8 +240,13 @@ class GatewayCore(StageCore):
             "unknown": unknown,
             "incarnation": self.incarnation,
             "protocol": PROTOCOL_VERSION,
+            "revision": protocol.REVISION,
             "max_batch": self.limits.max_batch,
+            "max_reads": self.limits.max_reads,
             "max_accounts": self.limits.max_accounts,
+            "max_request_wait_ms": self._max_wait_ms,
+            "role": (Role.ADMIN if ping.grant is None else ping.grant.role).name.lower(),
+            "limits": self.quotas.told(ping.grant),
         }
         self.desk.reply(ping, fields)
 

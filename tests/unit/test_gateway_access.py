@@ -80,6 +80,13 @@ class Door:
         assert payloads == []
         return answer if "error" in answer else {}
 
+    def ping(self, user: bytes = b"", *, client: bytes = b"c") -> dict[str, Any]:
+        """The whole answer to a ping."""
+        self.core.on_client(client, message("ping", 1), self.now, user)
+        (_, (header,)) = self.core.desk.answers.pop()
+        answer: dict[str, Any] = msgpack.unpackb(header)
+        return answer
+
     def answer_all(self) -> None:
         """Every request that is held gets its answer: its time is over."""
         self.now += 120_000 * MS
@@ -92,6 +99,22 @@ def held_by(door: Door) -> int:
 
 
 # -- roles ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_ping_tells_the_keys_role_and_limits(role: Role) -> None:
+    door = Door({key(1): grant(role, max_rate=5)}, in_flight=7, rate=9)
+    answer = door.ping(key(1))
+    assert answer["role"] == role.name.lower()
+    assert answer["limits"] == {"in_flight": 7, "rate": 5, "message_bytes": 0}
+
+
+def test_a_ping_without_a_key_tells_the_gateways_limits() -> None:
+    # Over ipc, where nobody has a key: as everyone may, within what bounds them all.
+    for door in (Door(message_bytes=1_000), Door({key(1): grant()}, message_bytes=1_000)):
+        answer = door.ping()
+        assert answer["role"] == "admin"
+        assert answer["limits"] == {"in_flight": 0, "rate": 0, "message_bytes": 1_000}
 
 
 @pytest.mark.parametrize("op", ALL)
