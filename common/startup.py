@@ -20,6 +20,7 @@ from tallybus.common.errors import EXIT_HANGUP, EXIT_HOPELESS
 
 SAFE_PATH: Final = "PYTHONSAFEPATH"
 _PATH: Final = "PYTHONPATH"
+_ASCII: Final = frozenset(("ascii", "us-ascii", "ansi_x3.4-1968", "646"))
 _LIBRARY: Final = os.path.dirname(os.__file__)
 PRINTABLE: Final = "tallybus.printable"
 """Name of the error handler for text that is written: nothing that a name may hold fails."""
@@ -88,7 +89,9 @@ def open_standard_streams() -> None:
         sys.stderr = _errors(getattr(sys.stderr, "encoding", None) or "utf-8")
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         # A path is printed as the bytes that it has; a sign that the encoding has not, escaped.
-        sys.stdout.reconfigure(errors=PRINTABLE)
+        # ASCII says no more than that nothing was configured.
+        encoding = "utf-8" if sys.stdout.encoding.lower() in _ASCII else None
+        sys.stdout.reconfigure(encoding=encoding, errors=PRINTABLE)
 
 
 def run(stage: str) -> int:

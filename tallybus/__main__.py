@@ -10,6 +10,8 @@ from tallybus.common import startup
 def main() -> None:
     """Run the command line, and end with its exit code."""
     startup.prepare()
+    if sys.argv[1:2] == ["serve"]:
+        startup.hold_hangup()
     # After that: what they import must be the installed one.
     from tallybus.cli import main as command
     from tallybus.cli import streams

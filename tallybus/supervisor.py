@@ -39,7 +39,7 @@ from tallybus.common.errors import (
     ServiceError,
 )
 from tallybus.common.failures import Failures
-from tallybus.common.files import FileLock, FileMissing, LockHeld, Storage, StorageError
+from tallybus.common.files import FileLock, FileMissing, Storage, StorageError
 from tallybus.common.keys import GATEWAY_NAME, ClientKey
 from tallybus.common.process import RESTARTS, SUPERVISED, run_stage, stop_signals
 from tallybus.common.service import lock_run_folder, own_run_folder
@@ -64,11 +64,20 @@ HEALTHY_SECONDS: Final = 10.0
 """A service that ran this long counts as well again."""
 MOST_REPLACED: Final = 3
 """How often in a row a service may have been replaced by one that was not started here."""
-MOST_ALIKE: Final = 3
-"""How often in a row a service may end in the same way before it was healthy."""
+MOST_CRASHES: Final = 3
+"""How often in a row a service may crash in the same way before it was healthy."""
+MOST_ALIKE: Final = 10
+"""How often it may end with the same exit code that is not one of ours, which takes some 15 s."""
 LOOK_SECONDS: Final = 1.0
 """How often the supervisor looks whether its lock is still there."""
 LOCK_NAME: Final = "supervisor"
+_CRASHES: Final = frozenset(
+    -number
+    for number in (
+        *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
+        *(signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
+    )
+)
 _PASSING: Final = frozenset({EXIT_BUSY, EXIT_REPLACED, EXIT_HANGUP, 0, -signal.SIGKILL})
 """Ends that say nothing about the next start. SIGKILL comes from outside."""
 _COUNTED: Final = frozenset({EXIT_SOFTWARE})
@@ -163,13 +172,13 @@ class Supervisor:
             addresses.check(self.settings, name)
         self._key = _own_key(self.settings)
         storage = Storage()
+        if self._lock is None:
+            self._lock = lock_run_folder(self.settings, storage, LOCK_NAME)
         if self._data_lock is None:
             # A run folder may lie where temporary files are removed, and its locks with them.
             folder = configuration.data_folder(self.settings)
             storage.make_folder(folder)
             self._data_lock = storage.lock_exclusive(folder / f"{LOCK_NAME}.lock")
-        if self._lock is None:
-            self._lock = lock_run_folder(self.settings, storage, LOCK_NAME)
         self._started = time.monotonic()
         for name in START_ORDER:
             # Somebody has asked for it: what failed before may have been mended.
@@ -236,7 +245,8 @@ class Supervisor:
             if code in FINAL_EXIT_CODES or busy or child.replaced >= MOST_REPLACED:
                 self._fail(child.name, code)
                 return
-            if child.alike >= MOST_ALIKE and code not in _PASSING | _COUNTED:
+            most = MOST_CRASHES if code in _CRASHES else MOST_ALIKE
+            if child.alike >= most and code not in _PASSING | _COUNTED:
                 self._log.error(
                     "a service ended in the same way again and again, soon after its start",
                     extra=logs.fields(service=child.name, code=code, times=child.alike),
@@ -269,15 +279,13 @@ class Supervisor:
             return
         try:
             self._lock = lock_run_folder(self.settings, Storage(), LOCK_NAME)
-        except LockHeld as error:
-            # Nobody with this data folder, whose lock is held here; yet one of us must give way.
-            self._fail(LOCK_NAME, error.exit_code)
-            self._log.error(str(error))
         except ServiceError as error:
+            # One that finds it free is refused by the lock in the data folder, and gives it back.
             if str(error) != self._lock_told:
                 self._lock_told = str(error)
                 self._log.error("the lock in the run folder is gone: %s", error)
         else:
+            self._lock_told = ""
             lock.release()
 
     def wait(self, seconds: float) -> None:
@@ -334,8 +342,7 @@ class Supervisor:
     def _cut_off(self, name: str) -> bool:
         """Whether a service waits for one that has failed and does not come back."""
         return self.failed is not None and (
-            self.failed[0] in STOP_ORDER
-            and STOP_ORDER.index(name) < STOP_ORDER.index(self.failed[0])
+            STOP_ORDER.index(name) < STOP_ORDER.index(self.failed[0])
         )
 
     def _fail(self, name: str, code: int) -> None:

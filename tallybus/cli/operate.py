@@ -53,10 +53,6 @@ def serve_command(
     assignments: tuple[str, ...],
 ) -> None:
     """Run one service in this process until stopped; the others run elsewhere."""
-    from tallybus.common import startup
-
-    startup.hold_hangup()
-    # It loads all that is needed, which takes a moment.
     from tallybus.supervisor import serve
 
     sys.exit(serve(stage, _settings(data, endpoint, config, assignments)))
