@@ -402,7 +402,7 @@ class Supervisor:
     def _tell_ready(self, on_ready: Callable[[], None]) -> None:
         try:
             on_ready()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             # Nobody reads it, or the disk under it is full. The ledger is up all the same.
             self._log.warning(
                 "that the ledger is up could not be told", extra=logs.fields(reason=str(error))

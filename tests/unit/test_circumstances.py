@@ -366,7 +366,10 @@ def test_a_supervisor_holds_the_data_whatever_becomes_of_the_run_folder(
     two.stop()
 
 
-def test_the_limits_of_failures_are_those_that_are_documented() -> None:
+def test_the_page_about_running_it_tells_the_codes_that_are_final() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text("utf-8")
-    assert f"{failures.MOST} times" in text or "three times" in text
-    assert f"| {EXIT_HOPELESS} |" in text
+    assert failures.MOST == 3
+    assert "for the third time in a row" in text
+    for code in (*FINAL_EXIT_CODES, EXIT_HANGUP):
+        assert f"| {code} |" in text
+    assert f"`RestartPreventExitStatus={' '.join(map(str, sorted(FINAL_EXIT_CODES)))}`" in text
