@@ -12,7 +12,6 @@ import os
 import socket as system_socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -250,9 +249,8 @@ class Bus:
                 continue
             if _answers(os.fspath(file.path)):
                 raise EndpointTaken(file.endpoint, "another process listens there")
-            with suppress(zmq.ZMQError):
-                file.socket.unbind(as_given(file.endpoint))
             try:
+                # Beside the listener that is there, whose end would end its connections.
                 file.socket.bind(as_given(file.endpoint))
             except zmq.ZMQError as error:
                 raise EndpointUnusable(file.endpoint, os.strerror(error.errno or 0)) from error

@@ -7,6 +7,7 @@ signals and an embedding process stop it through `stop`.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from abc import ABC, abstractmethod
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from tallybus.common import addresses, cpus, exposure, logs, security
 from tallybus.common import settings as configuration
 from tallybus.common.bus import Bus, BusLimits, Context, EndpointTaken, Port, Selector
-from tallybus.common.errors import EXIT_SETTINGS, ServiceError
-from tallybus.common.files import FileLock, FileMissing, LockHeld, Storage
+from tallybus.common.errors import EXIT_SETTINGS, ServiceError, SettingsError
+from tallybus.common.files import FileLock, FileMissing, LockHeld, Storage, StorageError
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
     TOPIC_EVENT,
@@ -63,6 +64,10 @@ METRICS_NS: Final = 1_000_000_000
 """How often a service tells its metrics where the gateway has a page to show them on."""
 RUN_FOLDER_NS: Final = 1_000_000_000
 """How often a service looks whether its lock and its sockets are still there."""
+_NO_PLACE: Final = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+)
+"""Why a folder cannot be made that say nothing about the disk."""
 READY_LOOK_NS: Final = 20_000_000
 """How often a service that is not ready yet looks whether it is."""
 
@@ -83,13 +88,29 @@ class UnsafeRunFolder(ServiceError):
         self.mode = mode
 
 
+def make_named_folder(settings: Settings, storage: Storage, folder: Path, key: str) -> None:
+    """Make a folder that the setting `key` leads to, where it is missing.
+
+    Raises SettingsError where there can be none, StorageError where the disk is to blame.
+    """
+    try:
+        storage.make_folder(folder)
+    except StorageError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        origin = settings.origins.get(key, "default")
+        reason = f"the folder {folder} cannot be made: {os.strerror(error.errno)}; choose another"
+        raise SettingsError(key, origin, reason) from error
+
+
 def own_run_folder(settings: Settings, storage: Storage) -> Path:
     """The run folder, made where it is missing, and surely nobody else's.
 
-    Raises UnsafeRunFolder and StorageError.
+    Raises UnsafeRunFolder, and what `make_named_folder` does.
     """
     folder = configuration.run_folder(settings)
-    storage.make_folder(folder)
+    key = "ledger.data" if settings.bus.run_folder is None else "bus.run_folder"
+    make_named_folder(settings, storage, folder, key)
     state = os.stat(folder)
     if state.st_uid != os.getuid() or state.st_mode & 0o077:
         raise UnsafeRunFolder(str(folder), state.st_uid, state.st_mode & 0o777)
@@ -99,7 +120,7 @@ def own_run_folder(settings: Settings, storage: Storage) -> Path:
 def lock_run_folder(settings: Settings, storage: Storage, name: str) -> FileLock | None:
     """Hold `name` in the run folder, which is made where it is missing; None: there is no folder.
 
-    Raises UnsafeRunFolder, StorageError, and LockHeld when another process holds it.
+    Raises what `own_run_folder` does, StorageError, and LockHeld when another process holds it.
     """
     if settings.bus.transport != "ipc":
         return None

@@ -42,7 +42,7 @@ from tallybus.common.failures import Failures
 from tallybus.common.files import FileLock, FileMissing, Storage, StorageError
 from tallybus.common.keys import GATEWAY_NAME, ClientKey
 from tallybus.common.process import RESTARTS, SUPERVISED, run_stage, stop_signals
-from tallybus.common.service import lock_run_folder, own_run_folder
+from tallybus.common.service import lock_run_folder, make_named_folder, own_run_folder
 from tallybus.common.settings import Settings
 from tallybus.errors import AccessDenied, TallybusError
 
@@ -177,7 +177,7 @@ class Supervisor:
         if self._data_lock is None:
             # A run folder may lie where temporary files are removed, and its locks with them.
             folder = configuration.data_folder(self.settings)
-            storage.make_folder(folder)
+            make_named_folder(self.settings, storage, folder, "ledger.data")
             self._data_lock = storage.lock_exclusive(folder / f"{LOCK_NAME}.lock")
         self._started = time.monotonic()
         for name in START_ORDER:

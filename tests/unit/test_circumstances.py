@@ -25,7 +25,7 @@ from tallybus.common.errors import (
 )
 from tallybus.common.failures import Failures, place_of
 from tallybus.common.files import FileLock, LockHeld, Storage
-from tallybus.common.service import Shell
+from tallybus.common.service import Shell, own_run_folder
 from tallybus.common.settings import Settings, load
 
 
@@ -123,6 +123,27 @@ def test_an_address_that_is_taken_or_a_name_is_waited_for(free_port: Callable[[]
         assert addresses.refusal("127.0.0.1", port) == 0
     assert addresses.refusal("127.0.0.1", port) == 0
     assert addresses.refusal("no-such-name.invalid", port) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("ledger.data", {"ledger.data": "/dev/null/x"}),
+        ("bus.run_folder", {"bus.run_folder": "/proc/x"}),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_a_wrong_setting(
+    key: str, overrides: dict[str, object], tmp_path: Path
+) -> None:
+    wrong = load(environ={}, overrides={"ledger.data": tmp_path / "data", **overrides})
+    for locked in (lambda: supervisor.Supervisor(wrong).start(), lambda: own(wrong)):
+        with pytest.raises(SettingsError, match="cannot be made") as caught:
+            locked()
+        assert caught.value.setting == key
+
+
+def own(settings: Settings) -> Path:
+    return own_run_folder(settings, Storage())
 
 
 # What repeats

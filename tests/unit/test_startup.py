@@ -54,7 +54,7 @@ def test_a_service_started_by_hand_executes_nothing_from_the_working_directory(
 ) -> None:
     done = run(["-m", "tallybus.services.wal"], foreign, TALLYBUS_LEDGER_DATA="/dev/null/x")
     assert "was executed" not in done.stderr
-    assert done.returncode == 74, done.stderr
+    assert done.returncode == 78, done.stderr
 
 
 def test_what_we_start_and_what_that_starts_import_nothing_from_there_either(foreign: Path) -> None:
