@@ -39,6 +39,10 @@ THREAD_VARIABLES: Final = (
 none of them, and a limit of processes may not allow them."""
 
 
+output_error: OSError | None = None
+"""Why standard output could last not be written."""
+
+
 def prepare() -> None:
     """Make this process fit to run a service or a command: called first, and only by its owner."""
     forget_working_directory()
@@ -83,15 +87,12 @@ def open_standard_streams() -> None:
             _fill(descriptor)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (for good)
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", errors=PRINTABLE, closefd=False)  # noqa: SIM115
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         sys.stderr = _errors(getattr(sys.stderr, "encoding", None) or "utf-8")
-    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
-        # A path is printed as the bytes that it has; a sign that the encoding has not, escaped.
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         # ASCII says no more than that nothing was configured.
-        encoding = "utf-8" if sys.stdout.encoding.lower() in _ASCII else None
-        sys.stdout.reconfigure(encoding=encoding, errors=PRINTABLE)
+        sys.stdout = _output("utf-8" if encoding.lower() in _ASCII else encoding)
 
 
 def run(stage: str) -> int:
@@ -139,6 +140,27 @@ class _Unfailing(io.FileIO):
             return written
         except OSError:
             return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+class _Told(io.FileIO):
+    """Standard output, which remembers that it could not be written: what waited in a buffer is
+    gone after that."""
+
+    def write(self, data: object) -> int | None:  # type: ignore[override]
+        global output_error
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            output_error = error
+            raise
+
+
+def _output(encoding: str) -> io.TextIOWrapper:
+    raw = _Told(1, "wb", closefd=False)
+    # A path is printed as the bytes that it has; a sign that the encoding has not, escaped.
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=encoding, errors=PRINTABLE, line_buffering=raw.isatty()
+    )
 
 
 def _errors(encoding: str) -> io.TextIOWrapper:

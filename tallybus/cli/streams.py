@@ -13,6 +13,7 @@ import sys
 import click
 
 from tallybus.cli.errors import ExitCode
+from tallybus.common import startup
 
 _lost: OSError | None = None
 
@@ -22,13 +23,15 @@ def is_lost() -> bool:
     that nothing fails a second time."""
     global _lost
     if _lost is None:
+        error = startup.output_error
         try:
             sys.stdout.flush()
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                return False
-            _lost = error
-            abandon()
+        except OSError as raised:
+            error = raised
+        if error is None or error.errno == errno.EPIPE:
+            return False
+        _lost = error
+        abandon()
     return _lost is not None
 
 
