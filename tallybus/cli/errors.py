@@ -38,6 +38,7 @@ class CommandFailed(click.ClickException):
 def as_click_exception(error: BaseException) -> click.ClickException | None:
     """What to tell the user about an error, or None for a defect, which keeps its traceback."""
     from tallybus import errors
+    from tallybus.cli import streams
     from tallybus.common.errors import ServiceError
     from tallybus.common.files import StorageError
     from tallybus.csv_text import MalformedCsv
@@ -68,4 +69,6 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
             code = ExitCode.FAILED
         case OSError() if not isinstance(error, BrokenPipeError):
             code = ExitCode.FAILED
+            if streams.is_lost():
+                text = streams.message(error)
     return None if code is None else CommandFailed(text, code)
