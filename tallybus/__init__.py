@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         transfers,
         withdrawals,
     )
-    from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+    from tallybus.pipeline import GatewayInfo, LedgerTime, PipelineIndex, ServiceInfo
     from tallybus.transactions import Direction, Entry, Kind, Transaction
 
 __version__: Final = "0.1.0"
@@ -82,6 +82,7 @@ __all__ = [
     "InvalidRequest",
     "Kind",
     "Ledger",
+    "LedgerTime",
     "LostTransaction",
     "NotRegistered",
     "Operation",
@@ -166,6 +167,7 @@ _MODULES: Final = {
     ),
     "tallybus.pipeline": (
         "GatewayInfo",
+        "LedgerTime",
         "PipelineIndex",
         "ServiceInfo",
     ),

@@ -10,9 +10,20 @@ from collections.abc import Mapping
 from typing import Final
 
 from tallybus.common.keys import Grant, Role
-from tallybus.services.gateway.protocol import FORBIDDEN, ClientRequest, Refusal, Register, Submit
+from tallybus.services.gateway.protocol import (
+    FORBIDDEN,
+    AcceptClock,
+    ClientRequest,
+    Refusal,
+    Register,
+    Submit,
+)
 
-NEEDS: Final[Mapping[type[ClientRequest], Role]] = {Submit: Role.SUBMIT, Register: Role.ADMIN}
+NEEDS: Final[Mapping[type[ClientRequest], Role]] = {
+    Submit: Role.SUBMIT,
+    Register: Role.ADMIN,
+    AcceptClock: Role.ADMIN,
+}
 """The role that a type of request needs; all others need READ."""
 
 

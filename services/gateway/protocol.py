@@ -156,6 +156,16 @@ class ServicesRead(ClientRequest):
 
 
 @dataclass(slots=True, eq=False)
+class ClockRead(ClientRequest):
+    """The ledger's time, and whether the wall clock is followed."""
+
+
+@dataclass(slots=True, eq=False)
+class AcceptClock(ClockRead):
+    """The same, after the sequencer was told that the wall clock is right."""
+
+
+@dataclass(slots=True, eq=False)
 class Wait(ClientRequest):
     """Until the index of `level` has reached `tx_id`."""
 
@@ -230,6 +240,10 @@ def decode_request(client: bytes, frames: Sequence[Buffer], limits: Limits) -> C
     if operation == "services":
         _payloads(payloads, 0, 0, request_id)
         return ServicesRead(client, request_id, timeout)
+    if operation in ("clock", "accept_clock"):
+        _payloads(payloads, 0, 0, request_id)
+        kind = ClockRead if operation == "clock" else AcceptClock
+        return kind(client, request_id, timeout)
     if operation == "wait":
         _payloads(payloads, 0, 0, request_id)
         tx_id = _number(header, "tx_id", request_id)

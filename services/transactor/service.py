@@ -153,7 +153,9 @@ class TransactorService(Shell):
             self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
         self._registrar = recovered.registrar
         self._registrar.prepared.notify = self.wake
-        self.core.recovered(recovered.engine, recovered.registrar, recovered.results)
+        self.core.recovered(
+            recovered.engine, recovered.registrar, recovered.results, recovered.stamp
+        )
         if self.settings.bus.transport != "inproc":
             # An embedded ledger is opened for a moment more often than for good.
             self._warmer = WindowWarmer(recovered.engine.window)
