@@ -23,7 +23,8 @@ def test_the_sequencer_is_asked_and_its_answer_handed_on(op: str, accept: bool) 
     (question,) = asked(rig)
     assert question.accept is accept
     rig.core.on_clock(ClockAnswer(question.query, 5, 9, held=True))
-    assert rig.answers() == [{"id": 7, "time": 5, "wall": 9, "held": True}]
+    (reply,) = rig.answers()
+    assert reply == reply | {"id": 7, "time": 5, "wall": 9, "held": True, "payload": []}
 
 
 def test_a_question_is_repeated_until_it_is_answered_or_late() -> None:
