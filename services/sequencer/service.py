@@ -84,7 +84,7 @@ class SequencerService(Shell):
 
     def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
         if isinstance(message, ClockQuery):
-            if message.accept and self.core.running:
+            if message.accept and self.core.running and self.core.clock.held:
                 self.log.warning(
                     "an operator accepts the wall clock",
                     extra=logs.fields(ahead_seconds=round(self.core.clock.ahead_ns / 1e9, 3)),
