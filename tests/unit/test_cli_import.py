@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,8 +33,8 @@ def run(*arguments: object, given: str | None = None) -> Result:
     return CliRunner().invoke(main, ["import", *map(str, arguments)], input=given)
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "file.csv"
+def write(folder: Path, text: str, name: str = "file.csv") -> Path:
+    path = folder / name
     path.write_text(text, "utf-8")
     return path
 
@@ -65,7 +66,7 @@ def test_rows_are_executed_in_file_order(ledger: FakeLedger, tmp_path: Path) -> 
 def test_a_second_import_applies_nothing(ledger: FakeLedger, tmp_path: Path) -> None:
     path = write(tmp_path, HEADER + "deposit,1,100,,\ndeposit,1,100,,\ndeposit,1,100,,77\n")
     assert report(run(path, "--json"))["applied"] == 3
-    assert report(run(path, "--json")) == {
+    assert report(run(path, "--json", "--again")) == {
         "rows": 3,
         "applied": 0,
         "rejected": {},
@@ -101,7 +102,7 @@ def test_calls_and_built_in_rows_are_executed_once_in_file_order(
     first = report(run(path, "--json", "--batch", batch))
     assert (first["rows"], first["applied"], first["duplicates"]) == (6, 3, 0)
     assert first["rejected"] == {"INSUFFICIENT_FUNDS": 1, "INVALID_OPERATION": 1, "FUNCTION_128": 1}
-    again = report(run(path, "--json", "--batch", batch))
+    again = report(run(path, "--json", "--batch", batch, "--again"))
     assert (again["applied"], again["rejected"], again["duplicates"]) == (0, {}, 6)
     last = again["last_tx_id"]
     assert isinstance(last, int)
@@ -117,16 +118,19 @@ def test_an_interrupted_import_is_finished_by_a_second_one(
     done = run(path, "--batch", 2, "--json")
     assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr == (
-        "Error: no answer; rows 1 to 4 of 10 (line 5) are in the ledger; "
-        "start again as it is, or with --from-row 5\n"
+        "Error: no answer; rows 1 to 4 of 10 (line 5) are in the ledger; to go on: "
+        f"tallybus import {path} --from-row 5 --again --batch 2 --json\n"
     )
-    assert report(run(path, "--json")) | {"last_tx_id": 0} == {
-        "rows": 10,
+    told = done.stderr.partition("to go on: tallybus ")[2]
+    assert report(CliRunner().invoke(main, shlex.split(told))) | {"last_tx_id": 0} == {
+        "rows": 6,
         "applied": 6,
         "rejected": {},
-        "duplicates": 4,
+        "duplicates": 0,
         "last_tx_id": 0,
     }
+    assert ledger.balances[1] == 1_000
+    assert report(run(path, "--json", "--again"))["duplicates"] == 10
     assert ledger.balances[1] == 1_000
 
 
@@ -135,7 +139,7 @@ def test_going_on_from_a_row_sends_the_rest_with_the_same_refs(
 ) -> None:
     path = write(tmp_path, HEADER + "deposit,1,100,,\n" * 10)
     assert report(run(path, "--from-row", 5, "--json"))["rows"] == 6
-    assert report(run(path, "--json"))["duplicates"] == 6
+    assert report(run(path, "--json", "--again"))["duplicates"] == 6
     assert ledger.balances[1] == 1_000
     assert run(path, "--from-row", 11).exit_code == 2
 
@@ -149,8 +153,11 @@ def test_whatever_stops_an_import_tells_how_far_it_came(
     done = run(path, "--batch", 2)
     assert done.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 5)
     assert "rows 1 to 2 of 4" in done.stderr
-    ledger.failures[1] = error
-    assert "no row is known to be applied" in run(path, "--batch", 2).stderr
+    other = write(tmp_path, HEADER + "deposit,2,100,,\n" * 4, "other.csv")
+    ledger.failures[3] = error
+    told = run(other, "--batch", 2).stderr
+    assert "no row is known to be in the ledger" in told
+    assert told.endswith(f"to go on: tallybus import {other} --again --batch 2\n")
 
 
 def test_a_malformed_file_is_refused_before_anything_is_sent(
