@@ -8,11 +8,14 @@ to be imported again.
 from __future__ import annotations
 
 import os
+import select
 import stat
 from collections.abc import Iterator
 from io import UnsupportedOperation
 from typing import BinaryIO, Final
 from zlib import crc32
+
+from tallybus.cli.signals import SLICE_S
 
 BLOCK_BYTES: Final = 1 << 20
 MARK_BYTES: Final = 1 << 16
@@ -34,7 +37,7 @@ class Source:
     def __init__(self, file: BinaryIO, path: str | None) -> None:
         self._file = file
         self._path = path
-        self._descriptor = _regular(file)
+        self._descriptor, self._pipe = _descriptors(file)
         self._state: State | None = None
         self._start = 0
         self._marks: list[tuple[int, int]] = []
@@ -52,7 +55,7 @@ class Source:
     def blocks(self) -> Iterator[bytes]:
         """All of its bytes."""
         line = 1
-        while block := self._file.read(BLOCK_BYTES):
+        while block := self._next():
             if self._state is not None:
                 view = memoryview(block)
                 for at in range(0, len(block), MARK_BYTES):
@@ -61,6 +64,18 @@ class Source:
                     line += bytes(piece).count(b"\n")
             self._read += len(block)
             yield block
+
+    def _next(self) -> bytes:
+        """Some bytes; empty at the end. A signal's handler is run while a pipe gives none: the call
+        that waits for its bytes would not notice a signal that came just before it."""
+        pipe = self._pipe
+        if pipe is None:
+            return self._file.read(BLOCK_BYTES)
+        poller = select.poll()
+        poller.register(pipe, select.POLLIN)
+        while not poller.poll(SLICE_S * 1000):
+            continue
+        return os.read(pipe, BLOCK_BYTES)
 
     def check(self) -> None:
         """Raises FileChanged when it is not what was read."""
@@ -116,13 +131,18 @@ class Source:
         return ""
 
 
-def _regular(file: BinaryIO) -> int | None:
-    """The descriptor of a file on disk; None for a pipe, a terminal, or no file at all."""
+def _descriptors(file: BinaryIO) -> tuple[int | None, int | None]:
+    """The descriptor of a file on disk, and that of a pipe or a terminal; None for what it is not.
+
+    Nothing was read from it yet, so nothing is in its buffer.
+    """
     try:
         descriptor = file.fileno()
     except (AttributeError, OSError, UnsupportedOperation):
-        return None
-    return descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        return None, None
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor, None
+    return None, descriptor
 
 
 def _state(seen: os.stat_result) -> State:

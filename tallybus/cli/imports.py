@@ -251,19 +251,13 @@ def _word(value: object) -> str:
 def _duplicates(tally: Tally, parsed: ParsedCsv) -> str:
     """What duplicates mean, in words."""
     if tally.duplicates == tally.rows:
-        rows = (
-            "the one row was a duplicate"
-            if tally.rows == 1
-            else (f"all {tally.rows} rows were duplicates")
-        )
+        rows = f"all {tally.rows} rows were duplicates"
+        if tally.rows == 1:
+            rows = "the one row was a duplicate"
         told = f"nothing was applied: {rows}"
     else:
-        were = (
-            "row was a duplicate and was"
-            if tally.duplicates == 1
-            else "rows were duplicates and were"
-        )
-        told = f"{tally.duplicates} of {tally.rows} {were} not applied"
+        were = "was a duplicate and was" if tally.duplicates == 1 else "were duplicates and were"
+        told = f"{tally.duplicates} of {tally.rows} rows {were} not applied"
     if parsed.derived_refs == parsed.rows:
         return f"{told}: this very content was sent to this ledger before"
     return (
