@@ -20,6 +20,7 @@ from wasmtime import wat2wasm
 from tallybus import Ledger
 from tallybus.cli import connect, import_source, imports, main
 from tallybus.common.record import Kind, Level, Status
+from tallybus.common.settings import load
 from tallybus.errors import InvalidRequest, Overloaded, Timeout
 from tallybus.operations import BatchResult, Operations, encode_operations
 from tallybus.pipeline import GatewayInfo
@@ -550,3 +551,14 @@ def test_a_packed_file_is_told_with_the_files_own_name(ledger: FakeLedger, tmp_p
     done = run(path)
     assert done.exit_code == 2
     assert f"gunzip -c '{path}' | tallybus import -" in done.stderr
+
+
+def test_an_import_gets_through_the_limits_of_a_real_gateway(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limits = {"gateway.client_in_flight": 100, "gateway.client_rate": 1_000}
+    settings = load(environ={}, overrides=limits)
+    with Ledger.open(tmp_path / "data", settings=settings) as opened:
+        monkeypatch.setattr(connect, "open_client", lambda *_: nullcontext(opened))
+        done = run(write(tmp_path, HEADER + "deposit,1,100,,\n" * 1_500), "--json")
+        assert report(done)["applied"] == 1_500
