@@ -562,3 +562,26 @@ def test_an_import_gets_through_the_limits_of_a_real_gateway(
         monkeypatch.setattr(connect, "open_client", lambda *_: nullcontext(opened))
         done = run(write(tmp_path, HEADER + "deposit,1,100,,\n" * 1_500), "--json")
         assert report(done)["applied"] == 1_500
+
+
+SLOW = """(module (func (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64) (result i32)
+  (local $n i32) (local.set $n (i32.const 50000))
+  (loop $l (local.set $n (i32.sub (local.get $n) (i32.const 1))) (br_if $l (local.get $n)))
+  (i32.const 0)))"""
+
+
+def test_calls_beyond_a_real_ledgers_budget_are_all_run_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = load(environ={}, overrides={"functions.submit_ms": 1})
+    text = "kind,account,amount,function\n" + "function,,,slow\n" * 200 + "deposit,1,5,\n"
+    with Ledger.open(tmp_path / "data", settings=settings) as opened:
+        opened.register_function("slow", bytes(wat2wasm(SLOW)))
+        info = SimpleNamespace(max_batch=16_384, revision=1)
+        monkeypatch.setattr(opened, "gateway_info", lambda **_: info)
+        monkeypatch.setattr(connect, "open_client", lambda *_: nullcontext(opened))
+        done = run(write(tmp_path, text), "--json")
+        found = report(done)
+        assert (found["applied"], found["rejected"]) == (201, {})
+        assert found["last_tx_id"] != 202, "some were not run at first"
+        assert opened.list_functions()[0].calls >= 200
