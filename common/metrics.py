@@ -209,6 +209,7 @@ class Metric:
 
 _PIPELINE: Final = ("sequencer", "transactor", "wal", "snapshotter")
 _SENDERS: Final = ("sequencer", "transactor", "wal", "gateway")
+_SEQUENCER: Final = ("sequencer",)
 _TRANSACTOR: Final = ("transactor",)
 _WAL: Final = ("wal",)
 _SNAPSHOTTER: Final = ("snapshotter",)
@@ -334,6 +335,29 @@ _TABLE: Final = (
         "service that was replaced.",
         (),
         ("transactor", "wal", "snapshotter"),
+    ),
+    # -- sequencer ---------------------------------------------------------------------------------
+    Metric(
+        "tallybus_ledger_time_seconds",
+        "gauge",
+        "The ledger's time, of which stamps are taken, as Unix time.",
+        (),
+        _SEQUENCER,
+    ),
+    Metric(
+        "tallybus_clock_ahead_seconds",
+        "gauge",
+        "How far the wall clock is ahead of the ledger's time; negative where it is behind.",
+        (),
+        _SEQUENCER,
+    ),
+    Metric(
+        "tallybus_clock_held",
+        "gauge",
+        "1 while the wall clock has jumped ahead and is not followed until `tallybus clock "
+        "accept`, else 0.",
+        (),
+        _SEQUENCER,
     ),
     # -- transactor --------------------------------------------------------------------------------
     Metric(

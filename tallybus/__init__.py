@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         transfers,
         withdrawals,
     )
-    from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+    from tallybus.pipeline import GatewayInfo, LedgerTime, PipelineIndex, ServiceInfo
     from tallybus.transactions import Direction, Entry, Kind, Transaction
     from tallybus.trials import try_function
 
@@ -85,6 +85,7 @@ __all__ = [
     "InvalidRequest",
     "Kind",
     "Ledger",
+    "LedgerTime",
     "LostTransaction",
     "NotRegistered",
     "Operation",
@@ -174,6 +175,7 @@ _MODULES: Final = {
     ),
     "tallybus.pipeline": (
         "GatewayInfo",
+        "LedgerTime",
         "PipelineIndex",
         "ServiceInfo",
     ),

@@ -18,6 +18,24 @@ class PipelineIndex:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerTime:
+    """The ledger's time and the wall clock of the sequencer's machine, as Unix time in nanoseconds.
+
+    `held`: the wall clock is so far ahead that it must have jumped; it is not followed until an
+    operator accepts it.
+    """
+
+    time_ns: int
+    wall_ns: int
+    held: bool
+
+    @property
+    def ahead_ns(self) -> int:
+        """How far the wall clock is ahead of the ledger's time; negative where it is behind."""
+        return self.wall_ns - self.time_ns
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayInfo:
     """Who answers: the gateway's incarnation, its protocol, and what this client may ask it for.
 

@@ -48,10 +48,10 @@ def test_the_totals_tell_faults_by_their_kind() -> None:
         "power cut",
         "unsynced blocks lost",
         "second log stage refused",
-        "paused: transactor",
-        "zombie: sequencer",
+        "paused: ",
+        "zombie: ",
     ):
-        assert faults[kind], kind
+        assert any(name.startswith(kind) and faults[name] for name in faults), kind
         assert f"  {kind}: {faults[kind]}" in totals.lines()
 
 
@@ -60,8 +60,8 @@ def test_the_totals_tell_faults_by_their_kind() -> None:
     ("name", "seed"),
     [
         ("accept-gap", 0),
-        ("release-early", 29),
-        ("ignore-incarnation", 38),
+        ("release-early", 38),
+        ("ignore-incarnation", 23),
         ("acknowledge-written", 0),
         ("assume-success", 0),
     ],

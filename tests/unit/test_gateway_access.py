@@ -20,8 +20,11 @@ from tallybus.services.gateway.quotas import SECOND_NS, Quotas, let_go
 MS = 1_000_000
 WASM = b"\0asm\1\0\0\0"
 
-READS = ("balances", "status", "transaction", "index", "services", "functions", "wait", "ping")
-ALL = (*READS, "submit", "register", "unregister")
+READS = (
+    *("balances", "status", "transaction", "index", "services", "functions", "wait", "ping"),
+    "clock",
+)
+ALL = (*READS, "submit", "register", "unregister", "accept_clock")
 
 
 def key(number: int) -> bytes:
@@ -121,7 +124,8 @@ def test_a_ping_without_a_key_tells_the_gateways_limits() -> None:
 @pytest.mark.parametrize("role", list(Role))
 def test_each_role_may_do_what_it_is_for(op: str, role: Role) -> None:
     door = Door({key(1): grant(role)})
-    needs = {"submit": Role.SUBMIT, "register": Role.ADMIN, "unregister": Role.ADMIN}
+    needs = dict.fromkeys(("register", "unregister", "accept_clock"), Role.ADMIN)
+    needs["submit"] = Role.SUBMIT
     needed = needs.get(op, Role.READ)
     answer = door.ask(op, key(1))
     if role >= needed:
