@@ -75,6 +75,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "str": short_text,
     "bool": st.booleans(),
     "list[str]": st.lists(short_text, max_size=4),
+    "list[int]": st.lists(u64, max_size=4),
     "list[list[int]]": st.lists(st.lists(u64, min_size=4, max_size=4), max_size=4),
     "dict[int, int]": st.dictionaries(u64, u64, max_size=4),
     "dict[str, int | str]": st.dictionaries(short_text, st.one_of(u64, short_text), max_size=4),
@@ -98,6 +99,10 @@ def messages(draw: st.DrawFn, types: tuple[type[Any], ...] = TYPES) -> Message:
     }
     if cls in (Request, Sequenced, Executed):
         values["count"] = draw(small)
+        if values.get("counts"):
+            # Of the submits that were joined in it.
+            first = draw(st.integers(1, values["count"]))
+            values["counts"] = [first, *([values["count"] - first] * (first < values["count"]))]
         values["records"] = some_bytes(values["count"] * RECORD_SIZE)
     if cls in (Request, Sequenced):
         values["params"] = some_bytes(draw(st.integers(0, 3)) * PARAMS_SIZE)
