@@ -324,6 +324,7 @@ WRONG: dict[str, list[Any]] = {
     "str": [1, None, b"x", ["x"], "x" * 5000],
     "bool": [0, 1, None, "true"],
     "list[str]": ["x", [1], [b"x"], None, {}, {"x": 1}],
+    "list[int]": [[-1], ["x"], [True], [[1]], None, {}, "x"],
     "list[list[int]]": [[1], [[-1]], [["x"]], [[True]], None, {}, [[[1]]]],
     "dict[int, int]": [[], [[1, 2]], {"1": 2}, {1: -1}, {-1: 1}, {1: True}, {True: 1}, None],
     "dict[str, int | str]": [[], {1: 1}, {"a": []}, {"a": None}, {"a": 1.5}, {"a": {}}],
