@@ -97,6 +97,10 @@ class GatewayCore(StageCore):
             incarnation, max_in_flight, limits.max_batch, self.desk, self.progress, submit_ns
         )
         self.link = self.submissions.link
+        self.submissions.work.charged = self._on_work
+        self.worked: Callable[[str, int], None] | None = None
+        """Called with the name of a client's key ("" without one) and the nanoseconds of the
+        transactor's time that its calls took, where somebody counts them."""
         self._heard: set[str] = set()
         self._services = Services()
         self._unready: list[ClientRequest] = []
@@ -311,6 +315,12 @@ class GatewayCore(StageCore):
     def on_results_gone(self, message: ResultsGone) -> None:
         """The transactor no longer holds outcomes that this gateway missed."""
         self.submissions.on_results_gone(message)
+
+    def _on_work(self, owner: bytes, took_ns: int) -> None:
+        grant = self.access.grant(owner)
+        self.quotas.worked(owner, grant, took_ns, self._now_ns)
+        if self.worked is not None:
+            self.worked("" if grant is None else grant.name, took_ns)
 
     # -- functions -------------------------------------------------------------------------------
 

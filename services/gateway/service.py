@@ -76,6 +76,7 @@ class GatewayService(Shell):
                 settings.gateway.client_in_flight,
                 settings.gateway.client_rate,
                 settings.gateway.client_message_bytes,
+                settings.gateway.client_work_ms,
             ),
             settings.functions.submit_ms * 1_000_000,
         )

@@ -108,6 +108,7 @@ def messages(draw: st.DrawFn, types: tuple[type[Any], ...] = TYPES) -> Message:
         values["params"] = some_bytes(draw(st.integers(0, 3)) * PARAMS_SIZE)
         if values.get("registers"):
             values |= {"count": 1, "records": some_bytes(RECORD_SIZE), "names": [draw(short_text)]}
+            values.pop("counts", None)
     if cls in (Request, Sequenced, Executed, Prepare):
         values["binary"] = draw(st.binary(max_size=20))
     if cls is Executed:

@@ -109,7 +109,7 @@ def test_a_ping_tells_the_keys_role_and_limits(role: Role) -> None:
     door = Door({key(1): grant(role, max_rate=5)}, in_flight=7, rate=9)
     answer = door.ping(key(1))
     assert answer["role"] == role.name.lower()
-    assert answer["limits"] == {"in_flight": 7, "rate": 5, "message_bytes": 0}
+    assert answer["limits"] == {"in_flight": 7, "rate": 5, "message_bytes": 0, "work_ms": 0}
 
 
 def test_a_ping_without_a_key_tells_the_gateways_limits() -> None:
@@ -117,7 +117,7 @@ def test_a_ping_without_a_key_tells_the_gateways_limits() -> None:
     for door in (Door(message_bytes=1_000), Door({key(1): grant()}, message_bytes=1_000)):
         answer = door.ping()
         assert answer["role"] == "admin"
-        assert answer["limits"] == {"in_flight": 0, "rate": 0, "message_bytes": 1_000}
+        assert answer["limits"] == {"in_flight": 0, "rate": 0, "message_bytes": 1_000, "work_ms": 0}
 
 
 @pytest.mark.parametrize("op", ALL)
