@@ -582,6 +582,27 @@ _TABLE: Final = (
         _GATEWAY,
     ),
     Metric(
+        "tallybus_client_work_seconds_total",
+        "counter",
+        "Time of the transactor that the calls of a client have taken, by the name of its key.",
+        ("client",),
+        _GATEWAY,
+    ),
+    Metric(
+        "tallybus_operations_waiting",
+        "gauge",
+        "Operations that wait in the gateway for the turn of their client's calls of functions.",
+        (),
+        _GATEWAY,
+    ),
+    Metric(
+        "tallybus_work_outstanding_seconds",
+        "gauge",
+        "How long the calls of functions that were sent and not executed are expected to take.",
+        (),
+        _GATEWAY,
+    ),
+    Metric(
         "tallybus_answers_dropped_total",
         "counter",
         "Answers that a client did not take.",

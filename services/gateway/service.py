@@ -116,6 +116,7 @@ class GatewayService(Shell):
         )
         if isinstance(self.meter, GatewayMeter):
             self.core.desk.answered = self.meter.answered
+            self.core.worked = self.meter.worked
             self.core.submissions.gathered = self.meter.batch_transactions.observe
         self.log.info("listening", extra=logs.fields(endpoint=self.endpoint))
         self._metrics_heard: dict[str, tuple[StageMetrics, int]] = {}
