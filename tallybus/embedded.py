@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from tallybus.client import forks
 from tallybus.client.codec import Request
 from tallybus.client.core import Call
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
@@ -24,7 +25,14 @@ from tallybus.common.bus import Context, new_context
 from tallybus.common.files import Storage
 from tallybus.common.service import Shell
 from tallybus.common.settings import SecuritySettings, Settings, load
-from tallybus.errors import InvalidFunction, InvalidRequest, TallybusError, Timeout, Unavailable
+from tallybus.errors import (
+    ForkedProcess,
+    InvalidFunction,
+    InvalidRequest,
+    TallybusError,
+    Timeout,
+    Unavailable,
+)
 from tallybus.functions import Trial, checked_binary
 from tallybus.operations import status_of
 from tallybus.transactions import entry_of
@@ -50,7 +58,7 @@ class Ledger(Client):
     `with`."""
 
     _threads: dict[str, _ServiceThread]
-    _own_context: Context
+    _own_context: Context | None
 
     @classmethod
     def open(
@@ -109,8 +117,24 @@ class Ledger(Client):
 
     def close(self, wait: bool = True) -> None:
         """As `Client.close`; then stop the services in pipeline order. May be called again."""
-        super().close(wait)
-        _stop(self._threads, self._own_context)
+        try:
+            super().close(wait)
+        finally:
+            _stop(self._threads, self._own_context)
+
+    def _forked(self) -> None:
+        """The services are threads of the parent: here is nothing to stop, and nothing to ask."""
+        super()._forked()
+        threads, context = getattr(self, "_threads", {}), getattr(self, "_own_context", None)
+        forks.abandon((threads, context))
+        self._threads = {}
+        self._own_context = None
+
+    def _reconnect_in_child(self) -> None:
+        raise ForkedProcess(
+            "this ledger is open in the process of which this one was forked; use it there, or "
+            "serve the folder with `tallybus up` and use a Client in every process"
+        )
 
     def _wait_call(self, call: Call[T], timeout: float | None) -> T:
         try:
@@ -207,10 +231,11 @@ def try_function(
     )
 
 
-def _stop(threads: dict[str, _ServiceThread], context: Context) -> None:
+def _stop(threads: dict[str, _ServiceThread], context: Context | None) -> None:
     for stage in STOP_ORDER:
         thread = threads.get(stage)
         if thread is not None and thread.is_alive():
             thread.shell.stop()
             thread.join()
-    context.destroy(linger=0)
+    if context is not None:
+        context.destroy(linger=0)

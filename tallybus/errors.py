@@ -167,6 +167,20 @@ class ServerError(TallybusError):
         self.code = code
 
 
+class ForkedProcess(TallybusError):
+    """What is used here belongs to another process, of which this one was forked; it did nothing.
+
+    A `Ledger` is open in the process that opened it; a batch, or a client over inproc, belongs to
+    the process that began it. A `Client` or `AsyncClient` connects anew in the child by itself.
+    """
+
+
+class WrongEventLoop(TallybusError, RuntimeError):
+    """An AsyncClient was used on another event loop than the one that it belongs to; nothing was
+    sent.
+    """
+
+
 class ClientClosed(TallybusError):
     """The client was closed before or while this was called; a request that reads was given up."""
 

@@ -49,7 +49,10 @@ class Sim:
 
     def pump(self) -> None:
         """As the shells do: sends what goes, and tells when nothing does."""
-        while (frames := self.core.next_message(self.now)) is not None and self.open:
+        while (frames := self.core.next_message(self.now)) is not None:
+            if not self.open:
+                self.core.message_refused()
+                break
             self.sent.append(msgpack.unpackb(frames[0]))
             self.core.message_sent(self.now)
         if self.core.has_message:

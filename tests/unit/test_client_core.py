@@ -58,7 +58,10 @@ class Sim:
         return call
 
     def flush(self) -> None:
-        while (frames := self.core.next_message(self.now)) is not None and self.connected:
+        while (frames := self.core.next_message(self.now)) is not None:
+            if not self.connected:
+                self.core.message_refused()
+                break
             self.sent.append(msgpack.unpackb(frames[0]) | {"payload": frames[1:]})
             self.core.message_sent(self.now)
 
