@@ -11,15 +11,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tallybus.client import AsyncClient, Client, Pending
-    from tallybus.embedded import Ledger
+    from tallybus.client import (
+        AsyncClient,
+        Client,
+        Pending,
+    )
+    from tallybus.common.errors import (
+        ServiceError,
+        SettingsError,
+    )
+    from tallybus.common.files import (
+        FileMissing,
+        LockHeld,
+        StorageError,
+    )
+    from tallybus.common.function_files import (
+        BinaryDamaged,
+    )
+    from tallybus.common.functions import (
+        RegistrationError,
+    )
+    from tallybus.common.logreader import (
+        DamagedLog,
+        ForeignLog,
+        LogEndsEarly,
+        LogRefused,
+    )
+    from tallybus.common.record import (
+        FunctionStatus,
+        Reason,
+    )
+    from tallybus.common.replay import (
+        ReplayError,
+    )
+    from tallybus.common.snapshotformat import (
+        AccountLimitTooLow,
+        DamagedSnapshot,
+        SnapshotError,
+        SnapshotMismatch,
+        SnapshotUnreadable,
+        UnbalancedSnapshot,
+    )
+    from tallybus.embedded import (
+        Ledger,
+        ServiceFailed,
+    )
     from tallybus.errors import (
         AccessDenied,
         AlreadyExists,
         ClientClosed,
+        ForkedProcess,
         InvalidFunction,
         InvalidRequest,
         LostTransaction,
+        MissingExtra,
         NotRegistered,
         OutcomeUnknown,
         Overloaded,
@@ -29,6 +74,8 @@ if TYPE_CHECKING:
         Timeout,
         TransactionNotFound,
         Unavailable,
+        Unreachable,
+        WrongEventLoop,
     )
     from tallybus.functions import (
         FunctionInfo,
@@ -54,36 +101,62 @@ if TYPE_CHECKING:
         Withdrawal,
         deposits,
         transfers,
+        user_ref_of,
         withdrawals,
     )
-    from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
-    from tallybus.transactions import Direction, Entry, Kind, Transaction
+    from tallybus.pipeline import (
+        GatewayInfo,
+        PipelineIndex,
+        ServiceInfo,
+    )
+    from tallybus.settings import (
+        Settings,
+        load_settings,
+    )
+    from tallybus.transactions import (
+        Direction,
+        Entry,
+        Kind,
+        Transaction,
+    )
 
 __version__: Final = "0.1.0"
 
 __all__ = [
-    "OPERATION_DTYPE",
     "AccessDenied",
+    "AccountLimitTooLow",
     "AlreadyExists",
     "AsyncClient",
     "Balance",
     "Balances",
     "BatchResult",
+    "BinaryDamaged",
     "Client",
     "ClientClosed",
+    "DamagedLog",
+    "DamagedSnapshot",
     "Deposit",
     "Direction",
     "Entry",
+    "FileMissing",
+    "ForeignLog",
+    "ForkedProcess",
     "Function",
     "FunctionInfo",
+    "FunctionStatus",
     "FunctionVersion",
     "GatewayInfo",
     "InvalidFunction",
     "InvalidRequest",
     "Kind",
     "Ledger",
+    "LockHeld",
+    "LogEndsEarly",
+    "LogRefused",
     "LostTransaction",
+    "MissingExtra",
     "NotRegistered",
+    "OPERATION_DTYPE",
     "Operation",
     "OperationBatch",
     "OutcomeUnknown",
@@ -91,11 +164,22 @@ __all__ = [
     "Pending",
     "PipelineIndex",
     "ProtocolError",
+    "Reason",
+    "RegistrationError",
+    "ReplayError",
     "Result",
     "ServerError",
+    "ServiceError",
+    "ServiceFailed",
     "ServiceInfo",
+    "Settings",
+    "SettingsError",
+    "SnapshotError",
+    "SnapshotMismatch",
+    "SnapshotUnreadable",
     "Stage",
     "Status",
+    "StorageError",
     "TallybusError",
     "Timeout",
     "Transaction",
@@ -104,30 +188,70 @@ __all__ = [
     "TransactionStatuses",
     "Transfer",
     "Unavailable",
+    "UnbalancedSnapshot",
+    "Unreachable",
     "WaitLevel",
     "Withdrawal",
-    "__version__",
+    "WrongEventLoop",
     "deposits",
     "function_calls",
+    "load_settings",
     "transfers",
+    "user_ref_of",
     "withdrawals",
+    "__version__",
 ]
 
 
 _MODULES: Final = {
-    "tallybus.embedded": ("Ledger",),
     "tallybus.client": (
         "AsyncClient",
         "Client",
         "Pending",
     ),
+    "tallybus.common.errors": (
+        "ServiceError",
+        "SettingsError",
+    ),
+    "tallybus.common.files": (
+        "FileMissing",
+        "LockHeld",
+        "StorageError",
+    ),
+    "tallybus.common.function_files": ("BinaryDamaged",),
+    "tallybus.common.functions": ("RegistrationError",),
+    "tallybus.common.logreader": (
+        "DamagedLog",
+        "ForeignLog",
+        "LogEndsEarly",
+        "LogRefused",
+    ),
+    "tallybus.common.record": (
+        "FunctionStatus",
+        "Reason",
+    ),
+    "tallybus.common.replay": ("ReplayError",),
+    "tallybus.common.snapshotformat": (
+        "AccountLimitTooLow",
+        "DamagedSnapshot",
+        "SnapshotError",
+        "SnapshotMismatch",
+        "SnapshotUnreadable",
+        "UnbalancedSnapshot",
+    ),
+    "tallybus.embedded": (
+        "Ledger",
+        "ServiceFailed",
+    ),
     "tallybus.errors": (
         "AccessDenied",
         "AlreadyExists",
         "ClientClosed",
+        "ForkedProcess",
         "InvalidFunction",
         "InvalidRequest",
         "LostTransaction",
+        "MissingExtra",
         "NotRegistered",
         "OutcomeUnknown",
         "Overloaded",
@@ -137,6 +261,8 @@ _MODULES: Final = {
         "Timeout",
         "TransactionNotFound",
         "Unavailable",
+        "Unreachable",
+        "WrongEventLoop",
     ),
     "tallybus.functions": (
         "FunctionInfo",
@@ -145,12 +271,12 @@ _MODULES: Final = {
         "function_calls",
     ),
     "tallybus.operations": (
-        "OPERATION_DTYPE",
         "Balance",
         "Balances",
         "BatchResult",
         "Deposit",
         "Function",
+        "OPERATION_DTYPE",
         "Operation",
         "Result",
         "Stage",
@@ -162,12 +288,17 @@ _MODULES: Final = {
         "Withdrawal",
         "deposits",
         "transfers",
+        "user_ref_of",
         "withdrawals",
     ),
     "tallybus.pipeline": (
         "GatewayInfo",
         "PipelineIndex",
         "ServiceInfo",
+    ),
+    "tallybus.settings": (
+        "Settings",
+        "load_settings",
     ),
     "tallybus.transactions": (
         "Direction",

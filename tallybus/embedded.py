@@ -23,6 +23,7 @@ from tallybus.client.core import Call
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
 from tallybus.common.bus import Context, new_context
 from tallybus.common.files import Storage
+from tallybus.common.record import status_of
 from tallybus.common.service import Shell
 from tallybus.common.settings import SecuritySettings, Settings, load
 from tallybus.errors import (
@@ -34,7 +35,6 @@ from tallybus.errors import (
     Unavailable,
 )
 from tallybus.functions import Trial, checked_binary
-from tallybus.operations import status_of
 from tallybus.transactions import entry_of
 
 T = TypeVar("T")

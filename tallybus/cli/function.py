@@ -20,7 +20,7 @@ from tallybus.cli.options import (
     json_option,
 )
 from tallybus.cli.output import print_json, print_table, print_values
-from tallybus.cli.transact import CALL_MEANINGS, status_text
+from tallybus.cli.transact import CALL_MEANINGS, status_json, status_text
 from tallybus.cli.transaction import crc_text, entries_as_json, print_entries
 from tallybus.common.record import Status
 
@@ -175,7 +175,7 @@ def test_command(
     if as_json:
         print_json(
             {
-                "status": status_text(trial.status),
+                "status": status_json(trial.status),
                 "fuel_used": trial.fuel_used,
                 "fuel_limit": trial.fuel_limit,
                 "trap": trial.trap or None,

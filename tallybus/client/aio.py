@@ -28,7 +28,7 @@ from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, INTERRUPTED
 from tallybus.client.wire import FramePool, Wire
-from tallybus.common.record import Level
+from tallybus.common.record import WaitLevel
 from tallybus.errors import ClientClosed, ForkedProcess, WrongEventLoop
 from tallybus.functions import FunctionInfo, FunctionVersion
 from tallybus.operations import (
@@ -82,22 +82,23 @@ class AsyncClient:
 
     async def submit(self, operation: Operation, *, timeout: float | None = None) -> int:
         """Submits one operation and returns its transaction id as soon as it has one."""
-        return (await self._call(requests.submit_one(operation, Level.NONE), timeout)).tx_id
+        return (await self._call(requests.submit_one(operation, WaitLevel.NONE), timeout)).tx_id
 
     async def submit_and_wait(
         self,
         operation: Operation,
-        level: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
         *,
         timeout: float | None = None,
     ) -> Result:
-        """Submits one operation and waits until its transaction has reached `level`."""
-        return await self._call(requests.submit_one(operation, level), timeout)
+        """Submits one operation and waits until its transaction has reached `wait`."""
+        return await self._call(requests.submit_one(operation, wait), timeout)
 
     async def submit_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> BatchResult:
         """Submits a batch and waits until all its transactions are at `wait`; see `Client`."""
@@ -108,7 +109,8 @@ class AsyncClient:
     def begin_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> asyncio.Future[BatchResult]:
         """Sends a batch now and returns the future of its outcome; order as for
@@ -172,12 +174,15 @@ class AsyncClient:
         name: str,
         binary: bytes | bytearray | memoryview,
         override: bool = False,
+        *,
         timeout: float | None = None,
     ) -> FunctionVersion:
         """Registers a function; returns its version once it is on disk and live, see `Client`."""
         return await self._call(requests.register_function(name, binary, override), timeout)
 
-    async def unregister_function(self, name: str, timeout: float | None = None) -> FunctionVersion:
+    async def unregister_function(
+        self, name: str, *, timeout: float | None = None
+    ) -> FunctionVersion:
         """Unregisters a function, and returns its last version; see `Client`."""
         return await self._call(requests.unregister_function(name), timeout)
 
@@ -196,13 +201,14 @@ class AsyncClient:
     async def wait_for(
         self,
         tx_id: int,
-        level: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
-    ) -> Level:
-        """Waits until every transaction up to `tx_id` has reached `level`; returns the level
+    ) -> WaitLevel:
+        """Waits until every transaction up to `tx_id` has reached `wait`; returns the level
         reached.
         """
-        return await self._call(requests.wait_for(tx_id, level), timeout)
+        return await self._call(requests.wait_for(tx_id, wait), timeout)
 
     async def gateway_info(self, *, timeout: float | None = None) -> GatewayInfo:
         """Who answers, and its limits."""

@@ -54,6 +54,7 @@ from tallybus.errors import (
     TallybusError,
     Timeout,
     Unavailable,
+    Unreachable,
 )
 
 T = TypeVar("T")
@@ -469,10 +470,17 @@ class Core:
             ),
         )
 
-    def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout:
+    def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout | Unreachable:
         if not call.attempts:
-            why = "it was never sent, as there is no connection to the gateway"
-        elif self._heard_at is None:
+            return Unreachable(
+                f"no connection to the gateway at {self.access.endpoint} within "
+                f"{call.seconds:g} s: the {request.op} request was never sent"
+                f"{_committed(request)}",
+                request=request.op,
+                endpoint=self.access.endpoint,
+                seconds=call.seconds,
+            )
+        if self._heard_at is None:
             why = "nothing has ever been heard from the gateway"
         else:
             why = f"the gateway was last heard {(now - self._heard_at) / SECOND:.3g} s ago"

@@ -31,7 +31,7 @@ from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, 
 from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions
 from tallybus.client.wire import FramePool, Wire
-from tallybus.common.record import Level
+from tallybus.common.record import WaitLevel
 from tallybus.errors import ClientClosed, ForkedProcess, Timeout
 from tallybus.functions import FunctionInfo, FunctionVersion
 from tallybus.operations import (
@@ -69,7 +69,7 @@ class Pending:
         """Whether `result` returns or raises at once. Never blocks."""
         return self._client._poll_call(self._call)
 
-    def result(self, timeout: float | None = None) -> BatchResult:
+    def result(self, *, timeout: float | None = None) -> BatchResult:
         """Waits for the batch's outcome; raises its error, as `Client.submit_batch` does.
 
         With `timeout` (seconds) it raises Timeout after that time, and the batch stays on its way:
@@ -129,22 +129,23 @@ class Client:
 
     def submit(self, operation: Operation, *, timeout: float | None = None) -> int:
         """Submits one operation and returns its transaction id as soon as it has one."""
-        return self._call(requests.submit_one(operation, Level.NONE), timeout).tx_id
+        return self._call(requests.submit_one(operation, WaitLevel.NONE), timeout).tx_id
 
     def submit_and_wait(
         self,
         operation: Operation,
-        level: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
         *,
         timeout: float | None = None,
     ) -> Result:
-        """Submits one operation and waits until its transaction has reached `level`."""
-        return self._call(requests.submit_one(operation, level), timeout)
+        """Submits one operation and waits until its transaction has reached `wait`."""
+        return self._call(requests.submit_one(operation, wait), timeout)
 
     def submit_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> BatchResult:
         """Submits a batch and waits until all its transactions have reached `wait`.
@@ -159,7 +160,8 @@ class Client:
     def begin_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> Pending:
         """Submits a batch as `submit_batch` does, and returns without waiting for the answer.
@@ -215,6 +217,7 @@ class Client:
         name: str,
         binary: bytes | bytearray | memoryview,
         override: bool = False,
+        *,
         timeout: float | None = None,
     ) -> FunctionVersion:
         """Registers a function, and returns its version once it is on disk and live.
@@ -226,7 +229,7 @@ class Client:
         """
         return self._call(requests.register_function(name, binary, override), timeout)
 
-    def unregister_function(self, name: str, timeout: float | None = None) -> FunctionVersion:
+    def unregister_function(self, name: str, *, timeout: float | None = None) -> FunctionVersion:
         """Unregisters a function, and returns its last version, which has no binary and the CRC 0.
 
         From then on calls of it end with INVALID_OPERATION. Raises NotRegistered when there is no
@@ -247,12 +250,16 @@ class Client:
         return self._call(ReadServices(), timeout)
 
     def wait_for(
-        self, tx_id: int, level: Level = Level.COMMITTED, timeout: float | None = None
-    ) -> Level:
-        """Waits until every transaction up to `tx_id` has reached `level`; returns the level
+        self,
+        tx_id: int,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
+        timeout: float | None = None,
+    ) -> WaitLevel:
+        """Waits until every transaction up to `tx_id` has reached `wait`; returns the level
         reached.
         """
-        return self._call(requests.wait_for(tx_id, level), timeout)
+        return self._call(requests.wait_for(tx_id, wait), timeout)
 
     def gateway_info(self, *, timeout: float | None = None) -> GatewayInfo:
         """Who answers, and its limits."""

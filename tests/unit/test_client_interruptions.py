@@ -1,6 +1,7 @@
 """Exceptions out of signal handlers leave a client that works, wherever they come."""
 
 import asyncio
+import contextlib
 import random
 import signal
 import threading
@@ -36,11 +37,8 @@ def interrupted_everywhere(
     while True:
         number += 1
         assert number < 5_000
-        with Interruption(number, *OURS, kind=kind) as interruption:
-            try:
-                act()
-            except kind:
-                pass
+        with contextlib.suppress(kind), Interruption(number, *OURS, kind=kind) as interruption:
+            act()
         if interruption.where is None:
             return number - 1
         then(interruption.where)
@@ -116,7 +114,7 @@ def test_a_batch_that_was_begun_survives_the_interruption_of_whoever_waits(
             ref += 1
             pending = client.begin_batch([Deposit(1, 5, ref)], timeout=5)
 
-        interrupted_everywhere(lambda: pending.result(), check)
+        interrupted_everywhere(lambda: pending.result(timeout=5), check)
     assert set(gateway.ledger.effects.values()) == {1}
 
 
@@ -130,7 +128,7 @@ def test_other_threads_go_on_while_one_is_interrupted(gateway: FakeGateway) -> N
         while not over.is_set():
             try:
                 client.get_balance(2, timeout=5)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is)
                 wrong.append(error)
                 return
             answers += 1
@@ -140,11 +138,8 @@ def test_other_threads_go_on_while_one_is_interrupted(gateway: FakeGateway) -> N
         thread = threading.Thread(target=others)
         thread.start()
         for number in random.Random(1).sample(range(1, 150), 40):
-            with Interruption(number, *OURS):
-                try:
-                    client.get_balance(1, timeout=5)
-                except Interrupted:
-                    pass
+            with Interruption(number, *OURS), contextlib.suppress(Interrupted):
+                client.get_balance(1, timeout=5)
             so_far, began = answers, time.monotonic()
             while answers == so_far and not wrong:
                 assert time.monotonic() - began < 3, number
@@ -161,11 +156,11 @@ def test_a_client_that_was_interrupted_while_closing_can_be_closed(gateway: Fake
         number += 1
         client = Client(gateway.endpoint)
         pending = client.begin_batch([Deposit(1, 5, number)], timeout=5)
-        with Interruption(number, "tallybus/client/") as interruption:
-            try:
-                client.close()
-            except Interrupted:
-                pass
+        with (
+            contextlib.suppress(Interrupted),
+            Interruption(number, "tallybus/client/") as interruption,
+        ):
+            client.close()
         client.close()
         assert pending.done()
         if interruption.where is None:
@@ -187,7 +182,7 @@ def test_an_interrupted_call_of_a_loop_leaves_an_async_client_that_works(
         return client
 
     client = loop.run_until_complete(make())
-    loop.set_exception_handler(lambda loop, context: None)
+    loop.set_exception_handler(lambda *_: None)
 
     def check(where: str) -> None:
         assert loop.run_until_complete(client.get_balance(1, timeout=5)).balance == 70, where
@@ -253,13 +248,13 @@ def test_time_limits_by_a_timer_leave_a_client_that_works(gateway: FakeGateway) 
 
 @pytest.mark.usefixtures("alarms")
 def test_a_wait_ends_at_the_handlers_exception_and_not_at_the_timeout() -> None:
-    with FakeGateway(script=lambda message: "hold") as gateway, Client(gateway.endpoint) as client:
+    with FakeGateway(script=lambda _: "hold") as gateway, Client(gateway.endpoint) as client:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         began = time.monotonic()
         with pytest.raises(Interrupted):
             client.submit_and_wait(Deposit(1, 5, 9), WaitLevel.COMMITTED, timeout=20)
         assert time.monotonic() - began < 5
-        gateway.script = lambda message: "answer"
+        gateway.script = lambda _: "answer"
         assert client.submit_and_wait(Deposit(1, 5, 9), timeout=5).duplicate_of == 1
 
 
