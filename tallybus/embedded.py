@@ -33,7 +33,9 @@ from tallybus.errors import (
     TallybusError,
     Timeout,
     Unavailable,
+    Unreachable,
 )
+from tallybus.extras import need_server
 from tallybus.functions import Trial, checked_binary
 from tallybus.transactions import entry_of
 
@@ -67,17 +69,23 @@ class Ledger(Client):
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         start_timeout: float = START_SECONDS,
-        settings: Settings | None = None,
+        settings: Settings | Mapping[str, object] | None = None,
         **overrides: object,
     ) -> Ledger:
         """Open the ledger in folder `path`, made when missing; returns when it answers.
 
-        `overrides` are settings of the section `ledger`, such as `max_accounts=1000`; for all
-        others pass `settings` (from `tallybus.common.settings.load`). `timeout` is the default of
-        every method's. Raises what keeps a service from starting: `LockHeld` when the folder is in
-        use, `DamagedLog` when it is damaged.
+        `overrides` are settings of the section `ledger`, such as `max_accounts=1000`. All others
+        go into `settings`: a mapping of dotted names to values, as in `docs/configuration.md`, or
+        what `load_settings` gives, which also reads files and the environment. `timeout` is the
+        default of every method's. Raises a `ServiceError` of what keeps a service from starting:
+        `LockHeld` when the folder is in use, `DamagedLog` when it is damaged, `SettingsError`;
+        `MissingExtra` where only a client is installed.
         """
-        base = settings or load(environ={})
+        need_server("an embedded ledger")
+        if isinstance(settings, Settings):
+            base = settings
+        else:
+            base = load(environ={}, overrides=settings, overrides_origin="Ledger.open")
         if overrides:
             base = load(
                 environ={},
@@ -139,14 +147,14 @@ class Ledger(Client):
     def _wait_call(self, call: Call[T], timeout: float | None) -> T:
         try:
             return super()._wait_call(call, timeout)
-        except Timeout:
+        except (Timeout, Unreachable):
             self._tell_failure()
             raise
 
     def _call(self, request: Request[T], timeout: float | None) -> T:
         try:
             return super()._call(request, timeout)
-        except Timeout:
+        except (Timeout, Unreachable):
             self._tell_failure()
             raise
 
@@ -169,7 +177,7 @@ class Ledger(Client):
                 if error.__cause__ is not None:
                     raise error.__cause__ from None
                 raise
-            except (Timeout, Unavailable):
+            except (Timeout, Unavailable, Unreachable):
                 continue
         raise Timeout(
             f"the embedded ledger was not ready within {seconds:g} seconds",
@@ -209,6 +217,7 @@ def try_function(
     use (None: the default of a ledger). Raises InvalidFunction for a binary that a ledger would not
     take, InvalidRequest for parameters, accounts or balances out of range.
     """
+    need_server("calling a function")
     trial: Any = importlib.import_module("tallybus.services.transactor.functions.trial")
     limits: Any = importlib.import_module("tallybus.services.transactor.functions.limits")
     refusals: Any = importlib.import_module("tallybus.services.transactor.functions.errors")

@@ -117,7 +117,7 @@ class Result:
     @property
     def ok(self) -> bool:
         """True if the transaction is known to have been executed with success."""
-        return self.status is not None and self.status.ok
+        return self.status == Status.OK and self.level >= Level.COMPUTED
 
 
 class BatchResult(Sequence[Result]):

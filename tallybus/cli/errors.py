@@ -13,7 +13,8 @@ import click
 class ExitCode(IntEnum):
     """How a command ended.
 
-    INTERRUPTED is 128 + SIGINT, as shells have it.
+    INTERRUPTED is 128 + SIGINT, CLOSED_PIPE 128 + SIGPIPE, as shells have it; MISSING is a
+    service's EXIT_MISSING.
     """
 
     OK = 0
@@ -23,7 +24,9 @@ class ExitCode(IntEnum):
     OUTCOME_UNKNOWN = 4
     FAILED = 5
     DENIED = 6
+    MISSING = 69
     INTERRUPTED = 130
+    CLOSED_PIPE = 141
 
 
 class CommandFailed(click.ClickException):
@@ -39,7 +42,6 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
     """What to tell the user about an error, or None for a defect, which keeps its traceback."""
     from tallybus import errors
     from tallybus.common.errors import ServiceError
-    from tallybus.common.files import StorageError
     from tallybus.csv_text import MalformedCsv
 
     code: ExitCode | None = None
@@ -55,16 +57,16 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
             code = ExitCode.OUTCOME_UNKNOWN
             if error.retry_safe:
                 text += "; sending the same with the same user_ref again cannot apply it twice"
-        case errors.Timeout() | errors.Overloaded() | errors.Unavailable():
+        case errors.Timeout() | errors.Unreachable() | errors.Overloaded() | errors.Unavailable():
             code = ExitCode.UNREACHABLE
+        case errors.MissingExtra():
+            code = ExitCode.MISSING
         case errors.AccessDenied():
             code = ExitCode.DENIED
-        case errors.TallybusError():
-            code = ExitCode.FAILED
         case ServiceError():
             # A service's own exit code (wrong settings, damaged log) is what its operator knows.
             return CommandFailed(text, error.exit_code)
-        case StorageError():
+        case errors.TallybusError():
             code = ExitCode.FAILED
         case OSError() if not isinstance(error, BrokenPipeError):
             code = ExitCode.FAILED

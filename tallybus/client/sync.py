@@ -307,11 +307,11 @@ class Client:
             time.sleep(0.001)
         with self._lock:
             wire, self._wire = self._wire, None
+            if self._torn:
+                self._core.close()
+                self._wake_all()
+                self._torn = False
             if wire is not None:
-                if self._torn:
-                    self._core.close()
-                    self._wake_all()
-                    self._torn = False
                 wire.close()
             self._close_wakers()
 

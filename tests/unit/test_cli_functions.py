@@ -208,9 +208,12 @@ def test_a_call_sends_its_parameters_with_their_signs(gateway: FakeGateway, modu
     done = at(gateway, "call", "--wait", "computed", "fee", -2, "--user-ref", 9, "--json")
     assert json.loads(done.stdout) == {
         "tx_id": 3,
+        "ok": True,
         "status": "NONE",
+        "reason": None,
         "level": "COMPUTED",
         "duplicate_of": None,
+        "original_status": None,
     }
     assert gateway.ledger.kept[3].params == [-2]
     assert gateway.ledger.refs[9] == (3, 0)
@@ -245,6 +248,7 @@ def test_a_transaction_is_shown_with_its_entries(gateway: FakeGateway, module: P
         "term": 1,
         "kind": "FUNCTION",
         "status": "NONE",
+        "reason": None,
         "user_ref": 9,
         "account": None,
         "source": None,
@@ -268,7 +272,7 @@ def test_a_transaction_is_shown_with_its_entries(gateway: FakeGateway, module: P
         "time": "2023-11-14T22:13:20.123456789Z",
         "term": "1",
         "kind": "FUNCTION",
-        "status": "NONE",
+        "status": "OK",
         "user_ref": "9",
         "function": f"fee version 1, crc32c {CRC}",
         "params": "7 5 0 -3",
@@ -358,7 +362,7 @@ def test_a_function_is_tried_without_a_ledger(fee: Path) -> None:
     }
     text = run("function", "test", fee, *FEE, "--balance", "1=2000").stdout
     status, fuel, _, *tables = text.splitlines()
-    assert (status, fuel.endswith(" of 1000000")) == ("status  NONE", True)
+    assert (status, fuel.endswith(" of 1000000")) == ("status  OK", True)
     assert tables == [
         *("account\tcredit\tdebit", "1\t1007\t", "2\t\t1001", "3\t\t6", ""),
         *("account\tbalance", "1\t993", "2\t1001", "3\t6"),

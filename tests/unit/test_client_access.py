@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus import AccessDenied, OutcomeUnknown, TallybusError, Timeout, WaitLevel
+from tallybus import AccessDenied, OutcomeUnknown, TallybusError, Unreachable, WaitLevel
 from tallybus.client.access import (
     FRESH_NS,
     KEPT_NS,
@@ -331,7 +331,7 @@ def test_what_may_be_a_dying_gateway_is_none_with_another_key(step: int, seen: H
     while not call.done:
         sim.see(Handshake.NOTHING)
         sim.advance(30 * SECOND)
-    error_of(call, Timeout)
+    error_of(call, Unreachable)
 
 
 @pytest.mark.parametrize("seen", sorted(REFUSALS, key=lambda each: each.value))

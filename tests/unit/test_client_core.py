@@ -30,6 +30,7 @@ from tallybus import (
     TallybusError,
     Timeout,
     Unavailable,
+    Unreachable,
     WaitLevel,
     deposits,
 )
@@ -290,7 +291,7 @@ def test_what_cannot_be_sent_before_its_deadline_is_never_sent() -> None:
     sim.connected = False
     late, patient = sim.start(one(), 1.0), sim.start(one(), 5.0)
     sim.advance(2 * SECOND)
-    assert "never sent" in str(error_of(late, Timeout))
+    assert "never sent" in str(error_of(late, Unreachable))
     sim.connected = True
     sim.flush()
     (message,) = sim.take()
@@ -612,7 +613,9 @@ def test_an_outcome_that_the_gateway_does_not_know_is_found_out_by_reference() -
     sim.advance(5 * MILLISECOND)
     (again,) = sim.take()
     sim.submitted(again["id"], 60, duplicate(0, 1, 55))
-    assert call.result() == Result(55, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 55)
+    assert call.result() == Result(
+        55, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 55, Status.INSUFFICIENT_FUNDS
+    )
 
 
 def test_a_refused_request_is_invalid() -> None:

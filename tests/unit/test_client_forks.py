@@ -99,7 +99,7 @@ def test_what_is_under_way_stays_the_parents(gateway: FakeGateway) -> None:
     with Client(gateway.endpoint) as client:
         client.gateway_info()
         pending = client.begin_batch([Deposit(1, 5)], timeout=20)
-        gateway.wait_seen(2)
+        gateway.wait_seen(1)
 
         def act() -> None:
             with pytest.raises(ForkedProcess):
