@@ -76,3 +76,23 @@ class SettingsError(ServiceError):
         self.setting = setting
         self.origin = origin
         self.reason = reason
+
+
+class ReplayError(ServiceError):
+    """Records were read that no execution can have written; balances and window are unusable now.
+
+    Fields: `transaction_id` of the first such record (one past the last record if only entries are
+    left over), `reason`.
+    """
+
+    exit_code = EXIT_DAMAGED
+    restart = False
+
+    def __init__(self, transaction_id: int, reason: str) -> None:
+        super().__init__(
+            f"replay stopped at transaction {transaction_id}: {reason}. The log and the state it "
+            "was applied to do not belong together; check both (`tallybus ctl verify`) and the "
+            "setting of max_accounts before starting again"
+        )
+        self.transaction_id = transaction_id
+        self.reason = reason

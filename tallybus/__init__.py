@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Pending,
     )
     from tallybus.common.errors import (
+        ReplayError,
         ServiceError,
         SettingsError,
     )
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from tallybus.common.record import (
         FunctionStatus,
         Reason,
-    )
-    from tallybus.common.replay import (
-        ReplayError,
     )
     from tallybus.common.snapshotformat import (
         AccountLimitTooLow,
@@ -210,6 +208,7 @@ _MODULES: Final = {
         "Pending",
     ),
     "tallybus.common.errors": (
+        "ReplayError",
         "ServiceError",
         "SettingsError",
     ),
@@ -230,7 +229,6 @@ _MODULES: Final = {
         "FunctionStatus",
         "Reason",
     ),
-    "tallybus.common.replay": ("ReplayError",),
     "tallybus.common.snapshotformat": (
         "AccountLimitTooLow",
         "DamagedSnapshot",
