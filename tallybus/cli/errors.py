@@ -6,6 +6,7 @@ The codes are part of the interface: scripts branch on them, so they never chang
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import IO, Any
 
 import click
 
@@ -38,6 +39,16 @@ class CommandFailed(click.ClickException):
         self.__dict__["exit_code"] = int(code)
 
 
+class Silent(CommandFailed):
+    """A command ends with `code`, and nothing is said: nobody listens."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("", code)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        return
+
+
 def as_click_exception(error: BaseException) -> click.ClickException | None:
     """What to tell the user about an error, or None for a defect, which keeps its traceback."""
     from tallybus import errors
@@ -68,6 +79,8 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
             return CommandFailed(text, error.exit_code)
         case errors.TallybusError():
             code = ExitCode.FAILED
-        case OSError() if not isinstance(error, BrokenPipeError):
+        case BrokenPipeError():
+            return Silent(ExitCode.CLOSED_PIPE)
+        case OSError():
             code = ExitCode.FAILED
     return None if code is None else CommandFailed(text, code)

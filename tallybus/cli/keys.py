@@ -18,6 +18,7 @@ from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.options import WholeNumber, json_option
 from tallybus.cli.output import note, print_json, print_table
 from tallybus.cli.setting_options import parse_assignments, settings_options
+from tallybus.cli.streams import print_or_fail
 from tallybus.common.files import Storage, StorageError
 from tallybus.common.keys import LIMITS, MAX_LIMIT, Grant, Role
 from tallybus.keyring import Keyring, KeyringError, write_new
@@ -96,7 +97,14 @@ def create_command(
     def hand_over(text: str) -> None:
         nonlocal written
         if target is None:
-            click.echo(text, nl=False)
+            try:
+                print_or_fail(text)
+            except OSError as error:
+                raise CommandFailed(
+                    f"the key cannot be written to standard output ({error.strerror}); "
+                    "nothing was made",
+                    ExitCode.FAILED,
+                ) from error
             return
         write_new(target, text, STORAGE)
         written = True
