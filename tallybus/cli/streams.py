@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, TextIO
 
 import click
@@ -49,7 +49,10 @@ class Guarded:
         self._lost = False
 
     def write(self, text: str) -> int:
-        if not self._lost:
+        # click writes nothing, as bytes and as a text, to see what the stream is, and minds no error.
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if text and not self._lost:
             try:
                 return self.stream.write(text)
             except OSError as error:
@@ -96,14 +99,18 @@ class Guarded:
 def guarded() -> Iterator[None]:
     """Standard output and error are Guarded inside."""
     out, err = sys.stdout, sys.stderr
-    if out is not None:
-        sys.stdout = Guarded(out, _output_failed)
-    if err is not None:
-        sys.stderr = Guarded(err, lambda _: None)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = out, err
+    with ExitStack() as opened:
+        # Python has None for a stream that was closed before it started (`>&-`).
+        streams = [
+            opened.enter_context(open(os.devnull, "w", encoding="utf-8")) if each is None else each
+            for each in (out, err)
+        ]
+        sys.stdout = Guarded(streams[0], _output_failed)
+        sys.stderr = Guarded(streams[1], lambda _: None)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = out, err
 
 
 def print_or_fail(text: str) -> None:
