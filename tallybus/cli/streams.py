@@ -49,7 +49,7 @@ class Guarded:
         self._lost = False
 
     def write(self, text: str) -> int:
-        # click writes nothing, as bytes and as a text, to see what the stream is, and minds no error.
+        # click writes nothing, as bytes and as a text, to see what the stream is.
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if text and not self._lost:
