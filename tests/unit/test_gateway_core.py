@@ -699,13 +699,13 @@ def test_an_id_that_may_still_change_is_not_told_at_a_time_out() -> None:
 
 def test_each_kind_of_wait_says_what_has_not_happened_yet() -> None:
     rig = Rig()
-    words = {0: "sequenced", 1: "executed", 2: "on disk", 3: "readable"}
-    for level in Level:
+    words = {Level.COMPUTED: "executed", Level.COMMITTED: "on disk", Level.SNAPSHOT: "readable"}
+    for level in words:
         rig.ask("wait", 1 + level, tx_id=999, wait=int(level), timeout_ms=5)
     rig.ask("balances", 5, keys(1), min_tx_id=999, timeout_ms=5)
     rig.now = 5 * MS
     told = {answer["id"]: answer["message"] for answer in rig.answers()}
-    for level in Level:
+    for level in words:
         expected = f"transaction 999 is not {words[level]} yet; the last one that is: 0"
         assert told[1 + level].startswith(expected)
     assert told[5].startswith("transaction 999 is not readable yet")
