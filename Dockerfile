@@ -47,6 +47,7 @@ COPY --from=kernels /opt/tallybus/kernels /opt/tallybus/kernels
 ENV PATH=/opt/tallybus/bin:$PATH \
     NUMBA_CACHE_DIR=/opt/tallybus/kernels \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
     TALLYBUS_LEDGER_DATA=/data \
     TALLYBUS_BUS_RUN_FOLDER=/run/tallybus
 WORKDIR /data

@@ -8,6 +8,7 @@ now stays with its sender, whose link keeps it anyway. Large frames are passed o
 from __future__ import annotations
 
 import errno
+import os
 import socket as system_socket
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ from typing import Any, Final, TypeAlias
 import zmq
 
 from tallybus.common.curve import secure_client, secure_server
-from tallybus.common.errors import EXIT_BUSY, ServiceError
+from tallybus.common.endpoints import as_given
+from tallybus.common.errors import EXIT_BUSY, EXIT_SETTINGS, ServiceError
 from tallybus.common.frames import Buffer
 from tallybus.common.handshakes import Handshakes
 from tallybus.common.monitor import SocketMonitor
@@ -43,6 +45,15 @@ DEAD_PEER_OPTIONS: Final = {
 one is due on a connection whose peer died while its queue was full."""
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+
+_FOR_GOOD: Final = frozenset(
+    {
+        *(errno.EADDRNOTAVAIL, errno.ENODEV, errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+        *(errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP),
+    }
+)
+"""Why a socket cannot listen as long as nobody changes something."""
 
 COPY_BELOW: Final = 65_536
 """Frames shorter than this are copied: cheaper than keeping track of who still reads them."""
@@ -85,6 +96,46 @@ class EndpointUnusable(ServiceError):
         self.reason = reason
 
 
+class EndpointTaken(EndpointUnusable):
+    """Another process listens where this one did."""
+
+
+class EndpointWrong(EndpointUnusable):
+    """A socket can never listen where it should, as things are. Fields: also `setting`."""
+
+    exit_code = EXIT_SETTINGS
+    restart = False
+
+    def __init__(self, endpoint: str, reason: str, setting: str) -> None:
+        ServiceError.__init__(
+            self,
+            f"cannot listen on {endpoint}: {reason}; it must be an address of this machine, a port "
+            "that this user may use, or a path in a folder that it may write to: correct "
+            f"{setting}",
+        )
+        self.endpoint = endpoint
+        self.reason = reason
+        self.setting = setting
+
+
+@dataclass(slots=True)
+class _File:
+    """An ipc endpoint that a socket is bound to, and which file that made."""
+
+    socket: zmq.Socket[bytes]
+    endpoint: str
+    path: Path
+    made: tuple[int, int] | None = None
+
+    def look(self) -> tuple[int, int] | None:
+        """What is at the path now."""
+        try:
+            state = os.stat(self.path)
+        except OSError:
+            return None
+        return state.st_dev, state.st_ino
+
+
 class Bus:
     """Makes the sockets of one service. `endpoint(stage, socket, bind)` names where they meet.
 
@@ -107,9 +158,7 @@ class Bus:
         """Those of the encrypted sockets between services."""
         self._sockets: list[zmq.Socket[bytes]] = []
         self._monitors: list[SocketMonitor] = []
-        self.socket_files: list[Path] = []
-        """Files of the ipc endpoints bound here: libzmq leaves them behind, so their owner must
-        not."""
+        self._files: list[_File] = []
 
     def pull(self, stage: str) -> Port:
         """Where this stage takes batches from its predecessor."""
@@ -177,8 +226,35 @@ class Bus:
             port.tells_source = True
             port.has_users = self.security is not None
             self._monitors.append(port.monitor)
-        self._bind(socket, endpoint, CLIENTS)
+        self._bind(socket, endpoint, CLIENTS, "gateway.endpoint")
         return port
+
+    @property
+    def socket_files(self) -> list[Path]:
+        """Files of the ipc endpoints bound here: libzmq leaves them behind, so their owner must
+        not. Those that another process has replaced are not among them."""
+        return [file.path for file in self._files if file.made == file.look()]
+
+    def lost_files(self) -> bool:
+        """Whether the file of a socket that listens was removed or replaced."""
+        return any(file.made != file.look() for file in self._files)
+
+    def listen_again(self) -> None:
+        """Make the files of sockets again that were removed; their connections live on.
+
+        Raises EndpointTaken where another process listens, EndpointUnusable where it cannot be.
+        """
+        for file in self._files:
+            if file.made == file.look():
+                continue
+            if _answers(os.fspath(file.path)):
+                raise EndpointTaken(file.endpoint, "another process listens there")
+            try:
+                # Beside the listener that is there, whose end would end its connections.
+                file.socket.bind(as_given(file.endpoint))
+            except zmq.ZMQError as error:
+                raise EndpointUnusable(file.endpoint, os.strerror(error.errno or 0)) from error
+            file.made = file.look()
 
     def close(self) -> None:
         """Close every socket at once: what mattered was acknowledged, the rest is sent again."""
@@ -190,24 +266,35 @@ class Bus:
             socket.close(linger=0)
         self._sockets.clear()
 
-    def _bind(self, socket: zmq.Socket[bytes], endpoint: str, domain: str) -> None:
+    def _bind(self, socket: zmq.Socket[bytes], endpoint: str, domain: str, setting: str) -> None:
         if self.security is not None and endpoint.startswith(_TCP):
             secure_server(socket, self.security.pair(domain), domain)
         if endpoint.startswith("ipc:///") and _answers(endpoint.removeprefix("ipc://")):
             raise EndpointUnusable(endpoint, "another process listens there")
-        try:
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise EndpointUnusable(endpoint, str(error)) from error
         if endpoint.startswith("ipc:///"):
-            self.socket_files.append(Path(endpoint.removeprefix("ipc://")))
+            # What pyzmq makes of it depends on the path.
+            folder = os.path.dirname(endpoint.removeprefix("ipc://"))
+            if not os.path.isdir(folder):
+                raise EndpointWrong(endpoint, f"there is no folder {folder}", setting)
+        try:
+            socket.bind(as_given(endpoint))
+        except zmq.ZMQError as error:
+            reason = os.strerror(error.errno or 0)
+            if error.errno in _FOR_GOOD:
+                raise EndpointWrong(endpoint, reason, setting) from error
+            raise EndpointUnusable(endpoint, reason) from error
+        if endpoint.startswith("ipc:///"):
+            file = _File(socket, endpoint, Path(endpoint.removeprefix("ipc://")))
+            file.made = file.look()
+            self._files.append(file)
 
     def _listen(self, socket: zmq.Socket[bytes], stage: str, name: str) -> None:
         """Let other services connect."""
         endpoint = self._endpoint(stage, name, True)
         if self.security is not None and endpoint.startswith(_TCP):
             self.handshakes.watch(socket, f"{stage}.{name}")
-        self._bind(socket, endpoint, BUS)
+        where = "bus.run_folder" if endpoint.startswith("ipc:") else "bus.bind_host or bus.host"
+        self._bind(socket, endpoint, BUS, f"bus.{stage}_{name} or {where}")
 
     def _connect(self, socket: zmq.Socket[bytes], stages: Sequence[str], name: str) -> None:
         """Connect to other services, each of which has the same pair."""
@@ -215,7 +302,7 @@ class Bus:
         # What is set holds for the connections made from then on.
         for endpoint in endpoints:
             if not endpoint.startswith(_TCP):
-                socket.connect(endpoint)
+                socket.connect(as_given(endpoint))
         over_tcp = [endpoint for endpoint in endpoints if endpoint.startswith(_TCP)]
         if over_tcp and self.security is not None:
             pair = self.security.pair(BUS)
@@ -257,7 +344,7 @@ class Port:
         """Where it is bound, with the port that the system chose."""
         value = self.socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(value, bytes)
-        return value.rstrip(b"\x00").decode()
+        return os.fsdecode(value.rstrip(b"\x00"))
 
     def receive(self) -> list[Buffer] | None:
         """Frames of the next message (of a ROUTER, the peer first), or None when there is none."""

@@ -18,6 +18,9 @@ EXIT_MISSING: Final = 69
 """Packages are missing that only services need."""
 EXIT_SOFTWARE: Final = 70
 """An error that should not happen."""
+EXIT_HOPELESS: Final = 71
+"""It would fail in the same way again: as it has three times, or because nothing on this machine
+changes by itself."""
 EXIT_STORAGE: Final = 74
 """The disk refused: full, read-only, or failing."""
 EXIT_BUSY: Final = 75
@@ -26,7 +29,11 @@ EXIT_REPLACED: Final = 76
 """A newer instance of the same service has taken over."""
 EXIT_SETTINGS: Final = 78
 """A setting, or what it names, is wrong."""
-FINAL_EXIT_CODES: Final = frozenset({EXIT_DAMAGED, EXIT_MISSING, EXIT_STORAGE, EXIT_SETTINGS})
+EXIT_HANGUP: Final = 129
+"""Stopped by SIGHUP, as shells have it. Not 0: whoever runs a single service starts it again."""
+FINAL_EXIT_CODES: Final = frozenset(
+    {EXIT_DAMAGED, EXIT_MISSING, EXIT_HOPELESS, EXIT_STORAGE, EXIT_SETTINGS}
+)
 """After these another start of the same service cannot help: someone has to look first."""
 
 

@@ -119,6 +119,19 @@ class FileLock:
         self._file: OpenFile | None = file
         _LOCKS.add(self)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the file that is locked is still the one at its path: where it was removed or
+        replaced, another process can lock the new one."""
+        if self._file is None:
+            return False
+        try:
+            found = os.stat(self._file.path)
+            held = os.fstat(self._file.descriptor)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+
     def release(self) -> None:
         file, self._file = self._file, None
         if file is not None:

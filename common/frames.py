@@ -76,7 +76,8 @@ class Request:
     it is lost. `tell` asks for the ids to be announced at once: a client waits for nothing more.
     `term` is the one that the gateway knew when it sent this: what it has told since depends on it.
     With `registers` its one record registers the function that `names` holds, and `binary` is the
-    module, or empty to unregister it.
+    module, or empty to unregister it. `counts`: how many of the records belong to each submit that
+    was joined in it, where calls of functions are among them; empty: all are of one submit.
     """
 
     kind: ClassVar[str] = "request"
@@ -94,6 +95,7 @@ class Request:
     term: int = 0
     registers: bool = False
     binary: Buffer = EMPTY
+    counts: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -115,6 +117,7 @@ class Sequenced:
     names: list[str] = field(default_factory=list)
     registers: bool = False
     binary: Buffer = EMPTY
+    counts: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -151,8 +154,9 @@ class StageStatus:
     `index` is the last transaction that has this stage's guarantee, `next` the id it expects next
     from its predecessor, `durable` the highest id it knows to be on disk. `gap` asks for a rewind
     at once; `full` says that nothing is taken for now. `peer` is the predecessor's incarnation that
-    it takes data from (0: none yet). `start` is the first id of the sequencer's term. `gateways`
-    maps a gateway's incarnation to the request expected next.
+    it takes data from (0: none yet). `start` is the first id of the sequencer's term, and the first
+    one that this transactor has executed. `gateways` maps a gateway's incarnation to the request
+    expected next. `sharers`: how many gateways share the transactor's time now.
     """
 
     kind: ClassVar[str] = "status"
@@ -169,6 +173,7 @@ class StageStatus:
     start: int = 0
     retained: int = 0
     gateways: dict[int, int] = field(default_factory=dict)
+    sharers: int = 0
 
 
 @dataclass(slots=True)
@@ -218,6 +223,8 @@ class Results:
 
     `batches` has rows of gateway, request, first id, count, number of failures; `failures` holds
     the FAILURE_DTYPE rows of all batches in order, each with offsets from its own batch's first id.
+    `work`: with the last part of a batch that calls functions, the nanoseconds that the calls of
+    each of its submits took.
     """
 
     kind: ClassVar[str] = "results"
@@ -228,6 +235,7 @@ class Results:
     count: int
     batches: list[list[int]]
     failures: Buffer = EMPTY
+    work: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -445,12 +453,14 @@ def encode(message: Message) -> list[Buffer]:
     return frames
 
 
-def unpack_header(frame: Buffer) -> dict[str, Any]:
-    """A msgpack map with string keys, bounded; raises `FrameError` for anything else."""
+def unpack_header(frame: Buffer, *, unique: bool = False) -> dict[str, Any]:
+    """A msgpack map, bounded; raises `FrameError` for anything else. With `unique` also for a key
+    that it has twice, of which otherwise the last value counts."""
     if size(frame) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {size(frame)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     try:
-        header = msgpack.unpackb(frame, strict_map_key=False, raw=False)
+        hook = _unique if unique else None
+        header = msgpack.unpackb(frame, strict_map_key=False, raw=False, object_pairs_hook=hook)
     except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as error:
         raise FrameError(
             f"header is not valid msgpack ({error or type(error).__name__})"
@@ -460,15 +470,26 @@ def unpack_header(frame: Buffer) -> dict[str, Any]:
     return header
 
 
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The map of these pairs. Raises ValueError, as msgpack does."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {shown(key)} is there twice")
+            seen.add(key)
+    return found
+
+
 def decode(frames: Sequence[Buffer]) -> Message:
     """The message in these frames. Raises `FrameError`; never returns a half-checked message."""
     if not frames:
         raise FrameError("no frames")
     header = unpack_header(frames[0])
-    if header.get("v") != PROTOCOL_VERSION:
-        raise FrameError(
-            f"version {shown(header.get('v'))}, this service speaks {PROTOCOL_VERSION}"
-        )
+    version = header.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise FrameError(f"version {shown(version)}, this service speaks {PROTOCOL_VERSION}")
     kind = header.get("t")
     cls = _TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(kind, str):
@@ -514,6 +535,8 @@ def _check_lengths(message: Message) -> None:
     if isinstance(message, Request | Sequenced):
         if size(message.params) % PARAMS_SIZE:
             raise FrameError(f"{size(message.params)} bytes of parameters", kind)
+        if message.counts and (sum(message.counts) != message.count or 0 in message.counts):
+            raise FrameError(f"submits of {sum(message.counts)} of {message.count} records", kind)
         if message.registers and (message.count != 1 or len(message.names) != 1):
             raise FrameError("a registration has one record and one name", kind)
     if isinstance(message, Executed):
@@ -556,6 +579,10 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(_is_u64(item) for item in value)
+
+
 def _is_rows(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(row, list) and all(_is_u64(cell) for cell in row) for row in value
@@ -584,6 +611,7 @@ def _prepare() -> None:
         "str": _is_str,
         "bool": _is_bool,
         "list[str]": _is_names,
+        "list[int]": _is_numbers,
         "list[list[int]]": _is_rows,
         "dict[int, int]": _is_u64_map,
         "dict[str, int | str]": _is_details,

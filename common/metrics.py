@@ -380,6 +380,34 @@ _TABLE: Final = (
         ("function",),
         _TRANSACTOR,
     ),
+    Metric(
+        "tallybus_function_call_tail_seconds",
+        "gauge",
+        "What 99 of 100 calls of a function take at most, from samples.",
+        ("function",),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_function_work_seconds_total",
+        "counter",
+        "Time of the transactor that the calls of a function have taken.",
+        ("function",),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_function_reasons_total",
+        "counter",
+        "Calls of a function that failed for a reason beside their status.",
+        ("function", "reason"),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_function_suspended",
+        "gauge",
+        "1 while an operator has suspended the function, else 0.",
+        ("function",),
+        _TRANSACTOR,
+    ),
     # -- wal ---------------------------------------------------------------------------------------
     Metric(
         "tallybus_log_written_bytes_total",

@@ -147,7 +147,7 @@ class Reason(Named):
     INTERRUPTED = 7
     """SUSPENDED: an operator suspended the function while the call ran; it was undone."""
     TIME = 8
-    """QUOTA_EXCEEDED: the call ran for longer than its fuel explains."""
+    """QUOTA_EXCEEDED: the call ran for longer than its fuel explains, or than a submit may."""
 
 
 class WaitLevel(Named):

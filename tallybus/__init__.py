@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     )
     from tallybus.common.record import (
         FunctionStatus,
-        Reason,
     )
     from tallybus.common.snapshotformat import (
         AccountLimitTooLow,
@@ -79,6 +78,8 @@ if TYPE_CHECKING:
         FunctionInfo,
         FunctionVersion,
         OperationBatch,
+        Reason,
+        Trial,
         function_calls,
     )
     from tallybus.operations import (
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
         Kind,
         Transaction,
     )
+    from tallybus.trials import try_function
 
 __version__: Final = "0.1.0"
 
@@ -185,6 +187,7 @@ __all__ = [
     "TransactionStatus",
     "TransactionStatuses",
     "Transfer",
+    "Trial",
     "Unavailable",
     "UnbalancedSnapshot",
     "Unreachable",
@@ -195,6 +198,7 @@ __all__ = [
     "function_calls",
     "load_settings",
     "transfers",
+    "try_function",
     "user_ref_of",
     "withdrawals",
     "__version__",
@@ -225,10 +229,7 @@ _MODULES: Final = {
         "LogEndsEarly",
         "LogRefused",
     ),
-    "tallybus.common.record": (
-        "FunctionStatus",
-        "Reason",
-    ),
+    "tallybus.common.record": ("FunctionStatus",),
     "tallybus.common.snapshotformat": (
         "AccountLimitTooLow",
         "DamagedSnapshot",
@@ -266,6 +267,8 @@ _MODULES: Final = {
         "FunctionInfo",
         "FunctionVersion",
         "OperationBatch",
+        "Reason",
+        "Trial",
         "function_calls",
     ),
     "tallybus.operations": (
@@ -304,6 +307,7 @@ _MODULES: Final = {
         "Kind",
         "Transaction",
     ),
+    "tallybus.trials": ("try_function",),
 }
 _WHERE: Final = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,7 +1,5 @@
 """The whole ledger in one process: the same five services as threads over `inproc://`.
 
-And a single call of a function without a ledger, in the sandbox that the transactor has.
-
 Same API as the client, same files on disk: a folder written by an embedded ledger can be served by
 `tallybus up` afterwards, and the other way round. One process at a time may have a folder open.
 """
@@ -13,7 +11,7 @@ import importlib
 import os
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,21 +21,10 @@ from tallybus.client.core import Call
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
 from tallybus.common.bus import Context, new_context
 from tallybus.common.files import Storage
-from tallybus.common.record import status_of
 from tallybus.common.service import Shell
 from tallybus.common.settings import SecuritySettings, Settings, load
-from tallybus.errors import (
-    ForkedProcess,
-    InvalidFunction,
-    InvalidRequest,
-    TallybusError,
-    Timeout,
-    Unavailable,
-    Unreachable,
-)
+from tallybus.errors import ForkedProcess, TallybusError, Timeout, Unavailable, Unreachable
 from tallybus.extras import need_server
-from tallybus.functions import Trial, checked_binary
-from tallybus.transactions import entry_of
 
 T = TypeVar("T")
 START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
@@ -202,42 +189,6 @@ class _ServiceThread(threading.Thread):
             self.shell.run()
         except BaseException as error:  # noqa: BLE001 (told to whoever uses the ledger)
             self.failure = error
-
-
-def try_function(
-    binary: bytes,
-    params: Sequence[int] = (),
-    balances: Mapping[int, int] | None = None,
-    *,
-    fuel: int | None = None,
-) -> Trial:
-    """Call a function once in the transactor's sandbox, without a ledger.
-
-    `balances` are those of the accounts before the call, 0 for others; `fuel` is what the call may
-    use (None: the default of a ledger). Raises InvalidFunction for a binary that a ledger would not
-    take, InvalidRequest for parameters, accounts or balances out of range.
-    """
-    need_server("calling a function")
-    trial: Any = importlib.import_module("tallybus.services.transactor.functions.trial")
-    limits: Any = importlib.import_module("tallybus.services.transactor.functions.limits")
-    refusals: Any = importlib.import_module("tallybus.services.transactor.functions.errors")
-    allowed = limits.FunctionLimits() if fuel is None else limits.FunctionLimits(fuel=fuel)
-    data = checked_binary(binary)
-    try:
-        call = trial.try_function(data, params, balances or {}, limits=allowed)
-    except refusals.InvalidFunction as error:
-        raise InvalidFunction(
-            f"a ledger does not take this binary as a function: {error}", name="", reason=str(error)
-        ) from error
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from error
-    return Trial(
-        status=status_of(call.status),
-        entries=tuple(entry_of(account, amount) for account, amount in call.entries),
-        fuel_used=call.fuel_used,
-        fuel_limit=allowed.fuel,
-        trap=call.trap,
-    )
 
 
 def _stop(threads: dict[str, _ServiceThread], context: Context | None) -> None:

@@ -28,11 +28,12 @@ from tallybus.common.record import (
     Level,
     Reason,
     reason_of,
-    status_of,
 )
 from tallybus.common.record import Stage as Stage
 from tallybus.common.record import Status as Status
 from tallybus.common.record import WaitLevel as WaitLevel
+from tallybus.common.record import status_of as status_of
+from tallybus.common.submitted import RecordFault, count_calls
 from tallybus.errors import InvalidRequest
 from tallybus.functions import MAX_PARAMS, OperationBatch, checked_name, checked_params
 
@@ -361,14 +362,16 @@ def encode_operations(operations: Operations) -> EncodedOperations:
     A numpy array must have shape (n,) and dtype `OPERATION_DTYPE`; it is taken as it is when
     contiguous and copied when not. An OperationBatch has function calls beside such an array. A
     sequence of operations is encoded into one preallocated array. Raises InvalidRequest for an
-    empty batch, another shape or dtype, names or parameters that do not fit the records, or an
-    operation whose fields do not fit the record.
+    empty batch, another shape or dtype, a record with an unknown kind or with anything but 0 in a
+    field that means nothing in it, names or parameters that do not fit the records, or an operation
+    whose fields do not fit the record.
     """
     if isinstance(operations, np.ndarray):
-        return EncodedOperations(_checked_records(operations))
+        return EncodedOperations(_checked_records(operations, 0)[0])
     if isinstance(operations, OperationBatch):
-        records = _checked_records(operations.records)
-        return EncodedOperations(records, tuple(operations.names), checked_params(operations))
+        records, calls = _checked_records(operations.records, len(operations.names))
+        params = checked_params(operations, calls)
+        return EncodedOperations(records, tuple(operations.names), params)
     if isinstance(operations, (str, bytes)) or not isinstance(operations, Sequence):
         raise InvalidRequest(
             "operations must be a sequence of operations, an array of OPERATION_DTYPE or an "
@@ -381,10 +384,10 @@ def encode_operations(operations: Operations) -> EncodedOperations:
     records = np.zeros(len(operations), RECORD_DTYPE)
     target = records.view(np.uint8).data
     names: dict[str, int] = {}
-    params: list[bytes] = []
+    rows: list[bytes] = []
     for index, operation in enumerate(operations):
-        _encode_into(target, index * RECORD_SIZE, operation, index, names, params)
-    return EncodedOperations(records, tuple(names), b"".join(params))
+        _encode_into(target, index * RECORD_SIZE, operation, index, names, rows)
+    return EncodedOperations(records, tuple(names), b"".join(rows))
 
 
 def encode_operation(operation: Operation) -> tuple[bytes, tuple[str, ...], bytes]:
@@ -548,7 +551,8 @@ def _encode_params(values: object, index: int | None) -> bytes:
     return _PARAMS.pack(*numbers, *[0] * (MAX_PARAMS - len(numbers)))
 
 
-def _checked_records(array: NDArray[Any]) -> Records:
+def _checked_records(array: NDArray[Any], names: int) -> tuple[Records, int]:
+    """The records, contiguous, and how many of them call one of the `names` functions."""
     if not isinstance(array, np.ndarray):
         raise InvalidRequest(
             f"records must be an array of OPERATION_DTYPE, not {type(array).__name__}",
@@ -571,8 +575,15 @@ def _checked_records(array: NDArray[Any]) -> Records:
         )
     if not len(array):
         raise _empty(array)
-    _check_amounts(array)
-    return np.ascontiguousarray(array)
+    records = np.ascontiguousarray(array)
+    try:
+        calls = count_calls(records, len(records), names)
+    except RecordFault as fault:
+        raise InvalidRequest(
+            str(fault), field=fault.field, value=fault.value, index=fault.index
+        ) from None
+    _check_amounts(records)
+    return records, calls
 
 
 def _check_amounts(records: Records) -> None:

@@ -223,6 +223,7 @@ class FakeGateway:
         self.incarnation = incarnation
         self.silent = silent
         self.details: dict[str, Any] = {}
+        self.revision = 1
         self.seen: list[Message] = []
         self.pings: list[Message] = []
         self.held: list[tuple[Message, list[bytes]]] = []
@@ -324,8 +325,13 @@ class FakeGateway:
             "unknown": [item for item in pending if (message.client, item) not in held],
             "incarnation": self.incarnation,
             "protocol": 1,
+            "revision": self.revision,
             "max_batch": 16_384,
+            "max_reads": 65_536,
             "max_accounts": 1_000_000,
+            "max_request_wait_ms": 60_000,
+            "role": "admin",
+            "limits": {"in_flight": 0, "rate": 0, "message_bytes": 0},
         }
         return [self._header(message, fields)]
 

@@ -184,6 +184,10 @@ class Registered(NamedTuple):
     """The transaction that registered it."""
 
 
+NOT_EXECUTED = (Status.NOT_RUN, Status.SUSPENDED)
+"""With a reason: recorded, without any effect."""
+
+
 @dataclass
 class Kept:
     """What the log keeps of a batch beside outcomes, in order: of each record the entry count, the
@@ -262,7 +266,8 @@ class Oracle:
         for record, operation in zip(records, to_operations(records), strict=True):
             status, entry_count = int(record["status"]), int(record["entry_count"])
             tx_id = self._take_id()
-            if operation.user_ref and status != Status.DUPLICATE:
+            free = status == Status.DUPLICATE or (status in NOT_EXECUTED and record["reason"])
+            if operation.user_ref and not free:
                 self._firsts[operation.user_ref] = First(tx_id, status)
             if status != Status.NONE:
                 continue
@@ -277,6 +282,18 @@ class Oracle:
                 self._move(source, -operation.amount)
                 self._move(target, operation.amount)
         assert not rest, "entries are left over"
+
+    def skip(self, operation: Operation, status: int) -> Outcome:
+        """A call that was not run, as the next transaction: it leaves its reference free."""
+        self.kept = Kept()
+        tx_id = self._take_id()
+        assert operation.user_ref not in self._firsts or not operation.user_ref
+        params = (*operation.params, *[0] * (MOST_PARAMS - len(operation.params)))
+        used = max((i + 1 for i, param in enumerate(params) if param), default=0)
+        self.kept.params += params[:used]
+        self.kept.functions.append(0)
+        self.kept.registrations.append(0)
+        return Outcome(tx_id, status)
 
     def _execute_one(self, operation: Operation) -> Outcome:
         tx_id = self._take_id()
@@ -318,7 +335,7 @@ class Oracle:
         except OutOfFuel:
             status = Status.QUOTA_EXCEEDED
         else:
-            if not 0 <= status <= 255 or status == Status.DUPLICATE:
+            if not 0 <= status <= 255 or status == Status.DUPLICATE or 10 <= status <= 127:
                 status = Status.INVALID_OPERATION
         if host.failure:
             status = host.failure

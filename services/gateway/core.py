@@ -29,6 +29,7 @@ from tallybus.common.frames import (
     StageStatus,
     as_buffer,
 )
+from tallybus.common.keys import Role
 from tallybus.common.record import STATUS_DTYPE, Level
 from tallybus.common.stage import StageCore
 from tallybus.common.transaction import reply_fields, reply_payloads, transaction_in
@@ -55,7 +56,7 @@ from tallybus.services.gateway.protocol import (
 from tallybus.services.gateway.quotas import Quotas
 from tallybus.services.gateway.reads import Reads
 from tallybus.services.gateway.services import Services
-from tallybus.services.gateway.submissions import Submissions
+from tallybus.services.gateway.submissions import SUBMIT_NS, Submissions
 
 UNREADY_KEPT: Final = 1024
 """Reads waiting for a stage from which on those that timed out are looked for and dropped."""
@@ -75,9 +76,12 @@ class GatewayCore(StageCore):
         limits: Limits,
         max_wait_ms: int,
         quotas: Quotas | None = None,
+        submit_ns: int = SUBMIT_NS,
     ) -> None:
+        """`submit_ns`: what the calls of one submit may take of the transactor's time."""
         super().__init__(incarnation, heartbeat_ns)
         self.limits = limits
+        self._max_wait_ms = max_wait_ms
         self.access = Access()
         self.quotas = Quotas() if quotas is None else quotas
         self.denied: Callable[[ClientRequest, str, Refusal], None] | None = None
@@ -87,7 +91,7 @@ class GatewayCore(StageCore):
         self.registrations = Registrations()
         self.progress = Progress()
         self.submissions = Submissions(
-            incarnation, max_in_flight, limits.max_batch, self.desk, self.progress
+            incarnation, max_in_flight, limits.max_batch, self.desk, self.progress, submit_ns
         )
         self.link = self.submissions.link
         self._heard: set[str] = set()
@@ -95,7 +99,13 @@ class GatewayCore(StageCore):
         self._unready: list[ClientRequest] = []
         self._unready_most = UNREADY_KEPT
         self._transactor = 0
+        """The incarnation whose outcomes hold; 0: none was heard yet."""
+        self._followed = 0
+        """The one that the log follows: of all transactors it alone is believed."""
+        self._unfollowed: StageStatus | None = None
+        """The last status of another transactor than that."""
         self._snapshotter = 0
+        self._now_ns = 0
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -109,7 +119,9 @@ class GatewayCore(StageCore):
             request = protocol.decode_request(client, frames, self.limits)
             if self.desk.holds(client, request.id) and not isinstance(request, Ping):
                 raise BadRequest(
-                    f"request id {request.id} is still in use on this connection", request.id
+                    f"request id {request.id} is still in use on this connection",
+                    request.id,
+                    field="id",
                 )
         except BadRequest as error:
             self.desk.refuse(client, error)
@@ -125,6 +137,8 @@ class GatewayCore(StageCore):
     ) -> None:
         """A request of somebody who may not do everything."""
         grant = self.access.grant(user)
+        if isinstance(request, Ping):
+            request.grant = grant
         refusal = self.access.refusal(request, user)
         if refusal is None and not isinstance(request, Ping):
             refusal = self.quotas.refusal(request, frames, grant, now_ns)
@@ -160,7 +174,7 @@ class GatewayCore(StageCore):
             if not self.submissions.takes(request):
                 self.desk.overloaded(request, f"{self.link.weight} operations are on their way")
                 return False
-            self.submissions.add(request)
+            self.submissions.add(request, now_ns)
         elif isinstance(request, Read):
             if not self.reads.takes(request):
                 self.desk.overloaded(request, f"{self.reads.held_bytes} bytes of reads are waiting")
@@ -227,8 +241,13 @@ class GatewayCore(StageCore):
             "unknown": unknown,
             "incarnation": self.incarnation,
             "protocol": PROTOCOL_VERSION,
+            "revision": protocol.REVISION,
             "max_batch": self.limits.max_batch,
+            "max_reads": self.limits.max_reads,
             "max_accounts": self.limits.max_accounts,
+            "max_request_wait_ms": self._max_wait_ms,
+            "role": (Role.ADMIN if ping.grant is None else ping.grant.role).name.lower(),
+            "limits": self.quotas.told(ping.grant),
         }
         self.desk.reply(ping, fields)
 
@@ -280,6 +299,8 @@ class GatewayCore(StageCore):
 
     def on_results(self, message: Results) -> None:
         """Outcomes from the transactor, by broadcast or asked for."""
+        if message.incarnation != self._transactor:
+            return  # its status comes first; what is missed is asked for
         self._advance(Level.COMPUTED, self.submissions.on_results(message))
 
     def on_results_gone(self, message: ResultsGone) -> None:
@@ -302,7 +323,7 @@ class GatewayCore(StageCore):
                 reason=message.reason,
             )
         elif self.submissions.takes(register):
-            self.submissions.add(register)
+            self.submissions.add(register, self._now_ns)
         else:
             why = f"{self.link.weight} operations are on their way; try again later"
             self._fail(register, protocol.OVERLOADED, why)
@@ -321,15 +342,22 @@ class GatewayCore(StageCore):
             # Its ids may be others than this gateway knows; a heartbeat repeats it after the
             # sequencer's.
             return
+        if message.stage == "transactor" and message.incarnation != self._followed:
+            # It was replaced, or the log is about to tell that it follows this one.
+            self._unfollowed = message
+            return
         self._heard.add(message.stage)
         if message.stage == "sequencer":
             self.submissions.on_sequencer(message, now_ns)
             self.term = self.submissions.term
         elif message.stage == "transactor":
+            self.submissions.work.sharers = message.sharers
             if message.incarnation != self._transactor:
                 self._transactor = message.incarnation
                 self.registrations.ask_again()
                 self.submissions.ask_again()
+                if self.submissions.listening:
+                    self.submissions.on_transactor(message.start)
             index = self.submissions.computed_of(message)
             if not self.submissions.listening:
                 self.submissions.listen_from(index + 1)
@@ -337,7 +365,13 @@ class GatewayCore(StageCore):
             elif (question := self.submissions.missed(index, now_ns)) is not None:
                 self.requests.append(question)
         elif message.stage == "wal":
-            self._advance(Level.COMMITTED, message.durable)
+            self._followed = message.peer
+            passed_over, self._unfollowed = self._unfollowed, None
+            if passed_over is not None and passed_over.incarnation == message.peer:
+                self.on_status(passed_over, now_ns)
+            if message.peer == self._transactor:
+                # Otherwise outcomes that are known here may not be those in the log.
+                self._advance(Level.COMMITTED, message.durable)
         elif message.stage == "snapshotter":
             if message.incarnation != self._snapshotter:
                 self._snapshotter = message.incarnation
@@ -411,7 +445,8 @@ class GatewayCore(StageCore):
 
     def tick(self, now_ns: int) -> None:
         """Once a turn: send what was gathered, time out what is late."""
-        self.submissions.flush()
+        self._now_ns = now_ns
+        self.submissions.flush(now_ns)
         self.reads.flush(self.progress.snapshot)
         self.registrations.tick(now_ns)
         for request in self.desk.late(now_ns):
@@ -425,7 +460,14 @@ class GatewayCore(StageCore):
             if stage not in self._heard
         ]
         why = why_late(request, self.progress, silent)
-        if isinstance(request, Submit):
+        if isinstance(request, Submit) and self.submissions.waits(request):
+            self._fail(
+                request,
+                protocol.OVERLOADED,
+                "its calls of functions waited for their turn until the time was over; nothing was "
+                "done, try again later",
+            )
+        elif isinstance(request, Submit):
             self._fail(
                 request,
                 protocol.TIMEOUT,

@@ -7,11 +7,12 @@ here.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tallybus.common.frames import Results
+from tallybus.common.frames import Results, as_buffer
 from tallybus.common.record import FAILURE_DTYPE, Stage
 
 
@@ -41,6 +42,13 @@ class RecentOutcomes:
             dropped = self._results.pop().first
         return dropped
 
+    def cut_at(self, start: int) -> None:
+        """Drop the outcomes of `start` and all behind it."""
+        while self._results and self._results[-1].first + self._results[-1].count > start:
+            last = self._results.pop()
+            if last.first < start:
+                self._results.append(_before(last, start))
+
     def covers(self, tx_id: int) -> bool:
         """Whether the outcomes from this id on are known here."""
         return bool(self._results) and self._results[0].first <= tx_id
@@ -51,6 +59,26 @@ class RecentOutcomes:
             wanted = (keys >= results.first) & (keys < results.first + results.count)
             if wanted.any():
                 _fill(rows, keys, np.flatnonzero(wanted), results)
+
+
+def _before(results: Results, end: int) -> Results:
+    """The part of these results that concerns ids below `end`."""
+    batches = []
+    kept = []
+    failures = np.frombuffer(results.failures, FAILURE_DTYPE)
+    for gateway, request, first, count, failed in results.batches:
+        own, failures = failures[:failed], failures[failed:]
+        if first >= end:
+            break
+        own = own[own["offset"] < end - first]
+        batches.append([gateway, request, first, min(count, end - first), len(own)])
+        kept.append(own)
+    return replace(
+        results,
+        count=end - results.first,
+        batches=batches,
+        failures=as_buffer(np.concatenate(kept)),
+    )
 
 
 def _fill(rows: Any, keys: Any, places: Any, results: Results) -> None:
@@ -65,4 +93,6 @@ def _fill(rows: Any, keys: Any, places: Any, results: Results) -> None:
     places, found = places[hit], found[hit]
     rows["stage"][places] = Stage.ERROR
     rows["status"][places] = failures["status"][found]
+    rows["reason"][places] = failures["reason"][found]
+    rows["leg"][places] = failures["leg"][found]
     rows["duplicate_of"][places] = failures["duplicate_of"][found]

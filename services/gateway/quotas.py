@@ -126,6 +126,10 @@ class Quotas:
             usage.in_flight += weight
             request.usage = usage
 
+    def told(self, grant: Grant | None) -> dict[str, int]:
+        """A client's limits by name, as a ping tells them. 0: none."""
+        return dict(zip(LIMITS, self._limits(grant), strict=True))
+
     def _limits(self, grant: Grant | None) -> tuple[int, int, int]:
         if grant is None:
             return self._in_flight, self._rate, self._message_bytes

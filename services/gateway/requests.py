@@ -48,6 +48,17 @@ class Batch:
         """Whether nobody waits for any of it."""
         return all(submit.done for _, submit in self.members)
 
+    def forget_from(self, tx_id: int) -> None:
+        """The outcomes of ids from this one on do not hold any more; the ids do."""
+        kept = max(0, tx_id - self.first)
+        if not self.first or self.computed <= kept:
+            return
+        self.computed = kept
+        self.failures = [rows[rows["offset"] < kept] for rows in self.failures]
+        for _, submit in self.members:
+            if submit.last >= tx_id:
+                submit.computed, submit.failures = False, ()
+
     def forget(self) -> None:
         """Nothing that was told of it holds any more."""
         self.first, self.computed, self.failures = 0, 0, []
@@ -126,6 +137,7 @@ class Gatherer:
             tell=any(submit.level is Level.NONE for submit in group),
             registers=registers,
             binary=binary,
+            counts=[submit.count for submit in group] if len(group) > 1 and size(params) else [],
         )
         return Batch(request, count, members), message
 

@@ -76,6 +76,7 @@ class GatewayService(Shell):
                 settings.gateway.client_rate,
                 settings.gateway.client_message_bytes,
             ),
+            settings.functions.submit_ms * 1_000_000,
         )
         self._take_grants()
         self.core.denied = self._on_denied
@@ -158,6 +159,9 @@ class GatewayService(Shell):
     def timeout_ns(self, now_ns: int) -> int:
         deadline = self.core.desk.next_deadline_ns()
         wait = RETRY_NS if self._answers.waiting else super().timeout_ns(now_ns)
+        if (due_ns := self.core.submissions.work.due_ns(now_ns)) is not None:
+            # What waits for others to be executed is looked at when their outcomes come.
+            wait = min(wait, max(RETRY_NS, due_ns - now_ns))
         if self._guard is not None and (look_ns := self._guard.next_ns()) is not None:
             wait = max(0, min(wait, look_ns - now_ns))
         return wait if deadline is None else max(0, min(wait, deadline - now_ns))

@@ -34,9 +34,12 @@ from tallybus.services.gateway.outcomes import RecentOutcomes
 from tallybus.services.gateway.progress import Progress
 from tallybus.services.gateway.protocol import Submit
 from tallybus.services.gateway.requests import Batch, Gatherer
+from tallybus.services.gateway.work import WorkQueue
 
 ASK_AGAIN_NS: Final = 100_000_000
 TERMS_KEPT: Final = 1024
+SUBMIT_NS: Final = 100_000_000
+"""What the calls of a submit may take, unless the settings say otherwise."""
 NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
 
 
@@ -53,6 +56,7 @@ class Submissions:
         max_batch: int,
         desk: Desk,
         progress: Progress,
+        budget_ns: int = SUBMIT_NS,
     ) -> None:
         self.link: LinkSender[Request] = LinkSender(1, max_in_flight, "the sequencer")
         self.term = 0
@@ -62,6 +66,7 @@ class Submissions:
         self._desk = desk
         self._progress = progress
         self._gatherer = Gatherer(incarnation, max_batch)
+        self.work = WorkQueue(max_in_flight, budget_ns)
         self._gathered = 0
         self._batches: dict[int, Batch] = {}
         self._settled: deque[Batch] = deque()
@@ -78,22 +83,41 @@ class Submissions:
 
     def takes(self, submit: Submit) -> bool:
         """Whether there is room for this submission."""
+        if self.work.concerns(submit):
+            return self.work.takes(submit)
         return self._gathered + submit.count <= self.link.room or not (
             self._gathered or len(self.link)
         )
 
-    def add(self, submit: Submit) -> None:
-        """One more submission for this turn."""
+    def add(self, submit: Submit, now_ns: int) -> None:
+        """One more submission: for this turn, or when the transactor has time for its calls."""
+        self.work.heard(submit.owner, now_ns)
+        if self.work.concerns(submit):
+            self.work.add(submit, now_ns)
+        else:
+            self._gather(submit)
+
+    def _gather(self, submit: Submit) -> None:
         self._gathered += submit.count
         self._gatherer.add(submit)
+
+    def waits(self, submit: Submit) -> bool:
+        """Whether it was not sent yet, since its client's calls have to wait for their turn."""
+        return submit.charge is not None and not submit.charge.sent
 
     @property
     def under_way(self) -> bool:
         """Whether anything was taken and is not computed."""
-        return bool(self._gathered) or bool(self._batches)
+        return bool(self._gathered or self._batches or self.work.operations)
 
-    def flush(self) -> None:
-        """Make batches of what was gathered in this turn."""
+    def flush(self, now_ns: int) -> None:
+        """Make batches of what was gathered in this turn, and of the calls whose turn it is."""
+        if self.work.operations:
+            room = self.link.room - self._gathered
+            if not (self._gathered or len(self.link)):
+                room = MAX_U64
+            for submit in self.work.next(now_ns, room):
+                self._gather(submit)
         if not self._gathered:
             return
         for batch, message in self._gatherer.cut(self.link.end):
@@ -224,14 +248,14 @@ class Submissions:
                 )
             batch = self._batches.get(request)
             if batch is not None:
-                self._computed(batch, first, count, rows, message.term)
+                self._computed(batch, first, count, rows, message)
         self._results_next = message.first + message.count
         self._drop_passed_over()
         return self._results_next - 1
 
-    def _computed(self, batch: Batch, first: int, count: int, rows: Any, term: int) -> None:
+    def _computed(self, batch: Batch, first: int, count: int, rows: Any, message: Results) -> None:
         if batch.first == 0:
-            self._place(batch, first - batch.computed, term)
+            self._place(batch, first - batch.computed, message.term)
         known = batch.first + batch.computed - first
         if known < 0 or known >= count:
             return
@@ -254,8 +278,9 @@ class Submissions:
         del self._batches[batch.request]
         self._release()
         progress = self._progress
-        for offset, submit in batch.members:
-            if submit.done:
+        times = message.work if len(message.work) == len(batch.members) else ()
+        for place, (offset, submit) in enumerate(batch.members):
+            if submit.done and submit.charge is None:
                 continue
             if len(failures) and len(batch.members) == 1:
                 submit.failures = failures
@@ -266,9 +291,13 @@ class Submissions:
                     own = own.copy()
                     own["offset"] -= offset
                 submit.failures = own
+            if submit.charge is not None:
+                self.work.executed(submit, times[place] if times else None)
+            if submit.done:
+                continue
             submit.computed = True
             if progress.index(submit.level) >= submit.last:
-                self._answer(submit)
+                self.reached(submit, submit.last)
             else:
                 progress.wait(submit.level, submit.last, submit)
         self._settled.append(batch)
@@ -277,9 +306,16 @@ class Submissions:
 
     def reached(self, submit: Submit, index: int) -> None:
         """Ids up to `index` have reached the level that this one waits for."""
-        # Otherwise a new term has voided the ids for which it waited here.
-        if submit.computed and submit.last <= index:
-            self._answer(submit)
+        # Otherwise the ids or the outcomes for which it waited here are void.
+        if not submit.computed or submit.last > index:
+            return
+        progress = self._progress
+        if submit.level is Level.SNAPSHOT and submit.last > progress.committed:
+            # Readable is what some transactor executed. That it was the one whose outcome is known
+            # here is sure when the log has said so.
+            progress.wait(Level.COMMITTED, submit.last, submit)
+            return
+        self._answer(submit)
 
     def _answer(self, submit: Submit) -> None:
         failures = submit.failures
@@ -315,6 +351,7 @@ class Submissions:
         self._batches.pop(batch.request, None)
         self._release()
         for _, submit in batch.members:
+            self.work.give_up(submit)
             if not submit.done:
                 self._desk.fail(submit, code, why, first=submit.first or None)
 
@@ -333,9 +370,33 @@ class Submissions:
         expected = max(expected, self.link.base)
         while self._batches and (oldest := next(iter(self._batches))) < expected:
             batch = self._batches[oldest]
+            if batch.first and batch.first + batch.count > self._results_next:
+                # It is executed again; the sequencer's status was older than its ids.
+                return
             code = protocol.OUTCOME_UNKNOWN if batch.computed else protocol.LOST
             why = "only a part was executed" if batch.computed else "its ids went to others"
             self._drop(batch, code, why)
+
+    # -- transactors -----------------------------------------------------------------------------
+
+    def on_transactor(self, start: int) -> None:
+        """Another transactor has begun to execute, at `start`. What the one before told of ids from
+        there on is void: the log never got it, and it is executed again. Calls that ran may not run
+        this time, or the other way round."""
+        if start >= self._results_next:
+            return
+        self._results_next = start
+        self._progress.computed = min(self._progress.computed, start - 1)
+        self._recent.cut_at(start)
+        for batch in self._batches.values():
+            batch.forget_from(start)
+        unsettled: list[Batch] = []
+        while self._settled and self._settled[-1].first + self._settled[-1].count > start:
+            unsettled.append(self._settled.pop())
+        for batch in unsettled:
+            batch.forget_from(start)
+        waiting = {batch.request: batch for batch in reversed(unsettled) if not batch.answered}
+        self._batches = waiting | self._batches
 
     # -- terms -----------------------------------------------------------------------------------
 

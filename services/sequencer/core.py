@@ -114,6 +114,7 @@ class SequencerCore(StageCore):
                 params=message.params,
                 registers=message.registers,
                 binary=message.binary,
+                counts=message.counts,
             ),
             weigh(message.count, size(message.binary)),
         )

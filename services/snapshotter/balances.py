@@ -131,13 +131,14 @@ class ReadState:
         self._first_status = 1
         self._window = 2 * transactions_per_segment
         self._statuses = lazy_zeros(self._window, np.uint8)
-        # How far back a duplicate's first transaction is. Only duplicates write here, and only a
-        # slot with the status DUPLICATE is read, so what an older id left in a slot does no harm.
-        self._distances: NDArray[np.uint32] | NDArray[np.uint64]
+        # How far back a duplicate's first transaction is, and why any other one failed. Only a slot
+        # with a status is read, and whatever has one wrote it, so what an older id left does no
+        # harm.
+        self._details: NDArray[np.uint32] | NDArray[np.uint64]
         if self._window < 2**32:
-            self._distances = lazy_zeros(self._window, np.uint32)
+            self._details = lazy_zeros(self._window, np.uint32)
         else:
-            self._distances = lazy_zeros(self._window, np.uint64)
+            self._details = lazy_zeros(self._window, np.uint64)
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot, *, cold: ColdStatuses | None = None) -> ReadState:
@@ -183,7 +184,8 @@ class ReadState:
             raise self._fail(first_id, f"the next transaction is {self.index + 1}")
         if count == 0:
             return
-        duplicates = np.flatnonzero(records["status"] == Status.DUPLICATE)
+        failed = np.flatnonzero(records["status"])
+        duplicates = failed[records["status"][failed] == Status.DUPLICATE]
         self._check_links(first_id, duplicates, links)
         try:
             for version in registrations_in(first_id, records, params):
@@ -192,7 +194,7 @@ class ReadState:
         except (ReplayError, RegistrationError) as error:
             self._failed = error
             raise
-        self._remember(first_id, records, duplicates, links)
+        self._remember(first_id, records, failed, duplicates, links)
         self.index = first_id + count - 1
 
     def get_balances(self, accounts: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -218,7 +220,9 @@ class ReadState:
         result["status"][hot] = statuses
         result["stage"][hot] = np.where(statuses == Status.NONE, Stage.ON_SNAPSHOT, Stage.ERROR)
         linked = np.flatnonzero(statuses == Status.DUPLICATE)
-        result["duplicate_of"][hot[linked]] = hot_ids[linked] - self._distances[slots[linked]]
+        result["duplicate_of"][hot[linked]] = hot_ids[linked] - self._details[slots[linked]]
+        reasoned = np.flatnonzero((statuses != Status.NONE) & (statuses != Status.DUPLICATE))
+        result["reason"][hot[reasoned]] = self._details[slots[reasoned]]
         cold = np.flatnonzero(applied & (ids < oldest))
         if len(cold):
             if self._cold is None:
@@ -267,6 +271,7 @@ class ReadState:
         self,
         first_id: int,
         records: NDArray[Any],
+        failed: NDArray[np.intp],
         duplicates: NDArray[np.intp],
         links: NDArray[np.uint64],
     ) -> None:
@@ -276,11 +281,14 @@ class ReadState:
         head = min(len(statuses), self._window - slot)
         self._statuses[slot : slot + head] = statuses[:head]
         self._statuses[: len(statuses) - head] = statuses[head:]
-        if len(duplicates):
+        if len(failed):
+            details = records["reason"][failed].astype(np.uint64)
+            if len(duplicates):
+                ids = duplicates.astype(np.uint64) + np.uint64(first_id)
+                details[np.searchsorted(failed, duplicates)] = ids - links
             # Of two ids of this batch that share a slot, the later one is written last.
-            ids = duplicates.astype(np.uint64) + np.uint64(first_id)
-            slots = ((ids - np.uint64(1)) % np.uint64(self._window)).astype(np.intp)
-            self._distances[slots] = ids - links
+            slots = (failed + (first_id - 1)) % self._window
+            self._details[slots] = details
 
     def _fail(self, tx_id: int, reason: str) -> ReplayError:
         error = self._failed = ReplayError(tx_id, reason)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
 from tallybus.common.payload import Payload
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind
 from tallybus.common.stage import Fenced, StageCore
+from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
 
 RESULTS_KEPT: Final = 4_194_304
 """Transactions whose outcomes can be asked for again."""
@@ -47,6 +48,9 @@ RESULTS_PER_ANSWER: Final = 64
 _NO_PARAMS: Final = np.empty((0, 8), "<i8")
 
 
+SLICE_NS: Final = 10_000_000
+"""How long calls of functions run before everything else has its turn."""
+SHARING_NS: Final = 1_000_000_000
 MAX_EXECUTED_BYTES: Final = 4 << 20
 """Of one message to the log. Functions may make a hundred times more of a batch than came in."""
 
@@ -66,16 +70,28 @@ class Outcome(Protocol):
     def entries(self) -> np.ndarray[Any, Any]: ...
 
 
+class Batch(Protocol):
+    """What the core needs of a batch that the engine has begun."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def times(self) -> list[int]: ...
+
+
 class Executor(Protocol):
     """What the core needs of `Engine`."""
 
-    def execute(
+    def begin(
         self,
         records: np.ndarray[Any, Any],
         first_id: int,
         names: Sequence[str],
         params: np.ndarray[Any, Any],
-    ) -> Outcome: ...
+        counts: Sequence[int],
+        budget: WorkBudget,
+    ) -> Any: ...
+    def go_on(self, batch: Any, slice_ns: int) -> Outcome: ...
 
 
 class Registers(Protocol):
@@ -85,6 +101,17 @@ class Registers(Protocol):
         self, record: np.ndarray[Any, Any], first_id: int, name: str, binary: bytes
     ) -> Outcome: ...
     def rows(self) -> list[dict[str, Any]]: ...
+
+
+@dataclass(slots=True)
+class UnderWay:
+    """A batch that is executed in slices: `next` is its first id that is not executed, `gone` how
+    many of its submits a transactor before this one has executed."""
+
+    message: Sequenced
+    next: int
+    gone: int
+    batch: Batch
 
 
 class Module(NamedTuple):
@@ -101,8 +128,22 @@ class TransactorCore(StageCore):
 
     stage = "transactor"
 
-    def __init__(self, incarnation: int, max_in_flight: int, heartbeat_ns: int) -> None:
+    def __init__(
+        self,
+        incarnation: int,
+        max_in_flight: int,
+        heartbeat_ns: int,
+        budget: WorkBudget = UNBOUNDED,
+    ) -> None:
+        """`budget`: of the calls of one submit."""
         super().__init__(incarnation, heartbeat_ns)
+        self._budget = budget
+        self._under_way: UnderWay | None = None
+        self._computed = 0
+        self._sharing: set[int] = set()
+        """Gateways whose operations were executed in this interval, and in the one before."""
+        self._shared: set[int] = set()
+        self._sharing_ns = 0
         self.welcome: Welcome | None = None
         self.link: LinkSender[Executed] | None = None
         self.receiver = LinkReceiver(0)
@@ -145,7 +186,7 @@ class TransactorCore(StageCore):
 
     def wants_input(self) -> bool:
         """Whether the sequencer's batches may be read; otherwise back-pressure holds them."""
-        return self.link is not None and not self.link.full
+        return self.link is not None and not self.link.full and self._under_way is None
 
     def on_welcome(self, message: Welcome, now_ns: int) -> None:
         """The log stage's answer to a hello."""
@@ -188,6 +229,7 @@ class TransactorCore(StageCore):
             self._keep(outcome)
         self._engine = engine
         self._registrar = registrar
+        self._computed = self.welcome.next - 1
         self.receiver = LinkReceiver(self.welcome.next, self.term)
         self.link = LinkSender(self.welcome.next, self._max_in_flight, "the log")
 
@@ -250,8 +292,8 @@ class TransactorCore(StageCore):
         )
 
     def on_sequenced(self, message: Sequenced) -> None:
-        """Execute the part of a batch that is new."""
-        if self._engine is None or self.link is None or not self.receiver.peer:
+        """Execute the part of a batch that is new: all of it, or a first slice."""
+        if self._engine is None or self.link is None or not self.receiver.peer or self.under_way:
             return
         assert self._registrar is not None
         verdict, skip = self.receiver.accept(
@@ -261,6 +303,8 @@ class TransactorCore(StageCore):
             self.stale += 1
         if verdict is not Verdict.ACCEPT:
             return
+        self._gateways[message.gateway] = message.request
+        self._sharing.add(message.gateway)
         first = message.first + skip
         count = message.count - skip
         records = np.frombuffer(message.records, RECORD_DTYPE, count, skip * RECORD_SIZE)
@@ -268,13 +312,51 @@ class TransactorCore(StageCore):
             outcome = self._registrar.register(
                 records, first, message.names[0], bytes(message.binary)
             )
-        else:
-            outcome = self._engine.execute(records, first, message.names, _params(message, skip))
+            self._executed(message, first, outcome)
+            return
+        gone, counts = _submits_behind(message.counts, skip)
+        batch = self._engine.begin(
+            records, first, message.names, _params(message, skip), counts, self._budget
+        )
+        self._slice(UnderWay(message, first, gone, batch))
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a batch is executed in part: the shell calls `go_on` in every turn."""
+        return self._under_way is not None
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether `go_on` would execute something."""
+        return self._under_way is not None and self.link is not None and not self.link.full
+
+    def go_on(self) -> None:
+        """Execute a slice of the batch under way, if the log takes more."""
+        if self.may_go_on and self._under_way is not None:
+            self._slice(self._under_way)
+
+    def _slice(self, current: UnderWay) -> None:
+        assert self._engine is not None
+        outcome = self._engine.go_on(current.batch, SLICE_NS)
+        first = current.next
+        current.next += len(outcome.records)
+        work: list[int] = []
+        self._under_way = None if current.batch.done else current
+        if current.batch.done and current.batch.times:
+            work = [0] * current.gone + current.batch.times
+        if len(outcome.records):
+            self._executed(current.message, first, outcome, work)
+
+    def _executed(
+        self, message: Sequenced, first: int, outcome: Outcome, work: Sequence[int] = ()
+    ) -> None:
+        """Hand a batch, or a part of it, on to the log and its outcomes to the gateways."""
+        count = len(outcome.records)
         failures = len(outcome.failures)
         if self.count is not None:
             self.count(outcome.records, outcome.failures)
         self._offer(message, first, outcome)
-        self._gateways[message.gateway] = message.request
+        self._computed = first + count - 1
         results = Results(
             term=message.term,
             incarnation=self.incarnation,
@@ -282,6 +364,7 @@ class TransactorCore(StageCore):
             count=count,
             batches=[[message.gateway, message.request, first, count, failures]],
             failures=as_buffer(outcome.failures),
+            work=list(work),
         )
         self._keep(results)
         self.announce(results)
@@ -384,10 +467,14 @@ class TransactorCore(StageCore):
             # Silence until the log is replayed: a status is a promise about an index.
             return
         self.link.check_stall(now_ns)
+        if now_ns - self._sharing_ns >= SHARING_NS:
+            self._sharing_ns = now_ns
+            self._shared, self._sharing = self._sharing, set()
         if (
             self._granting is not None
             and self._accepted_by_log
             and self.link.expected == self.link.end
+            and self._under_way is None
             and self.hello_due(now_ns)
         ):
             self.requests.append(Hello(self.stage, self.incarnation, self.term + 1, asks=True))
@@ -401,14 +488,16 @@ class TransactorCore(StageCore):
         self.link.sent(now_ns)
 
     def status(self) -> StageStatus:
-        index = 0 if self._engine is None else self.receiver.next_id - 1
+        running = self._engine is not None and self.welcome is not None
         return StageStatus(
             stage=self.stage,
             term=self.term,
             incarnation=self.incarnation,
-            index=index,
-            next=index + 1,
+            index=self._computed,
+            next=self.receiver.next_id if running else 1,
             durable=self._durable,
+            start=self.welcome.next if running and self.welcome is not None else 0,
+            sharers=len(self._shared | self._sharing),
             gap=self.receiver.gap,
             full=not self.wants_input(),
             peer=self.receiver.peer,
@@ -431,6 +520,18 @@ def _params(message: Sequenced, skip: int) -> np.ndarray[Any, Any]:
         return params
     known = np.frombuffer(message.records, RECORD_DTYPE, skip)
     return params[int(np.count_nonzero(known["kind"] == Kind.FUNCTION)) :]
+
+
+def _submits_behind(counts: Sequence[int], skip: int) -> tuple[int, Sequence[int]]:
+    """How many of a batch's submits lie wholly within its first `skip` records, and how many
+    records each of the others has behind them."""
+    gone = 0
+    while gone < len(counts) and skip >= counts[gone]:
+        skip -= counts[gone]
+        gone += 1
+    if not skip:
+        return gone, counts[gone:]
+    return gone, [counts[gone] - skip, *counts[gone + 1 :]] if counts else []
 
 
 def _joined(*parts: np.ndarray[Any, Any]) -> Buffer:

@@ -22,6 +22,7 @@ from tallybus.common.replay import ReplayError, record_words, replay_balances, s
 from tallybus.common.snapshotformat import CHUNK_ACCOUNTS
 from tallybus.services.transactor import kernel
 from tallybus.services.transactor.functions import layout
+from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.window import DuplicateWindow, window_start
 
@@ -73,6 +74,23 @@ class Executed(NamedTuple):
     words; of a registration the words of the name."""
     entries: NDArray[np.void] = _NO_ENTRIES
     """ENTRY_DTYPE[e]: for each successful FUNCTION record in order its `entry_count` entries."""
+
+
+class BatchUnderWay:
+    """A batch that `Engine.begin` has taken in: `at` of its records are executed."""
+
+    __slots__ = ("at", "calls", "times", "words")
+
+    def __init__(self, words: NDArray[np.uint64], calls: CallState | None) -> None:
+        self.words = words
+        self.calls = calls
+        self.at = 0
+        self.times: list[int] = []
+        """Once it is done and has calls: the nanoseconds that those of each submit took."""
+
+    @property
+    def done(self) -> bool:
+        return self.at == len(self.words)
 
 
 class Engine:
@@ -142,11 +160,30 @@ class Engine:
         names: Sequence[str] = (),
         params: NDArray[np.int64] | None = None,
     ) -> Executed:
-        """Execute RECORD_DTYPE[n] as transactions `first_id` up.
+        """Execute RECORD_DTYPE[n] as transactions `first_id` up, without any budget.
+
+        Arguments and errors are those of `begin`.
+        """
+        batch = self.begin(records, first_id, names, params)
+        return self.go_on(batch)
+
+    def begin(
+        self,
+        records: NDArray[np.void],
+        first_id: int,
+        names: Sequence[str] = (),
+        params: NDArray[np.int64] | None = None,
+        counts: Sequence[int] = (),
+        budget: WorkBudget = UNBOUNDED,
+    ) -> BatchUnderWay:
+        """Take in RECORD_DTYPE[n], to be executed as transactions `first_id` up by `go_on`. Nothing
+        else may be executed before it is done.
 
         names: what the `function` of FUNCTION records counts in, each live or not; params:
         int64[k, 8], a row for each of the k FUNCTION records in order. Without `params` such
         records fail and keep none. The input is only read; it may be read-only and unaligned.
+        counts: how many of the records belong to each submit in the batch, of which each has the
+        `budget`; empty: the batch is one submit.
 
         Raises EngineOrderError unless `first_id` is next for balances and window (and the window
         was replayed from early enough), TypeError for another dtype or a batch that is not
@@ -165,8 +202,17 @@ class Engine:
             raise EngineOrderError("the window of user references", self.window.first_id, needed)
         calls = None
         if params is not None and len(params):
-            calls = self._begin_calls(records, names, params)
+            calls = self._begin_calls(records, names, params, counts, budget)
+        return BatchUnderWay(words, calls)
 
+    def go_on(self, batch: BatchUnderWay, slice_ns: int = UNBOUNDED.ns) -> Executed:
+        """Execute more of a batch: all of it, or as much as calls of functions leave time for.
+
+        What comes back begins where the batch was; `batch.done` and `batch.at` tell how far it is.
+        """
+        calls = batch.calls
+        words = batch.words[batch.at :] if batch.at else batch.words
+        count = len(words)
         out = np.empty(count, RECORD_DTYPE)
         out_words = record_words(out)
         if count > len(self._links):
@@ -177,6 +223,9 @@ class Engine:
         control[kernel.FAILURES] = 0
         control[kernel.LINKS] = 0
         functions = _NO_CALLS if calls is None else calls.words
+        if calls is not None:
+            self._renew_deadlines()
+            calls.begin_slice(slice_ns)
         start = 0
         while start < count:
             stop = min(start + window.room(), count)
@@ -187,17 +236,34 @@ class Engine:
                 previous.table, previous.refs, previous.statuses, functions,
             )  # fmt: skip
             window.advance(reached - start)
-            if reached < stop:
-                assert calls is not None, "only calls of functions need room for entries"
-                calls.grow()
             start = reached
-        self.next_id += count
+            if reached < stop:
+                assert calls is not None, "only calls of functions end a run early"
+                why = calls.words[layout.STOP]
+                if why == layout.INTERRUPTED:
+                    calls.words[layout.STOP] = 0
+                    self._renew_deadlines()
+                elif why == layout.SLICE_OVER or (slice_ns < UNBOUNDED.ns and calls.full):
+                    break
+                else:
+                    calls.grow()
+        self.next_id += start
+        batch.at += start
         failed, linked = int(control[kernel.FAILURES]), int(control[kernel.LINKS])
         failures = self._failures[:failed].copy().reshape(-1).view(FAILURE_DTYPE)
         links = self._links[:linked].copy()
+        if start < count:
+            out = out[:start].copy()
         if calls is None:
             return Executed(out, failures, links)
-        return Executed(out, failures, links, *calls.end())
+        kept, entries = calls.end_slice()
+        if batch.done:
+            batch.times = calls.finish()
+        return Executed(out, failures, links, kept, entries)
+
+    def _renew_deadlines(self) -> None:
+        if self._functions is not None:
+            self._functions.renew_deadlines()
 
     def register(
         self,
@@ -251,7 +317,12 @@ class Engine:
         return executed._replace(params=kept)
 
     def _begin_calls(
-        self, records: NDArray[np.void], names: Sequence[str], params: NDArray[np.int64]
+        self,
+        records: NDArray[np.void],
+        names: Sequence[str],
+        params: NDArray[np.int64],
+        counts: Sequence[int],
+        budget: WorkBudget,
     ) -> CallState:
         expected = int(np.count_nonzero(records["kind"] == _FUNCTION))
         if params.dtype != np.int64 or params.shape != (expected, layout.PARAMS_PER_CALL):
@@ -266,8 +337,12 @@ class Engine:
             places = np.full(len(names), layout.NO_SLOT, np.uint64)
         else:
             places = self._functions.places(names)
+        ends = None
+        if len(counts) > 1:
+            calls_before = np.concatenate(([0], np.cumsum(records["kind"] == _FUNCTION)))
+            ends = calls_before[np.cumsum(counts)].astype(np.uint64)
         calls = self._call_state()
-        calls.begin(self.balances, places, params)
+        calls.begin(self.balances, places, params, ends, budget)
         return calls
 
     def _call_state(self) -> CallState:

@@ -39,6 +39,7 @@ from tallybus.services.transactor.functions.layout import (
     LAST_REGISTERED,
     NEXT,
     STATE,
+    STOP,
     USED,
 )
 
@@ -105,7 +106,10 @@ _ACCOUNT_LIMIT_EXCEEDED: Final = _U(Status.ACCOUNT_LIMIT_EXCEEDED)
 _DUPLICATE: Final = _U(Status.DUPLICATE)
 _BALANCE_OVERFLOW: Final = _U(Status.BALANCE_OVERFLOW)
 _TWO_ENTRIES: Final = _U(2 << 16)
-_ENTRIES_AND_FUNCTION: Final = _U(2**64 - 2**16)
+_ENTRIES_REASON_AND_FUNCTION: Final = _U(2**64 - 2**16)
+_NOT_RUN: Final = _U(Status.NOT_RUN)
+_REASON_OF_ROW: Final = _U(0xFF << 48)
+_SHIFT_24: Final = _U(24)
 _MOST_ENTRIES: Final = _U(MAX_ENTRIES)
 
 _WORDS: Final = types.uint64[:, ::1]
@@ -183,8 +187,9 @@ def execute(
 ) -> Any:  # fmt: skip
     """Execute rows start..stop of a batch; all of them belong to the current generation.
 
-    Returns `stop`, or the row of a function call for whose entries the buffer may not suffice; this
-    row and those behind it are not executed.
+    Returns `stop`, or the row of a function call at which the engine has to do something first:
+    the buffer for entries may not suffice, or the calls' STOP is set. This row and those behind it
+    are not executed.
 
     words: u64[n, 5], records as they came, never written. out: u64[n, 5], receives the rows with
     status, entry_count and function set. failures: u64[n, 2] in the layout of FAILURE_DTYPE, links:
@@ -270,14 +275,20 @@ def execute(
                 if functions[CALL_FUNCTION] == _ZERO:
                     out[row, 4] = _ZERO
                 else:
-                    if functions[USED] + _MOST_ENTRIES > functions[CAPACITY]:
+                    if (
+                        functions[USED] + _MOST_ENTRIES > functions[CAPACITY]
+                        or functions[STOP] != _ZERO
+                    ):
                         reached = row
                         break
                     done = call_2(
                         functions[CALL_FUNCTION], functions[STATE], words[row, 0] >> _SHIFT_32
                     )
+                    if done == _NOWHERE:
+                        reached = row
+                        break
                     status = (done >> _SHIFT_8) & _BYTE
-                    entries = done & _ENTRIES_AND_FUNCTION
+                    entries = done & _ENTRIES_REASON_AND_FUNCTION
                     out[row, 2] = functions[LAST_REGISTERED]
                     out[row, 4] = functions[LAST_KEPT]
             elif kind == _FUNCTION_REGISTERED:
@@ -298,14 +309,17 @@ def execute(
                 balances[target] = to_balance + value
                 entries = _TWO_ENTRIES
         out[row, 0] = kind | (status << _SHIFT_8) | entries
-        if ref != _ZERO:
+        # What was not run leaves its reference free: two statuses, one behind the other.
+        if ref != _ZERO and status - _NOT_RUN > _ONE:
             offset = shift + _U(row)
             current_table[free] = (hashed & _TAG_MASK) | current_stamp | offset
             current_refs[offset] = ref
             current_statuses[offset] = np.uint8(status)
             count += _ONE
         if status != _ZERO:
-            failures[failed, 0] = _U(row) | (status << _SHIFT_32)
+            failures[failed, 0] = (
+                _U(row) | (status << _SHIFT_32) | ((entries << _SHIFT_24) & _REASON_OF_ROW)
+            )
             failures[failed, 1] = _ZERO
             failed += _ONE
 
@@ -342,6 +356,9 @@ def insert_refs(
         ref = words[row, 1]
         status = (words[row, 0] >> _SHIFT_8) & _BYTE
         if ref == _ZERO or status == _DUPLICATE:
+            continue
+        if status - _NOT_RUN <= _ONE and (words[row, 0] >> _SHIFT_24) & _BYTE != _ZERO:
+            # It was not run. Without a reason it is an old record: its function returned that.
             continue
         found, free = _find(table, refs, buckets, stamp, hashed, ref)
         if found != _NOWHERE:

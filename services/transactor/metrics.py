@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from tallybus.common.metrics import Meter, Outcomes, Sample, status_label
-from tallybus.common.record import FIRST_USER_STATUS
+from tallybus.common.record import FIRST_USER_STATUS, Reason
 
 if TYPE_CHECKING:
     from tallybus.services.transactor.service import TransactorService
@@ -41,23 +42,30 @@ def functions(rows: list[dict[str, Any]]) -> Iterator[Sample]:
     """Samples of the rows that `list_functions` is answered with."""
     rows = sorted(rows, key=lambda row: row["calls"], reverse=True)
     for row in rows[:MAX_FUNCTIONS]:
-        yield from _one(row["name"], row["calls"], row["fuel"], row["failures"])
+        yield from _one(row["name"], row)
         yield Sample("tallybus_function_version", row["version"], (row["name"],))
         if row["mean_ns"] is not None:
             yield Sample("tallybus_function_call_seconds", row["mean_ns"] / 1e9, (row["name"],))
+        if row["p99_ns"] is not None:
+            yield Sample("tallybus_function_call_tail_seconds", row["p99_ns"] / 1e9, (row["name"],))
+        yield Sample("tallybus_function_suspended", int(row["suspended"]), (row["name"],))
     rest = rows[MAX_FUNCTIONS:]
     if rest:
-        failures: dict[int, int] = {}
-        for row in rest:
-            for status, count in row["failures"].items():
-                failures[status] = failures.get(status, 0) + count
-        calls = sum(row["calls"] for row in rest)
-        yield from _one(OTHERS, calls, sum(row["fuel"] for row in rest), failures)
+        together: dict[str, Any] = {
+            key: sum(row[key] for row in rest) for key in ("calls", "fuel", "work_ns")
+        }
+        for key in ("failures", "reasons"):
+            together[key] = sum((Counter(row[key]) for row in rest), Counter())
+        yield from _one(OTHERS, together)
 
 
-def _one(name: str, calls: int, fuel: int, failures: dict[int, int]) -> Iterator[Sample]:
-    yield Sample("tallybus_function_calls_total", calls, (name,))
-    yield Sample("tallybus_function_fuel_total", fuel, (name,))
-    for status, count in failures.items():
+def _one(name: str, row: dict[str, Any]) -> Iterator[Sample]:
+    yield Sample("tallybus_function_calls_total", row["calls"], (name,))
+    yield Sample("tallybus_function_fuel_total", row["fuel"], (name,))
+    yield Sample("tallybus_function_work_seconds_total", row["work_ns"] / 1e9, (name,))
+    for reason, count in row["reasons"].items():
+        label = Reason(reason).name.lower()
+        yield Sample("tallybus_function_reasons_total", count, (name, label))
+    for status, count in row["failures"].items():
         label = str(status) if status >= FIRST_USER_STATUS else status_label(status)
         yield Sample("tallybus_function_failures_total", count, (name, label))

@@ -154,6 +154,7 @@ def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Iterat
     failures = np.zeros(len(failed), FAILURE_DTYPE)
     failures["offset"] = failed
     failures["status"] = run.records["status"][failed]
+    failures["reason"] = run.records["reason"][failed]
     duplicates = np.flatnonzero(failures["status"] == Status.DUPLICATE)
     failures["duplicate_of"][duplicates] = run.links
     for place, first in zip(duplicates.tolist(), run.links.tolist(), strict=True):

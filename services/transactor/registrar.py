@@ -22,6 +22,7 @@ from tallybus.services.transactor.functions.prepared import PreparedModules
 
 if TYPE_CHECKING:
     from tallybus.services.transactor.functions.handler import CompiledFunction
+    from tallybus.services.transactor.functions.runtime import FunctionRuntime
 
 
 class FunctionUnusable(ServiceError):
@@ -88,6 +89,16 @@ class Registrar:
                 raise FunctionUnusable(version.name, version.version, str(error)) from error
             self._live[version.name] = compiled
         self.registry = registry
+
+    @property
+    def any_live(self) -> bool:
+        """Whether any function is registered; never loads the runtime."""
+        return self._engine.has_functions
+
+    @property
+    def functions(self) -> FunctionRuntime:
+        """The live functions."""
+        return self._engine.functions
 
     def refusal(self, name: str, binary: bytes) -> str | None:
         """Why this module could not be registered under this name as things are: too many
@@ -168,6 +179,10 @@ class Registrar:
                     "fuel": each.fuel_total,
                     "fuel_limit": each.fuel_limit,
                     "mean_ns": each.mean_ns,
+                    "p99_ns": each.p99_ns,
+                    "work_ns": each.work_ns,
+                    "reasons": dict(each.reasons),
+                    "suspended": each.suspended,
                 }
             )
         return found

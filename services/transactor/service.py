@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 from tallybus.common import logs
 from tallybus.common.frames import (
@@ -29,6 +30,9 @@ from tallybus.services.transactor.recovery import Interrupted, recover_engine
 from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.warm import WindowWarmer
 
+if TYPE_CHECKING:
+    from tallybus.services.transactor.functions.watcher import FunctionWatcher
+
 
 class TransactorService(Shell):
     """One transactor. It reads the data folder while it starts and writes nothing to it, ever."""
@@ -41,8 +45,12 @@ class TransactorService(Shell):
         self._warmer: WindowWarmer | None = None
         self._mismatched_at = 0
         self._registrar: Registrar | None = None
+        self._watcher: FunctionWatcher | None = None
         self.core = TransactorCore(
-            self.new_incarnation(), self.settings.bus.max_in_flight, self.heartbeat_ns
+            self.new_incarnation(),
+            self.settings.bus.max_in_flight,
+            self.heartbeat_ns,
+            limits_from(self.settings.functions).budget,
         )
         if isinstance(self.meter, TransactorMeter):
             self.core.count = self.meter.outcomes.count
@@ -59,10 +67,19 @@ class TransactorService(Shell):
     def step(self, now_ns: int) -> None:
         if self.core.recovering:
             self._recover()
+        self.core.go_on()
         if self._warmer is not None:
             self._warmer.keep_up()
         if self._registrar is not None:
             self._look_at_modules(self._registrar)
+            if self._watcher is None and self._registrar.any_live:
+                self._watch(self._registrar)
+
+    def timeout_ns(self, now_ns: int) -> int:
+        return 0 if self.core.may_go_on else super().timeout_ns(now_ns)
+
+    def finished(self) -> bool:
+        return not self.core.under_way and super().finished()
 
     def idle(self) -> None:
         if self._warmer is not None:
@@ -79,8 +96,20 @@ class TransactorService(Shell):
         for module, refusal in registrar.prepared.done():
             self.core.prepared(module, refusal or registrar.refusal(module.name, module.binary))
 
+    def _watch(self, registrar: Registrar) -> None:
+        # Not for those who do without functions.
+        from tallybus.services.transactor.functions.watcher import FunctionWatcher
+
+        self._watcher = FunctionWatcher(
+            registrar.functions, data_folder(self.settings), self.log, self.storage
+        )
+        self._watcher.start()
+
     def close(self) -> None:
         super().close()
+        watcher: FunctionWatcher | None = getattr(self, "_watcher", None)
+        if watcher is not None:
+            watcher.close()
         registrar = getattr(self, "_registrar", None)
         if registrar is not None:
             registrar.close()
@@ -143,6 +172,9 @@ class TransactorService(Shell):
             self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
         self._registrar = recovered.registrar
         self._registrar.prepared.notify = self.wake
+        if self._registrar.any_live:
+            # Before anything is executed.
+            self._watch(self._registrar)
         self.core.recovered(recovered.engine, recovered.registrar, recovered.results)
         if self.settings.bus.transport != "inproc":
             # An embedded ledger is opened for a moment more often than for good.

@@ -62,7 +62,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command, whatever becomes of those who read what it prints."""
-        from tallybus.cli.streams import guarded
+        from tallybus.cli.pipes import guarded
 
         with guarded():
             return super().main(*args, **kwargs)

@@ -52,6 +52,7 @@ class Silent(CommandFailed):
 def as_click_exception(error: BaseException) -> click.ClickException | None:
     """What to tell the user about an error, or None for a defect, which keeps its traceback."""
     from tallybus import errors
+    from tallybus.cli import streams
     from tallybus.common.errors import ServiceError
     from tallybus.csv_text import MalformedCsv
 
@@ -83,4 +84,6 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
             return Silent(ExitCode.CLOSED_PIPE)
         case OSError():
             code = ExitCode.FAILED
+            if streams.is_lost():
+                text = streams.message(error)
     return None if code is None else CommandFailed(text, code)

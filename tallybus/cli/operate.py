@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from tallybus.cli import streams
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.settings import SERVICES, Settings, load
 from tallybus.extras import need_server
@@ -30,7 +31,15 @@ def up_command(
     from tallybus.supervisor import Supervisor
 
     settings = _settings(data, endpoint, config, assignments)
-    sys.exit(Supervisor(settings).run(on_ready=lambda: click.echo(settings.gateway.endpoint)))
+
+    def tell() -> None:
+        try:
+            click.echo(settings.gateway.endpoint)
+        except OSError:
+            streams.abandon()
+            raise
+
+    sys.exit(Supervisor(settings).run(on_ready=tell))
 
 
 @click.command("serve")

@@ -1,8 +1,7 @@
-"""Standard output and error of a command whose readers may go away at any moment.
+"""When what a command prints cannot be written: a full disk, a quota, a disk that fails.
 
-A command that changes something ends with the exit code that says what the ledger did, whoever
-listens: what it could not print is dropped. One that only reads ends when nobody reads on, quietly,
-as other tools do.
+The command has done its work by then, so this is told as what it is, with an exit code of its own
+meaning, and never as a rejected transaction. A reader that has gone away (EPIPE) is not among it.
 """
 
 from __future__ import annotations
@@ -10,133 +9,57 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Final, TextIO
 
 import click
 
 from tallybus.cli.errors import ExitCode
+from tallybus.common import startup
 
-READS: Final = frozenset(
-    {
-        "",  # the command itself: --help, --version
-        "balance",
-        "config show",
-        "function list",
-        "function test",
-        "health",
-        "index",
-        "keys list",
-        "status",
-        "top",
-        "tx",
-    }
-)
-"""Commands that end when nobody reads their output. All others are taken for ones that change
-something, or serve somebody."""
+_lost: OSError | None = None
 
 
-class Guarded:
-    """A text stream that goes on to nowhere when it cannot be written any more.
-
-    `failed` is asked then, with the error: it may raise.
-    """
-
-    def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
-        self.stream = stream
-        self._failed = failed
-        self._lost = False
-
-    def write(self, text: str) -> int:
-        # click writes nothing, as bytes and as a text, to see what the stream is.
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if text and not self._lost:
-            try:
-                return self.stream.write(text)
-            except OSError as error:
-                self._lose(error)
-        return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        if not self._lost:
-            try:
-                self.stream.flush()
-            except OSError as error:
-                self._lose(error)
-
-    def must_write(self, text: str) -> None:
-        """Write and flush; raises OSError where that cannot be."""
+def is_lost() -> bool:
+    """Whether standard output does not take what was printed to it. Then it takes no more, so
+    that nothing fails a second time."""
+    global _lost
+    if _lost is None:
+        error = startup.output_error
         try:
-            self.stream.write(text)
-            self.stream.flush()
-        except OSError:
-            self._drop()
-            raise
-
-    def _lose(self, error: OSError) -> None:
-        self._drop()
-        self._failed(error)
-
-    def _drop(self) -> None:
-        self._lost = True
-        # What is left in buffers goes there at the end, without a complaint of the interpreter's.
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+            sys.stdout.flush()
+        except OSError as raised:
+            error = raised
+        if error is None or error.errno == errno.EPIPE:
+            return False
+        _lost = error
+        abandon()
+    return _lost is not None
 
 
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Standard output and error are Guarded inside."""
-    out, err = sys.stdout, sys.stderr
-    with ExitStack() as opened:
-        # Python has None for a stream that was closed before it started (`>&-`).
-        streams = [
-            opened.enter_context(open(os.devnull, "w", encoding="utf-8")) if each is None else each
-            for each in (out, err)
-        ]
-        sys.stdout = Guarded(streams[0], _output_failed)
-        sys.stderr = Guarded(streams[1], lambda _: None)
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = out, err
+def abandon() -> None:
+    """Write no more to standard output: what waits in its buffer has to go somewhere when the
+    process ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
-def print_or_fail(text: str) -> None:
-    """Print what must not get lost; raises OSError when it cannot be written, whatever command."""
-    if isinstance(sys.stdout, Guarded):
-        sys.stdout.must_write(text)
-    else:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+def message(error: OSError) -> str:
+    """What to tell about it."""
+    return (
+        f"standard output cannot be written: {error.strerror or error}; "
+        "what the command did stands, its output is lost"
+    )
 
 
-def _output_failed(error: OSError) -> None:
-    path = _path()
-    if not path and error.errno == errno.EPIPE:
-        raise SystemExit(ExitCode.CLOSED_PIPE)  # no command is there yet that would say so
-    if path in READS:
-        raise error
-    if error.errno != errno.EPIPE:
-        click.echo(f"standard output cannot be written ({error.strerror}); goes on", err=True)
+def tell_lost(error: OSError) -> int:
+    """Tell it on standard error; returns the exit code."""
+    click.echo(f"Error: {message(error)}", err=True)
+    return int(ExitCode.FAILED)
 
 
-def _path() -> str:
-    """The words of the command that runs, without its own name."""
-    names: list[str] = []
-    context = click.get_current_context(silent=True)
-    while context is not None and context.parent is not None:
-        names.insert(0, context.info_name or "")
-        context = context.parent
-    return " ".join(names)
+def settled(code: str | int | None) -> str | int | None:
+    """The exit code of a command that ends with `code`, once all that it printed is written."""
+    told = _lost is not None
+    if is_lost() and not told and _lost is not None:
+        return tell_lost(_lost)
+    return code

@@ -11,7 +11,7 @@ from __future__ import annotations
 import reprlib
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
@@ -39,6 +39,8 @@ from tallybus.operations import (
 from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
 PROTOCOL_VERSION: Final = 1
+REVISION: Final = 1
+"""The revision of the protocol that this client has all fields of."""
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_MESSAGE_CHARS: Final = 1000
 """How much of a gateway's error text is shown."""
@@ -87,6 +89,9 @@ class Request(ABC, Generic[T]):
     """True if the request changes nothing, so that sending it again is always safe."""
     count: int = 1
     level: Level | None = None
+    newer: ClassVar[Mapping[str, int]] = {}
+    """Header fields that came after revision 1 of the protocol, each with the revision that has it.
+    A request with one of them is sent only to a gateway that has told to have come that far."""
     committed_tx_id: int | None = None
     """Of a request that completes another one: the transaction that is on disk already."""
 
@@ -97,6 +102,12 @@ class Request(ABC, Generic[T]):
     def fields_again(self) -> Header:
         """The same for a sending after one that was lost."""
         return self.fields()
+
+    def newest(self) -> tuple[int, str]:
+        """The revision of the protocol that a gateway needs for this request, and the field that it
+        needs it for."""
+        used = [(self.newer[name], name) for name in self.fields() if name in self.newer]
+        return max(used, default=(0, ""))
 
     def payload(self) -> Sequence[Payload]:
         """Payload frames, in order."""
@@ -212,13 +223,31 @@ def read_pong(header: Header, payload: Sequence[bytes]) -> tuple[GatewayInfo, li
     unknown = header.get("unknown")
     if not isinstance(unknown, list) or not all(_is_u64(item) for item in unknown):
         raise bad_field("unknown", unknown, "a list of ids")
-    info = GatewayInfo(
+    return _gateway_info(header), unknown
+
+
+def _gateway_info(header: Header) -> GatewayInfo:
+    # What a gateway of an earlier revision does not tell keeps its default.
+    added: dict[str, Any] = {
+        name: u64_field(header, name)
+        for name in ("revision", "max_reads", "max_request_wait_ms")
+        if name in header
+    }
+    if "role" in header:
+        added["role"] = text_field(header, "role")
+    limits = header.get("limits", {})
+    if not isinstance(limits, dict) or not all(
+        isinstance(name, str) and _is_u64(value) for name, value in limits.items()
+    ):
+        raise bad_field("limits", limits, "a map of names to numbers")
+    return GatewayInfo(
         u64_field(header, "incarnation"),
         u64_field(header, "protocol"),
         u64_field(header, "max_batch"),
         u64_field(header, "max_accounts"),
+        limits=limits,
+        **added,
     )
-    return info, unknown
 
 
 class _Balances(Request[T]):

@@ -56,6 +56,7 @@ from tallybus.errors import (
     Unavailable,
     Unreachable,
 )
+from tallybus.pipeline import GatewayInfo
 
 T = TypeVar("T")
 
@@ -156,6 +157,12 @@ class Core:
         self._ping_due = False
         self._pings: list[int] = []
         self._heard_at: int | None = None
+        self._pinging = False
+        """Whether the last `next_message` was a ping."""
+        self._revision: int | None = None
+        """Of the protocol, as the gateway told it over this connection."""
+        self._asking = False
+        """The next request waits until a ping has told the revision."""
 
     @property
     def outstanding(self) -> tuple[Call[Any], ...]:
@@ -165,7 +172,7 @@ class Core:
     @property
     def has_message(self) -> bool:
         """Whether `next_message` may have something."""
-        return bool(self._queue) or self._ping_due
+        return (bool(self._queue) and not self._asking) or self._ping_due
 
     def start(self, request: Request[T], now: int, seconds: float) -> Call[T]:
         """Takes a request that may take `seconds` from `now`."""
@@ -218,17 +225,27 @@ class Core:
 
     def next_message(self, now: int) -> list[Payload] | None:
         """Frames to send next, or None. The same again until `message_sent`."""
+        self._pinging = False
+        asking = False
         while self._queue:
             call = self._queue[0]
             request = call.request
             if request is not None and not call.done:
-                # Before the first byte: whoever is interrupted while sending cannot tell.
-                call.at_large = True
-                return encode(request, self._next_id, self._time_left(call, now), call.unsure)
+                asking = bool(request.newer) and self._must_ask(call, request)
+                if asking:
+                    break
+                if not call.done:
+                    self._asking = False
+                    # Before the first byte: whoever is interrupted while sending cannot tell.
+                    call.at_large = True
+                    return encode(request, self._next_id, self._time_left(call, now), call.unsure)
             self._queue.popleft()
+        self._ping_due = self._ping_due or (asking and not self._asking)
+        self._asking = asking
         if self._ping_due:
             pending = list(islice(self._sent, MAX_PENDING_IDS))
-            if pending:
+            if pending or asking:
+                self._pinging = True
                 return encode_ping(self._next_id, pending)
             self._ping_due = False
         return None
@@ -242,7 +259,7 @@ class Core:
         """The socket has taken the frames of `next_message`."""
         if self.access.is_stalled:
             self.access.calm()
-        if self._queue:
+        if not self._pinging:
             call = self._queue.popleft()
             call.sent_id = self._next_id
             call.sent_at = now
@@ -295,6 +312,8 @@ class Core:
             call.at_large = False
             self._enqueue(call)
         else:
+            if isinstance(answer, GatewayInfo):
+                self._learn(answer)
             call.value = answer
             self._finish(call)
 
@@ -327,6 +346,8 @@ class Core:
 
     def handshake(self, seen: Handshake, now: int) -> None:
         """How the handshake of the connection ended; a refusal ends every call."""
+        # Another connection, perhaps to a gateway of another release.
+        self._revision = None
         self._deny(self.access.handshake(seen, now))
 
     def looked(self, seen: Handshake, now: int) -> None:
@@ -379,6 +400,10 @@ class Core:
         return max(1, left // MILLISECOND)
 
     def _plan_ping(self, now: int) -> None:
+        if self._asking:
+            self._ping_due = True
+            self._ping_at = now + self._settings.ping_after
+            return
         if not self._sent:
             self._ping_at = _NEVER
             self._pings.clear()
@@ -394,15 +419,44 @@ class Core:
     def _take_pong(self, ping_id: int, header: dict[str, Any], payload: Sequence[bytes]) -> None:
         self._pings = [other for other in self._pings if other > ping_id]
         if "error" in header:
-            read_error(header)
+            self._take_ping_error(read_error(header))
             return
-        _, unknown = read_pong(header, payload)
+        info, unknown = read_pong(header, payload)
+        self._learn(info)
         for sent_id in unknown:
             if sent_id >= ping_id:
                 raise ProtocolError("the gateway's answer to a ping names a request sent after it")
             call = self._sent.pop(sent_id, None)
             if call is not None and self._take_loss(call, "the connection was lost after sending"):
                 self._enqueue(call)
+
+    def _take_ping_error(self, reply: ErrorReply) -> None:
+        if self._asking and reply.code is ErrorCode.FORBIDDEN and self._queue:
+            # The request that waits for this ping would fare no better.
+            call, self._asking = self._queue[0], False
+            if call.request is not None and not call.done:
+                self._fail_without_effect(call, _error_of(call.request, reply, call.seconds))
+
+    def _learn(self, info: GatewayInfo) -> None:
+        self._revision = info.revision
+        self._asking = False
+
+    def _must_ask(self, call: Call[Any], request: Request[Any]) -> bool:
+        """Whether it is not known if the gateway takes the fields of this request. Fails the call
+        if it is known that it does not."""
+        needed, field = request.newest()
+        if not needed or (self._revision is not None and self._revision >= needed):
+            return False
+        if self._revision is None:
+            return True
+        error = InvalidRequest(
+            f"the gateway does not know the field {field} of the {request.op} request: it has come "
+            f"to revision {self._revision} of the protocol, the field came with {needed}; nothing "
+            "was sent. Use a gateway of a later release, or do without what needs the field",
+            field=field,
+        )
+        self._fail_without_effect(call, error)
+        return False
 
     def _take_loss(self, call: Call[Any], why: str, first_tx_id: int | None = None) -> bool:
         """A sending was lost, and nobody can say what it did. True if the call may go on."""

@@ -23,7 +23,7 @@ from tallybus.client.codec import (
 from tallybus.client.submit import read_result
 from tallybus.client.transaction import TransactionRequest
 from tallybus.common.checksum import crc32c
-from tallybus.common.record import Kind, Level, Status, status_of
+from tallybus.common.record import Kind, Level, Reason, Status, status_of
 from tallybus.errors import (
     AlreadyExists,
     InvalidFunction,
@@ -186,9 +186,13 @@ def _info(row: Any) -> FunctionInfo:
         for status, count in failures.items()
     ):
         raise bad_field("failures", failures, "a map from statuses to numbers")
-    mean_ns = row.get("mean_ns")
-    if mean_ns is not None and type(mean_ns) not in (int, float):
-        raise bad_field("mean_ns", mean_ns, "a number, or nil")
+    reasons = row.get("reasons", {})
+    if not isinstance(reasons, dict) or not all(
+        type(reason) is int and type(count) is int and 0 <= count <= MAX_U64
+        for reason, count in reasons.items()
+    ):
+        raise bad_field("reasons", reasons, "a map from reasons to numbers")
+    known = Reason._value2member_map_
     crc = u64_field(row, "crc32c")
     if crc > MAX_CRC:
         raise bad_field("crc32c", crc, "an unsigned 32-bit integer")
@@ -201,5 +205,16 @@ def _info(row: Any) -> FunctionInfo:
         failures={status_of(status): count for status, count in sorted(failures.items())},
         fuel_total=u64_field(row, "fuel"),
         fuel_limit=u64_field(row, "fuel_limit"),
-        mean_ns=None if mean_ns is None else float(mean_ns),
+        mean_ns=_nanoseconds(row, "mean_ns"),
+        p99_ns=_nanoseconds(row, "p99_ns"),
+        work_ns=u64_field(row, "work_ns") if "work_ns" in row else 0,
+        reasons={Reason(r): n for r, n in sorted(reasons.items()) if r in known},
+        suspended=row.get("suspended") is True,
     )
+
+
+def _nanoseconds(row: Header, name: str) -> float | None:
+    value = row.get(name)
+    if value is not None and type(value) not in (int, float):
+        raise bad_field(name, value, "a number, or nil")
+    return None if value is None else float(value)

@@ -26,6 +26,7 @@ from tallybus.client.core import Call, Core
 from tallybus.client.keys import UNENCRYPTED
 from tallybus.client.submit import SubmitBatch
 from tallybus.common.curve import secure_client
+from tallybus.common.endpoints import as_given
 from tallybus.common.keys import ClientKey
 from tallybus.common.monitor import SocketMonitor
 from tallybus.errors import InvalidRequest
@@ -153,8 +154,8 @@ class Wire:
                 secure_client(self._socket, key.pair, key.gateway)
             if not endpoint.startswith(UNENCRYPTED):
                 self._monitor = SocketMonitor(self._socket, looks.VERDICTS)
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
+            self._socket.connect(as_given(endpoint))
+        except (zmq.ZMQError, UnicodeError) as error:
             self.close()
             raise InvalidRequest(
                 f"cannot connect to {endpoint!r}: {error}", field="endpoint", value=endpoint
@@ -215,10 +216,10 @@ class Wire:
         if self._connection is not None:
             # What libzmq has given up it does not connect again by itself; this forgets it.
             with suppress(zmq.ZMQError):
-                self._socket.disconnect(self._endpoint)
+                self._socket.disconnect(as_given(self._endpoint))
         self._connection = connection
         if connection is not None:
-            self._socket.connect(self._endpoint)
+            self._socket.connect(as_given(self._endpoint))
 
     def _look_for(self, look: Look | None) -> None:
         if self._looking is not None:

@@ -147,7 +147,7 @@ def test_a_second_up_on_one_data_folder_gives_up_and_the_first_goes_on(tmp_path:
         before = up.services()
         with Up(elsewhere, tmp_path) as second:
             assert second.wait() == EXIT_BUSY
-            assert str(settings.ledger.data / "wal.lock") in second.text
+            assert str(settings.ledger.data / "supervisor.lock") in second.text
             assert left_over(elsewhere) == []
         load.goes_on()
         load.finish()

@@ -13,9 +13,9 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from tallybus.common.record import Kind, Status
+from tallybus.common.record import Kind, Reason, Status
 from tests import example_functions
-from tests.oracle import Host, Operation, Oracle, Outcome
+from tests.oracle import NOT_EXECUTED, Host, Operation, Oracle, Outcome
 from tests.simulation.world import check
 
 EXAMPLES = ("fee_transfer", "overdraft")
@@ -66,7 +66,13 @@ class FunctionOracle(Oracle):
         intent = self.intents[ref]
         if isinstance(intent, Registration):
             return self._registered(row, intent, params)
-        outcome = self.execute([Operation(Kind.FUNCTION, 0, 0, 0, ref, *intent)])[0]
+        operation = Operation(Kind.FUNCTION, 0, 0, 0, ref, *intent)
+        if row["status"] in NOT_EXECUTED:
+            wanted = Reason.WORK if row["status"] == Status.NOT_RUN else Reason.STOPPED
+            check(row["reason"] == wanted, f"{row} has a wrong reason")
+            outcome = self.skip(operation, int(row["status"]))
+        else:
+            outcome = self.execute([operation])[0]
         if outcome.status != Status.DUPLICATE:
             kept = self.kept
             told = (int(row["function"]), int(row["account"]), params.tolist(), entries)

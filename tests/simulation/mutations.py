@@ -16,9 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import numpy as np
+
 from tallybus.common.frames import Executed, Hello, Refused, Request, Results, StageStatus, Welcome
 from tallybus.common.functions import FunctionRegistry
 from tallybus.common.link import LinkReceiver, LinkSender, Verdict
+from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.submissions import Submissions
 from tallybus.services.sequencer.core import SequencerCore
 from tallybus.services.transactor.core import TransactorCore
@@ -357,6 +360,45 @@ def _forget_functions() -> Changes:
         restore(self, FunctionRegistry(), {})
 
     return [(Registrar, "restore", mutant)]
+
+
+@mutation("keep-outcomes-of-the-dead", "a gateway keeps what a dead transactor told")
+def _keep_outcomes_of_the_dead() -> Changes:
+    def mutant(self: Any, start: int) -> None:
+        pass
+
+    return [(Submissions, "on_transactor", mutant)]
+
+
+@mutation("commit-whoever-executed", "a gateway does not ask whom the log follows")
+def _commit_whoever_executed() -> Changes:
+    on_status = GatewayCore.on_status
+
+    def mutant(self: Any, message: StageStatus, now_ns: int) -> None:
+        if message.stage == "wal":
+            on_status(self, replace(message, peer=self._transactor or message.peer), now_ns)
+        elif message.stage == "transactor":
+            self._followed = message.incarnation
+            on_status(self, message, now_ns)
+        else:
+            on_status(self, message, now_ns)
+
+    return [(GatewayCore, "on_status", mutant)]
+
+
+@mutation(
+    "use-references-of-the-not-run", "a call that was not run uses its reference up in replay"
+)
+def _use_references() -> Changes:
+    insert_refs = Engine._insert_refs
+
+    def mutant(self: Any, words: Any) -> None:
+        changed = words.copy()
+        # Without a reason it is an old record's own status.
+        changed[:, 0] &= ~np.uint64(0xFF << 24)
+        insert_refs(self, changed)
+
+    return [(Engine, "_insert_refs", mutant)]
 
 
 # -- running them ----------------------------------------------------------------------------------

@@ -47,9 +47,13 @@ from tallybus.services.sequencer.core import SequencerCore
 from tallybus.services.snapshotter.balances import ReadState
 from tallybus.services.snapshotter.core import SnapshotterCore
 from tallybus.services.snapshotter.queries import LogStatuses
+from tallybus.services.transactor import core as transactor_core
 from tallybus.services.transactor import recovery
+from tallybus.services.transactor import service as transactor_service
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import EngineOrderError
+from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
+from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.service import TransactorService
 from tallybus.services.wal.binaries import remove_unfinished
@@ -58,6 +62,7 @@ from tallybus.services.wal.core import WalCore
 from tallybus.services.wal.service import WalService
 from tests.faulty_storage import SimulatedCrash
 from tests.simulation.disk import CLUSTER, FOLDER, Disk, WitnessedLog
+from tests.simulation.functions import NAMES
 from tests.simulation.world import MS, SimulationFailure, check
 
 if TYPE_CHECKING:
@@ -315,6 +320,7 @@ class TransactorShell(TransactorService):
         self.core = core
         self._warmer = None
         self._registrar = None
+        self._watcher = None
         self._mismatched_at = 0
 
     def _look_at_modules(self, registrar: Registrar) -> None:
@@ -322,6 +328,9 @@ class TransactorShell(TransactorService):
         while self.core.modules:
             module = self.core.modules.popleft()
             self.core.prepared(module, registrar.prepared._prepare(module.binary))
+
+    def _watch(self, registrar: Registrar) -> None:
+        pass  # no threads: the node suspends functions itself
 
     def close(self) -> None:
         if self._registrar is not None:
@@ -335,8 +344,15 @@ class TransactorNode(Node):
     core: TransactorCore
 
     def make_core(self, incarnation: int) -> StageCore:
-        self.core = TransactorCore(incarnation, self.pipeline.max_in_flight, HEARTBEAT_NS)
         pipeline = self.pipeline
+        rng = self.world.rng
+        # A call takes some 120 units of fuel, which are nanoseconds here.
+        budget = WorkBudget(rng.choice((1, 250, 10**9)), 10**9) if pipeline.functions else None
+        self.limits = FunctionLimits(virtual_time=True)
+        self.slice_ns = rng.choice((1, 500, 10**9))
+        self.core = TransactorCore(
+            incarnation, pipeline.max_in_flight, HEARTBEAT_NS, budget or UNBOUNDED
+        )
         self.shell = TransactorShell(pipeline.settings, pipeline.disk.drive, self.core)
         return self.core
 
@@ -344,7 +360,15 @@ class TransactorNode(Node):
         return self.core.wants_input()
 
     def on_data(self, message: Message) -> None:
-        self.shell.on_data(message, self.world.now)
+        with patch.object(transactor_core, "SLICE_NS", self.slice_ns):
+            self.shell.on_data(message, self.world.now)
+
+    def _suspend(self) -> None:
+        """An operator suspends some functions, or lets them run again."""
+        registrar = self.shell._registrar
+        if registrar is not None and registrar._engine.has_functions:
+            names = [name for name in NAMES if self.world.chance(0.3)]
+            registrar._engine.functions.suspend(frozenset(names))
 
     def on_control(self, peer: bytes, message: Message) -> None:
         self.shell.on_control(peer, message, self.world.now)
@@ -360,7 +384,10 @@ class TransactorNode(Node):
             return
         pipeline, disk = self.pipeline, self.pipeline.disk
         if not self.core.recovering:
-            self.shell.step(self.world.now)
+            if pipeline.functions and self.world.chance(0.02):
+                self._suspend()
+            with patch.object(transactor_core, "SLICE_NS", self.slice_ns):
+                self.shell.step(self.world.now)
             return
         # The product's recovery, fed from the run's disk.
         with (
@@ -369,6 +396,7 @@ class TransactorNode(Node):
             patch.object(recovery, "load_latest_snapshot", self._load_snapshot),
             patch.object(recovery, "TOLD_AGAIN", pipeline.told_again),
             patch.object(recovery, "EACH_BLOCK", pipeline.each_block),
+            patch.object(transactor_service, "limits_from", lambda _: self.limits),
         ):
             self.shell.step(self.world.now)
 

@@ -39,6 +39,7 @@ from tallybus.client.codec import (
     encode_ping,
     read_answer,
     read_header,
+    read_pong,
     reply_id,
 )
 from tallybus.client.registration import ListFunctions, RegisterFunction, UnregisterFunction
@@ -46,6 +47,7 @@ from tallybus.client.submit import SubmitBatch, SubmitOne
 from tallybus.client.transaction import ReadTransaction
 from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, STATUS_DTYPE
 from tallybus.operations import Transfer, encode_operation
+from tallybus.pipeline import GatewayInfo
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 U64 = st.integers(0, 2**64 - 1)
@@ -142,6 +144,56 @@ def test_reads_are_encoded_as_documented() -> None:
         "id": 9,
         "pending": [3, 4],
     }
+
+
+PONG: dict[str, Any] = {
+    "v": 1,
+    "id": 9,
+    "unknown": [],
+    "incarnation": 2,
+    "protocol": 1,
+    "max_batch": 5,
+    "max_accounts": 6,
+}
+ADDED: dict[str, Any] = {
+    "revision": 1,
+    "max_reads": 7,
+    "max_request_wait_ms": 8,
+    "role": "read",
+    "limits": {"rate": 9, "later": 10},
+}
+
+
+def test_a_pong_tells_about_the_gateway() -> None:
+    info, unknown = read_pong(PONG | ADDED | {"unknown": [3], "later": "ignored"}, [])
+    assert unknown == [3]
+    assert info == GatewayInfo(2, 1, 5, 6, 1, 7, 8, "read", {"rate": 9, "later": 10})
+    assert hash(info)
+
+
+def test_a_pong_of_an_earlier_gateway_lacks_what_was_added() -> None:
+    info, _ = read_pong(PONG, [])
+    assert (info.revision, info.max_reads, info.role, info.limits) == (0, 0, "", {})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({name: None} for name in ADDED),
+        {"revision": True},
+        {"revision": "1"},
+        {"max_reads": -1},
+        {"max_request_wait_ms": 1.0},
+        {"role": 3},
+        {"limits": [1]},
+        {"limits": {"rate": -1}},
+        {"limits": {"rate": True}},
+        {"limits": {5: 1}},
+    ],
+)
+def test_a_pong_with_a_field_of_another_type_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        read_pong(PONG | ADDED | field, [])
 
 
 @given(IDS, st.integers(1, 40), st.data())

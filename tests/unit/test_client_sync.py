@@ -4,9 +4,9 @@ import gc
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from tallybus import (
     WaitLevel,
     deposits,
 )
+from tallybus.client.codec import WaitFor
 from tallybus.client.core import MILLISECOND, SECOND, CoreSettings
 from tests.fake_gateway import (
     REJECTED,
@@ -92,7 +93,8 @@ def test_every_method_gets_its_answer(client: Client) -> None:
     index = client.pipeline_index()
     assert (index.sequenced, index.snapshot, index.term) == (8, 8, 1)
     assert client.wait_for(8, WaitLevel.SNAPSHOT, timeout=5) is WaitLevel.SNAPSHOT
-    assert client.gateway_info().max_batch == 16_384
+    info = client.gateway_info()
+    assert (info.max_batch, info.max_reads, info.role) == (16_384, 65_536, "admin")
 
 
 def test_functions_travel_with_their_names_and_parameters(
@@ -103,6 +105,29 @@ def test_functions_travel_with_their_names_and_parameters(
     assert message.header["names"] == ["fee"]
     assert [len(frame) for frame in message.payload] == [120, 128]
     assert np.frombuffer(message.payload[1], "<i8").tolist() == [1, -2, *[0] * 14]
+
+
+class Later(WaitFor):
+    """A request with a field that came later."""
+
+    newer: ClassVar[Mapping[str, int]] = {"colour": 2}
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"colour": "red"}
+
+
+def test_a_newer_field_goes_to_a_gateway_that_has_it_and_to_no_other(
+    client: Client, gateway: FakeGateway
+) -> None:
+    client.submit_and_wait(Deposit(1, 1))
+    with pytest.raises(InvalidRequest) as caught:
+        client._call(Later(1, WaitLevel.COMMITTED), 10)
+    assert caught.value.field == "colour"
+    gateway.revision = 2
+    client.gateway_info()
+    assert client._call(Later(1, WaitLevel.COMMITTED), 10) is WaitLevel.COMMITTED
+    assert [message.op for message in gateway.seen] == ["submit", "wait"]
+    assert gateway.seen[-1].header["colour"] == "red"
 
 
 def test_what_is_invalid_is_not_sent(client: Client, gateway: FakeGateway) -> None:

@@ -257,11 +257,16 @@ def row(name: str, calls: int, failures: dict[int, int] | None = None) -> dict[s
         "fuel": calls * 10,
         "failures": failures or {},
         "mean_ns": 250.0 if calls else None,
+        "p99_ns": 900.0 if calls else None,
+        "work_ns": 250 * calls,
+        "reasons": {},
+        "suspended": False,
     }
 
 
 def test_functions_are_told_one_by_one() -> None:
-    samples = list(functions([row("fee", 7, {1: 2, 130: 1, 9: 1}), row("new", 0)]))
+    fee = row("fee", 7, {1: 2, 130: 1, 9: 1}) | {"reasons": {8: 1}, "suspended": True}
+    samples = list(functions([fee, row("new", 0)]))
     assert set(samples) == {
         Sample("tallybus_function_calls_total", 7, ("fee",)),
         Sample("tallybus_function_fuel_total", 70, ("fee",)),
@@ -270,8 +275,14 @@ def test_functions_are_told_one_by_one() -> None:
         Sample("tallybus_function_failures_total", 1, ("fee", "quota_exceeded")),
         Sample("tallybus_function_version", 3, ("fee",)),
         Sample("tallybus_function_call_seconds", 2.5e-07, ("fee",)),
+        Sample("tallybus_function_call_tail_seconds", 9e-07, ("fee",)),
+        Sample("tallybus_function_work_seconds_total", 1.75e-06, ("fee",)),
+        Sample("tallybus_function_reasons_total", 1, ("fee", "time")),
+        Sample("tallybus_function_suspended", 1, ("fee",)),
         Sample("tallybus_function_calls_total", 0, ("new",)),
         Sample("tallybus_function_fuel_total", 0, ("new",)),
+        Sample("tallybus_function_work_seconds_total", 0, ("new",)),
+        Sample("tallybus_function_suspended", 0, ("new",)),
         Sample("tallybus_function_version", 3, ("new",)),
     }
 
@@ -286,7 +297,7 @@ def test_of_very_many_functions_the_rest_is_told_together() -> None:
     assert len(calls) == MAX_FUNCTIONS + 1
     assert calls[OTHERS] == 0 + 1 + 2
     assert calls[f"f{MAX_FUNCTIONS + 2}"] == MAX_FUNCTIONS + 2
-    failures = [sample for sample in functions(many) if sample.labels[0] == OTHERS][2:]
+    failures = [sample for sample in functions(many) if sample.labels[0] == OTHERS][3:]
     assert failures == [
         Sample("tallybus_function_failures_total", 3, (OTHERS, "insufficient_funds"))
     ]

@@ -288,3 +288,102 @@ def test_a_restart_compiles_each_module_once_and_tells_how_far_it_is(
     assert compiled == [MOVE]
     assert told == [(n * len(MOVE), 5 * len(MOVE)) for n in range(5)]
     assert [row["name"] for row in rig.registrar.rows()] == ["f1", "f2", "f3", "f4", "f5"]
+
+
+# -- batches in slices -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A rig whose slices are over after every call."""
+    monkeypatch.setattr(module, "SLICE_NS", 1)
+    rig = Rig(FunctionLimits(virtual_time=True))
+    rig.send(rig.registration("move", MOVE))
+    rig.core.broadcasts.clear()
+    return rig
+
+
+def test_a_batch_of_calls_is_executed_in_slices(slow: Rig) -> None:
+    core = slow.core
+    message = slow.calls(rows((1, 2, 5), (1, 2, 5), (1, 2, 5)), ["move"])
+    (first,) = slow.send(message)
+    assert (first.first, first.count) == (2, 1)
+    assert core.under_way
+    assert not core.wants_input()
+    status = core.status()
+    assert (status.index, status.next) == (2, 5), "all is taken, one is executed"
+    core.go_on()
+    (second,) = taken(core)
+    assert (second.first, second.count) == (3, 1)
+    core.go_on()
+    (third,) = taken(core)
+    assert (third.first, third.count, third.request) == (4, 1, first.request)
+    assert not core.under_way
+    assert core.wants_input()
+    assert core.status().index == 4
+    results = results_of(core)
+    assert [(each.first, each.count) for each in results] == [(2, 1), (3, 1), (4, 1)]
+    assert [len(each.work) for each in results] == [0, 0, 1]
+    assert slow.engine.balances[1] == -15
+
+
+def test_what_arrives_while_a_batch_is_under_way_is_left_to_the_link(slow: Rig) -> None:
+    slow.send(slow.calls(rows((1, 2, 5), (1, 2, 5)), ["move"]))
+    early = slow.calls(rows((1, 2, 7)), ["move"])
+    assert slow.send(early) == []
+    assert slow.core.status().next == 4, "it is not taken"
+    slow.core.go_on()
+    slow.core.on_sequenced(early)
+    assert slow.core.status().index == 4
+
+
+def test_no_term_is_granted_while_a_batch_is_under_way(slow: Rig) -> None:
+    core = slow.core
+    slow.send(slow.calls(rows((1, 2, 5), (1, 2, 5)), ["move"]))
+    core.on_hello(b"sequencer/2", Hello("sequencer", SEQUENCER + 1))
+    core.on_status(log_status(3, 0), 10**10)
+    core.tick(10**10)
+    assert not [each for each in core.requests if isinstance(each, Hello) and each.asks]
+    core.requests.clear()
+    core.go_on()
+    taken(core)
+    core.on_status(log_status(4, 0), 2 * 10**10)
+    core.tick(2 * 10**10)
+    assert [each.term for each in core.requests if isinstance(each, Hello)] == [6]
+
+
+def test_a_full_link_to_the_log_holds_slices_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE_NS", 1)
+    rig = Rig(FunctionLimits(virtual_time=True), capacity=2)
+    rig.send(rig.registration("move", MOVE))
+    rig.core.on_status(log_status(2, 1), 0)
+    rig.send(rig.calls(rows(*[(1, 2, 5)] * 5), ["move"]))
+    rig.core.go_on()
+    assert not rig.core.may_go_on
+    rig.core.go_on()
+    assert rig.core.status().index == 3
+    rig.core.on_status(log_status(4, 3), 0)
+    assert rig.core.may_go_on
+
+
+def test_submits_in_a_batch_are_charged_each_and_those_before_a_restart_not() -> None:
+    rig = Rig(FunctionLimits(virtual_time=True))
+    rig.send(rig.registration("move", MOVE))
+    message = rig.calls(rows(*[(1, 2, 5)] * 6), ["move"])
+    again = replace(message, first=message.first - 3, counts=[1, 3, 2])
+    rig.core.broadcasts.clear()
+    rig.send(again)
+    (results,) = results_of(rig.core)
+    assert results.count == 3
+    assert results.work[0] == 0
+    assert results.work[2] == pytest.approx(2 * results.work[1], abs=5)
+
+
+def test_gateways_that_share_the_time_are_counted(rig: Rig) -> None:
+    rig.send(rig.registration("move", MOVE))
+    rig.send(replace(rig.calls(rows((1, 2, 5)), ["move"]), gateway=GATEWAY + 1))
+    assert rig.core.status().sharers == 2
+    rig.core.tick(10**10)
+    assert rig.core.status().sharers == 2
+    rig.core.tick(2 * 10**10)
+    assert rig.core.status().sharers == 0

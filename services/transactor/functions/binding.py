@@ -58,6 +58,8 @@ _OFF: Final = (
 )
 _ON: Final = (
     "consume_fuel",
+    # So that another thread can end a call.
+    "epoch_interruption",
     "cranelift_nan_canonicalization",
     # With these, what compilers make unless told otherwise; `module.py` reads no more.
     "wasm_multi_value",
@@ -131,6 +133,11 @@ class Instance:
         self._store = store
         self.context = context
         self.function = function
+
+    def renew_deadline(self) -> None:
+        """Only a later interruption ends its calls."""
+        context = ctypes.cast(self.context, ctypes.POINTER(self._c.wasmtime_context_t))
+        self._c.wasmtime_context_set_epoch_deadline(context, 1)
 
     def close(self) -> None:
         """Free the instance. Nothing may call it any more."""
@@ -222,11 +229,14 @@ class Sandbox:
             (layout.STORE_DELETE, c._wasmtime_store_delete),
             (layout.INSTANTIATE, c._wasmtime_instance_pre_instantiate),
             (layout.EXPORT_GET, c._wasmtime_instance_export_get),
+            (layout.SET_DEADLINE, c._wasmtime_context_set_epoch_deadline),
             (layout.ENGINE, self._engine),
             (layout.EXPORT_NAME, self._export_name),
         ):
             state[word] = _address(function)
-        state[layout.CLOCK] = _address(ctypes.CDLL(None).clock_gettime)
+        state[layout.CLOCK] = (
+            0 if self._limits.virtual_time else _address(ctypes.CDLL(None).clock_gettime)
+        )
         state[layout.EXPORT_NAME_BYTES] = len(EXPORT)
         state[layout.MEMORY_BYTES] = self._limits.memory_bytes
         state[layout.TABLE_ELEMENTS] = self._limits.table_elements
@@ -291,6 +301,7 @@ class Sandbox:
         c.wasmtime_store_limiter(store, limits.memory_bytes, limits.table_elements, 1, TABLES, 1)
         context = c.wasmtime_store_context(store)
         c.wasmtime_context_set_fuel(context, fuel)
+        c.wasmtime_context_set_epoch_deadline(context, 1)
         instance = c.wasmtime_instance_t()
         trap = ctypes.POINTER(c.wasm_trap_t)()
         error = c.wasmtime_instance_pre_instantiate(
@@ -307,6 +318,10 @@ class Sandbox:
         reason = self._message(error) if error else self.trap_text(_address(trap))
         c.wasmtime_store_delete(store)
         raise InvalidFunction(f"it cannot be instantiated: {reason}")
+
+    def interrupt(self) -> None:
+        """End the call that runs. From any thread; every instance needs a new deadline then."""
+        self._c.wasmtime_engine_increment_epoch(self._engine)
 
     def trap_text(self, trap: int) -> str:
         """The first line of what a trap says; frees it."""

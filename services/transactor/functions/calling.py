@@ -21,7 +21,14 @@ from typing import Any, Final
 import numpy as np
 
 from tallybus.common.compiled import Intrinsic, c_function, inlined, types
-from tallybus.common.record import MAX_BALANCE, MAX_ENTRIES, MIN_BALANCE, Status
+from tallybus.common.record import (
+    FIRST_USER_STATUS,
+    MAX_BALANCE,
+    MAX_ENTRIES,
+    MIN_BALANCE,
+    Reason,
+    Status,
+)
 from tallybus.services.transactor.functions import layout
 
 # By name: numba is only loaded where they are compiled.
@@ -40,7 +47,10 @@ call_6: Final[Any] = Intrinsic("call_6", _NATIVE)
 _U: Final = np.uint64
 _OUT_OF_FUEL: Final = _U(11)
 """WASMTIME_TRAP_CODE_OUT_OF_FUEL"""
-_CLOCK_MONOTONIC: Final = _U(time.CLOCK_MONOTONIC)
+_INTERRUPT: Final = _U(10)
+"""WASMTIME_TRAP_CODE_INTERRUPT"""
+_CLOCK_ID: Final = _U(time.CLOCK_THREAD_CPUTIME_ID)
+"""Pauses of the machine and other programs are no work of a customer's."""
 _CALLS_AHEAD: Final = 6
 """Calls between the announcement of a balance and its use."""
 
@@ -59,19 +69,31 @@ _SAMPLED_MASK: Final = _U(layout.SAMPLED - 1)
 _AHEAD: Final = _U(_CALLS_AHEAD)
 _SHIFT_8: Final = _U(8)
 _SHIFT_16: Final = _U(16)
+_SHIFT_24: Final = _U(24)
 _SHIFT_32: Final = _U(32)
 _SHIFT_3: Final = _U(3)
 _SHIFT_4: Final = _U(4)
 _SECOND: Final = np.int64(10**9)
-_PAUSE_NS: Final = np.int64(50_000)
-_SLOWEST_NS: Final = np.int64(50)
-"""Longer than a unit of fuel takes."""
 _SIGNED_SHIFT: Final = np.int64(32)
 _SIGNED_LOW: Final = np.int64(0xFFFF_FFFF)
 _SIGNED_ZERO: Final = np.int64(0)
 _MIN_BALANCE: Final = np.int64(MIN_BALANCE)
 _MAX_BALANCE: Final = np.int64(MAX_BALANCE)
 _LARGEST_AMOUNT: Final = _U(2**63 - 1)
+_NOT_DONE: Final = _U(2**64 - 1)
+_SLOW_FUEL: Final = _U(layout.SLOW_FUEL)
+_CALL_UNITS: Final = _U(layout.CALL_UNITS)
+_FRESH_UNITS: Final = _U(layout.FRESH_UNITS)
+_SLICE_OVER: Final = _U(layout.SLICE_OVER)
+_INTERRUPTED_CALL: Final = _U(layout.INTERRUPTED)
+_DURATION_STEPS: Final = _U(layout.DURATION_STEPS)
+_DEADLINE: Final = _U(1)
+"""Ends a call at the next change of the epoch."""
+_TWO: Final = _U(2)
+_THREE: Final = _U(3)
+_EIGHT: Final = _U(8)
+_FIRST_RESERVED: Final = _U(10)
+_RESERVED_STATUSES: Final = _U(FIRST_USER_STATUS - 10)
 _ONE_INSTANCE: Final = _U(1)
 
 _ZERO_SUM_VIOLATION: Final = _U(Status.ZERO_SUM_VIOLATION)
@@ -81,6 +103,16 @@ _ACCOUNT_LIMIT_EXCEEDED: Final = _U(Status.ACCOUNT_LIMIT_EXCEEDED)
 _DUPLICATE: Final = _U(Status.DUPLICATE)
 _BALANCE_OVERFLOW: Final = _U(Status.BALANCE_OVERFLOW)
 _QUOTA_EXCEEDED: Final = _U(Status.QUOTA_EXCEEDED)
+_NOT_RUN: Final = _U(Status.NOT_RUN)
+_SUSPENDED: Final = _U(Status.SUSPENDED)
+_BY_TRAP: Final = _U(Reason.TRAP)
+_BY_UNKNOWN_FUNCTION: Final = _U(Reason.UNKNOWN_FUNCTION)
+_BY_BAD_RETURN: Final = _U(Reason.BAD_RETURN)
+_BY_WORK: Final = _U(Reason.WORK)
+_BY_ENTRIES: Final = _U(Reason.ENTRIES)
+_BY_STOPPED: Final = _U(Reason.STOPPED)
+_BY_INTERRUPTED: Final = _U(Reason.INTERRUPTED)
+_BY_TIME: Final = _U(Reason.TIME)
 
 
 def _at(word: int) -> np.uint64:
@@ -143,6 +175,32 @@ _FUEL_USED: Final = _at(layout.FUEL_USED)
 _SAMPLES: Final = _at(layout.SAMPLES)
 _SAMPLED_NS: Final = _at(layout.SAMPLED_NS)
 _STATUSES: Final = _at(layout.STATUSES)
+_REASONS: Final = _at(layout.REASONS)
+_DURATIONS: Final = _at(layout.DURATIONS)
+_SUSPENDED_AT: Final = _at(layout.SUSPENDED)
+_LAST_USED: Final = _at(layout.LAST_USED)
+_WORK_NS: Final = _at(layout.WORK_NS)
+_ENDS: Final = _at(layout.ENDS)
+_TIMES: Final = _at(layout.TIMES)
+_SUBMITS: Final = _at(layout.SUBMITS)
+_SUBMIT: Final = _at(layout.SUBMIT)
+_END_ROW: Final = _at(layout.END_ROW)
+_BUDGET_NS: Final = _at(layout.BUDGET_NS)
+_BUDGET_ENTRIES: Final = _at(layout.BUDGET_ENTRIES)
+_SUBMIT_ENTRIES: Final = _at(layout.SUBMIT_ENTRIES)
+_SPENT_BY: Final = _at(layout.SPENT_BY)
+_UNITS: Final = _at(layout.UNITS)
+_LOOKED_NS: Final = _at(layout.LOOKED_NS)
+_SLICE_LEFT_NS: Final = _at(layout.SLICE_LEFT_NS)
+_STOP: Final = _at(layout.STOP)
+_RUNNING: Final = _at(layout.RUNNING)
+_COUNT: Final = _at(layout.COUNT)
+_OVERTIME: Final = _at(layout.OVERTIME)
+_VIRTUAL_NS: Final = _at(layout.VIRTUAL_NS)
+_SET_DEADLINE: Final = _at(layout.SET_DEADLINE)
+_REASON: Final = _at(layout.REASON)
+_LAST_SLOT: Final = _at(layout.LAST_SLOT)
+_LOOK_AFTER: Final = _at(layout.LOOK_AFTER)
 
 
 _HOST_FUNCTION: Final = types.uint64(types.uint64, types.uint64, types.uint64, types.uint64)
@@ -251,10 +309,75 @@ def _announce(state: Any, row: Any) -> None:
 
 @inlined
 def _now(state: Any) -> Any:
-    """Nanoseconds of the monotonic clock."""
-    call_2(load(state + _CLOCK), _CLOCK_MONOTONIC, state + _TIME)
+    """Nanoseconds that this thread has run."""
+    clock = load(state + _CLOCK)
+    if clock == _ZERO:
+        return np.int64(load(state + _VIRTUAL_NS))
+    call_2(clock, _CLOCK_ID, state + _TIME)
     seconds = np.int64(load(state + _TIME))
     return seconds * _SECOND + np.int64(load(state + _TIME + _WORD_BYTES))
+
+
+@inlined
+def _look(state: Any, slot: Any) -> None:
+    """Look at the clock: what has passed since the last look was the submit's, and the slot's if
+    it is not 0. Its budget and the slice may be over."""
+    now = _now(state)
+    took = now - np.int64(load(state + _LOOKED_NS))
+    store(state + _LOOKED_NS, _U(now))
+    store(state + _UNITS, _ZERO)
+    if slot != _ZERO:
+        store(slot + _WORK_NS, load(slot + _WORK_NS) + _U(took))
+    place = load(state + _TIMES) + (load(state + _SUBMIT) << _SHIFT_3)
+    spent = load(place) + _U(took)
+    store(place, spent)
+    if spent >= load(state + _BUDGET_NS) and load(state + _SPENT_BY) == _ZERO:
+        store(state + _SPENT_BY, _BY_WORK)
+    left = np.int64(load(state + _SLICE_LEFT_NS)) - took
+    store(state + _SLICE_LEFT_NS, _U(left))
+    if left <= _SIGNED_ZERO:
+        store(state + _STOP, _SLICE_OVER)
+
+
+@inlined
+def _next_submit(state: Any, row: Any) -> None:
+    """Go on to the submit that this row of parameters belongs to."""
+    _look(state, load(state + _LAST_SLOT))
+    submit = load(state + _SUBMIT)
+    last = load(state + _SUBMITS) - _ONE
+    while submit < last and row >= load(load(state + _ENDS) + (submit << _SHIFT_3)):
+        submit += _ONE
+    store(state + _SUBMIT, submit)
+    end = load(load(state + _ENDS) + (submit << _SHIFT_3))
+    store(state + _END_ROW, end if submit < last else _NOT_DONE)
+    store(state + _SUBMIT_ENTRIES, _ZERO)
+    store(state + _SPENT_BY, _ZERO)
+
+
+@inlined
+def _count_duration(slot: Any, took: Any) -> None:
+    power = _ZERO
+    rest = _U(took) | _U(4)
+    while rest >= _EIGHT:
+        rest >>= _ONE
+        power += _ONE
+    step = (power << _TWO) + (rest & _THREE)
+    if step >= _DURATION_STEPS:
+        step = _DURATION_STEPS - _ONE
+    counter = slot + _DURATIONS + (step << _SHIFT_3)
+    store(counter, load(counter) + _ONE)
+    store(slot + _SAMPLES, load(slot + _SAMPLES) + _ONE)
+    store(slot + _SAMPLED_NS, load(slot + _SAMPLED_NS) + _U(took))
+
+
+@inlined
+def _refused(slot: Any, status: Any, reason: Any) -> Any:
+    """What a call that is not run ends with."""
+    counter = slot + _STATUSES + (status << _SHIFT_3)
+    store(counter, load(counter) + _ONE)
+    counter = slot + _REASONS + (reason << _SHIFT_3)
+    store(counter, load(counter) + _ONE)
+    return (status << _SHIFT_8) | (reason << _SHIFT_24)
 
 
 @inlined
@@ -278,6 +401,7 @@ def _run_fresh(state: Any, slot: Any, fuel: Any) -> None:
     )  # fmt: skip
     context = call_1(load(state + _STORE_CONTEXT), owner)
     call_2(load(state + _SET_FUEL), context, fuel)
+    call_2(load(state + _SET_DEADLINE), context, _DEADLINE)
     error = call_4(
         load(state + _INSTANTIATE), load(slot + _PRE), context, state + _INSTANCE, state + _TRAP
     )
@@ -293,23 +417,38 @@ def _run_fresh(state: Any, slot: Any, fuel: Any) -> None:
 
 
 @inlined
-def _stopped(state: Any) -> Any:
-    """Status that a trap or an error calls for, 0 if there is none; both are freed."""
+def _stopped(state: Any, slot: Any) -> Any:
+    """Status that a trap or an error calls for, 0 if there is none; both are freed. REASON has why,
+    if it is not the status alone. _NOT_DONE: the call was ended by mistake."""
     error = load(state + _ERROR)
     trap = load(state + _TRAP)
     if error == _ZERO and trap == _ZERO:
         return _ZERO
     status = _INVALID_OPERATION
+    reason = _BY_TRAP
     if trap != _ZERO:
         # A trap code is one byte.
         store(state + _TIME, _ZERO)
         known = call_2(load(state + _TRAP_CODE), trap, state + _TIME) & _BYTE
-        if known != _ZERO and load(state + _TIME) & _BYTE == _OUT_OF_FUEL:
+        code = load(state + _TIME) & _BYTE if known != _ZERO else _ZERO
+        if code == _OUT_OF_FUEL:
             status = _QUOTA_EXCEEDED
+            reason = _ZERO
+        elif code == _INTERRUPT:
+            if load(slot + _SUSPENDED_AT) != _ZERO:
+                status = _SUSPENDED
+                reason = _BY_INTERRUPTED
+            elif load(state + _OVERTIME) == load(state + _COUNT):
+                status = _QUOTA_EXCEEDED
+                reason = _BY_TIME
+            else:
+                status = _NOT_DONE
+                reason = _ZERO
         if load(state + _KEEP_TRAP) == _ZERO:
             call_1(load(state + _TRAP_DELETE), trap)
     if error != _ZERO and load(state + _KEEP_TRAP) == _ZERO:
         call_1(load(state + _ERROR_DELETE), error)
+    store(state + _REASON, reason)
     return status
 
 
@@ -342,23 +481,33 @@ def _undo(state: Any, first: Any, end: Any) -> None:
 def call_function(state: Any, name: Any) -> Any:
     """Call the function that the batch's `name`th name stands for with the next row of parameters.
 
-    Returns status << 8 | entries << 16 | checksum of the binary << 32, as a record's first word has
-    them: status INVALID_OPERATION and zeros when no such function is live. The parameters without
-    their last zeros are kept in any case.
+    Returns status << 8 | entries << 16 | reason << 24 | checksum of the binary << 32, as a record's
+    first word has them; without a checksum when no binary ran. The parameters without their last
+    zeros are kept in any case. 2**64 - 1: nothing happened, the call is to be made again once its
+    instance has a new deadline.
     """
     row = load(state + _NEXT)
     store(state + _NEXT, row + _ONE)
     store(state + _LAST_REGISTERED, _ZERO)
+    store(state + _REASON, _ZERO)
+    unknown = (_INVALID_OPERATION << _SHIFT_8) | (_BY_UNKNOWN_FUNCTION << _SHIFT_24)
     if row >= load(state + _ROWS):
         store(state + _LAST_KEPT, _ZERO)
-        return _INVALID_OPERATION << _SHIFT_8
+        return unknown
+    if row >= load(state + _END_ROW):
+        _next_submit(state, row)
+    kept_before = load(state + _KEPT_COUNT)
     _keep_params(state, row)
     if name >= load(state + _NAMES):
-        return _INVALID_OPERATION << _SHIFT_8
+        return unknown
     place = load(load(state + _PLACES) + (name << _SHIFT_3))
     if place == _NO_SLOT:
-        return _INVALID_OPERATION << _SHIFT_8
+        return unknown
     slot = load(state + _SLOTS) + place * _SLOT_BYTES
+    if load(slot + _SUSPENDED_AT) != _ZERO:
+        return _refused(slot, _SUSPENDED, _BY_STOPPED)
+    if load(state + _SPENT_BY) != _ZERO:
+        return _refused(slot, _NOT_RUN, load(state + _SPENT_BY))
     store(state + _LAST_REGISTERED, load(slot + _REGISTERED))
     _announce(state, row + _AHEAD)
 
@@ -377,8 +526,12 @@ def call_function(state: Any, name: Any) -> Any:
     # One more than the quota: a call that ends with none left used more than that.
     fuel = load(slot + _FUEL) + _ONE
     # The second call is timed too: the first one is slow, and some functions are seldom called.
-    sampled = calls & _SAMPLED_MASK == _ONE
+    sampled = calls & _SAMPLED_MASK == _ONE or load(slot + _LAST_USED) > _SLOW_FUEL
     began = _now(state) if sampled else _SIGNED_ZERO
+    units = _CALL_UNITS
+    store(state + _COUNT, load(state + _COUNT) + _ONE)
+    store(state + _RUNNING, slot)
+    store(state + _LAST_SLOT, slot)
     if load(slot + _PRE) == _ZERO:
         context = load(slot + _CONTEXT)
         call_2(load(state + _SET_FUEL), context, fuel)
@@ -386,20 +539,35 @@ def call_function(state: Any, name: Any) -> Any:
         call_2(load(state + _GET_FUEL), context, state + _LEFT)
     else:
         _run_fresh(state, slot, fuel)
+        units = _FRESH_UNITS
+    store(state + _RUNNING, _ZERO)
     left = load(state + _LEFT)
     used = fuel - (left if left != _ZERO else _ONE)
     store(state + _SPENT, used)
+    store(slot + _LAST_USED, used)
+    store(state + _VIRTUAL_NS, load(state + _VIRTUAL_NS) + used + units)
     if sampled:
-        took = _now(state) - began
-        # What the fuel does not explain was a pause of the machine.
-        if took < _PAUSE_NS + _SLOWEST_NS * np.int64(used):
-            store(slot + _SAMPLES, load(slot + _SAMPLES) + _ONE)
-            store(slot + _SAMPLED_NS, load(slot + _SAMPLED_NS) + _U(took))
+        _count_duration(slot, _now(state) - began)
+    units += used + load(state + _UNITS)
+    if units >= load(state + _LOOK_AFTER):
+        _look(state, slot)
+    else:
+        store(state + _UNITS, units)
 
     end = load(state + _CURSOR)
-    stopped = _stopped(state)
+    stopped = _stopped(state, slot)
+    if stopped == _NOT_DONE:
+        _undo(state, first, end)
+        store(state + _NEXT, row)
+        store(state + _KEPT_COUNT, kept_before)
+        store(state + _STOP, _INTERRUPTED_CALL)
+        return _NOT_DONE
     status = load(state + _FAILURE)
-    if status == _ZERO:
+    if stopped == _SUSPENDED:
+        status = stopped
+    elif status != _ZERO:
+        store(state + _REASON, _ZERO)
+    else:
         status = stopped
         if status == _ZERO:
             status = load_half(state + _ARGUMENTS)
@@ -409,17 +577,35 @@ def call_function(state: Any, name: Any) -> Any:
             elif status == _ZERO:
                 if not _sum_is_zero(first, end):
                     status = _ZERO_SUM_VIOLATION
-            elif status > _BYTE or status == _DUPLICATE:
-                # A record with status DUPLICATE names the first transaction; here there is none.
+            elif (
+                status > _BYTE
+                or status == _DUPLICATE
+                or status - _FIRST_RESERVED < _RESERVED_STATUSES
+            ):
+                # The ledger's own: of a DUPLICATE it tells the first transaction, for example.
                 status = _INVALID_OPERATION
+                store(state + _REASON, _BY_BAD_RETURN)
     entries = _ZERO
     if status == _ZERO:
         entries = (end - first) >> _SHIFT_4
         store(state + _USED, load(state + _USED) + entries)
+        made = load(state + _SUBMIT_ENTRIES) + entries
+        store(state + _SUBMIT_ENTRIES, made)
+        if made >= load(state + _BUDGET_ENTRIES) and load(state + _SPENT_BY) == _ZERO:
+            store(state + _SPENT_BY, _BY_ENTRIES)
     else:
         _undo(state, first, end)
     store(slot + _CALLS, calls + _ONE)
     store(slot + _FUEL_USED, load(slot + _FUEL_USED) + used)
     counter = slot + _STATUSES + (status << _SHIFT_3)
     store(counter, load(counter) + _ONE)
-    return (status << _SHIFT_8) | (entries << _SHIFT_16) | (load(slot + _CRC) << _SHIFT_32)
+    reason = load(state + _REASON)
+    if reason != _ZERO:
+        counter = slot + _REASONS + (reason << _SHIFT_3)
+        store(counter, load(counter) + _ONE)
+    return (
+        (status << _SHIFT_8)
+        | (entries << _SHIFT_16)
+        | (reason << _SHIFT_24)
+        | (load(slot + _CRC) << _SHIFT_32)
+    )

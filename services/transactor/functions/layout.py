@@ -79,7 +79,49 @@ EXPORT_NAME: Final = 49
 EXPORT_NAME_BYTES: Final = 50
 ARGUMENTS: Final = 52
 """Eight values of 16 bytes: the parameters of a call, then its result in the first."""
-STATE_WORDS: Final = ARGUMENTS + 16
+# Time, which belongs to everybody: how long calls may run, and how long they ran.
+ENDS: Final = 68
+TIMES: Final = 69
+SUBMITS: Final = 70
+"""Addresses of u64[SUBMITS]: the row past each submit's last call, and the nanoseconds that its
+calls took."""
+SUBMIT: Final = 71
+END_ROW: Final = 72
+"""The submit whose calls run, and the row past its last one."""
+BUDGET_NS: Final = 73
+BUDGET_ENTRIES: Final = 74
+"""What the calls of one submit may use together."""
+SUBMIT_ENTRIES: Final = 75
+"""Entries that the submit's calls made so far."""
+SPENT_BY: Final = 76
+"""`Reason` for which the submit's other calls are not run; 0: they are."""
+UNITS: Final = 77
+LOOKED_NS: Final = 78
+"""Work since the last look at the clock, in about a unit of fuel, and what the clock said then."""
+SLICE_NS: Final = 79
+SLICE_LEFT_NS: Final = 80
+"""How long a slice may take, and what is left of this one (i64)."""
+STOP: Final = 81
+"""Not zero: the kernel returns before the next call, for one of these reasons."""
+SLICE_OVER: Final = 1
+INTERRUPTED: Final = 2
+"""A call was ended that nobody wanted to end: with new deadlines, it is to be called again."""
+RUNNING: Final = 82
+COUNT: Final = 83
+"""Address of the slot of the call that runs, 0 between calls; and how many calls were begun."""
+OVERTIME: Final = 84
+"""COUNT of a call that has run for too long. Set from another thread."""
+VIRTUAL_NS: Final = 85
+"""The clock where CLOCK is 0: a unit of fuel is a nanosecond there."""
+SET_DEADLINE: Final = 86
+"""wasmtime_context_set_epoch_deadline."""
+REASON: Final = 87
+"""Of the last call: `Reason`."""
+LAST_SLOT: Final = 88
+"""Address of the slot that ran last in the batch, 0 if none did."""
+LOOK_AFTER: Final = 89
+"""UNITS after which the clock is looked at."""
+STATE_WORDS: Final = 90
 
 # Words of a slot: one live function.
 CONTEXT: Final = 0
@@ -97,13 +139,33 @@ SAMPLES: Final = 8
 SAMPLED_NS: Final = 9
 REGISTERED: Final = 10
 """The transaction that registered it."""
+SUSPENDED: Final = 11
+"""Not zero: an operator has suspended it. Set from another thread."""
+LAST_USED: Final = 12
+"""Fuel that its last call used."""
+WORK_NS: Final = 13
+"""Time that its calls took, by samples: whoever runs when the clock is looked at gets all of the
+time since the last look."""
 STATUSES: Final = 16
 """Calls that ended with each of the 256 statuses."""
-SLOT_WORDS: Final = STATUSES + 256
+REASONS: Final = STATUSES + 256
+"""Calls that ended with each of the 32 reasons."""
+DURATIONS: Final = REASONS + 32
+"""Timed calls by their duration: four steps for each power of two nanoseconds, from 4 up."""
+DURATION_STEPS: Final = 160
+SLOT_WORDS: Final = DURATIONS + DURATION_STEPS
 
 NO_SLOT: Final = 2**64 - 1
-SAMPLED: Final = 64
-"""One call of so many is timed: two readings of the clock, 50 ns, are then nothing."""
+SAMPLED: Final = 256
+"""One call of so many is timed: two readings of the thread's clock, about 500 ns, are then
+nothing."""
+SLOW_FUEL: Final = 65_536
+"""A call is timed, too, when the one before used more: beside it the clock costs nothing."""
+LOOK_UNITS: Final = 65_536
+"""Work after which the clock is looked at."""
+CALL_UNITS: Final = 100
+FRESH_UNITS: Final = 10_000
+"""Work of a call beside its fuel: with one instance for all calls, and with a fresh one."""
 VALUE_BYTES: Final = 16
 """Size of wasmtime_val_raw_t."""
 PARAMS_PER_CALL: Final = 8

@@ -8,8 +8,10 @@ from types import MappingProxyType
 from typing import Final
 
 from tallybus.common.settings import FunctionSettings
+from tallybus.services.transactor.functions.budget import WorkBudget
 
 _DEFAULTS: Final = FunctionSettings()
+_BUDGET: Final = WorkBudget(_DEFAULTS.submit_ms * 1_000_000, _DEFAULTS.submit_entries)
 
 MAX_LIVE_WORK: Final = 30_000_000
 """Units of work (see `module.MAX_WORK`) to compile all live functions, each module counted once: a
@@ -20,7 +22,8 @@ transactor that starts does so before it executes anything, and this takes it so
 class FunctionLimits:
     """`fuel` of one call, `fuel_by_name` for the functions that have another; of a module
     `memory_bytes` and `table_elements`, `stack_bytes` of a call, and how many functions may be live
-    at a time."""
+    at a time. What the calls of one submit may use together is their `budget`; with `virtual_time`
+    a unit of fuel is a nanosecond of it, so that a run can be repeated."""
 
     fuel: int = _DEFAULTS.fuel
     fuel_by_name: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
@@ -28,6 +31,8 @@ class FunctionLimits:
     table_elements: int = _DEFAULTS.table_elements
     stack_bytes: int = _DEFAULTS.stack_kib << 10
     max_functions: int = _DEFAULTS.max_functions
+    budget: WorkBudget = _BUDGET
+    virtual_time: bool = False
 
     def fuel_of(self, name: str) -> int:
         """The fuel of one call of this function."""
@@ -43,4 +48,5 @@ def limits_from(settings: FunctionSettings) -> FunctionLimits:
         table_elements=settings.table_elements,
         stack_bytes=settings.stack_kib << 10,
         max_functions=settings.max_functions,
+        budget=WorkBudget(settings.submit_ms * 1_000_000, settings.submit_entries),
     )

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.errors import ServiceError
+from tallybus.common.errors import EXIT_SETTINGS, ServiceError
 from tallybus.common.record import Status
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.binding import FunctionsUnavailable, Sandbox
@@ -37,6 +37,9 @@ _NO_SLOT: Final = np.uint64(layout.NO_SLOT)
 class TooManyFunctions(ServiceError):
     """As many functions as the settings allow are live. Fields: `name`, `limit`."""
 
+    exit_code = EXIT_SETTINGS
+    restart = False
+
     def __init__(self, name: str, limit: int) -> None:
         super().__init__(
             f"function {name} cannot be installed: {limit} functions are live, and the setting "
@@ -50,8 +53,10 @@ class TooManyFunctions(ServiceError):
 class FunctionStatistics:
     """What one live function did since it was installed.
 
-    `failures`: how many calls ended with which status other than NONE. `fuel_total` of all calls,
-    `fuel_limit` of one. `mean_ns`: of sampled calls, None before the first sample.
+    `failures`: how many calls ended with which status other than NONE, `reasons`: with which
+    `Reason`; those that were not run are in both, and not in `calls`. `fuel_total` of all calls,
+    `fuel_limit` of one. `work_ns`: the time that all calls took, by samples. `mean_ns` and
+    `p99_ns`: of timed calls, None before the first one.
     """
 
     name: str
@@ -59,9 +64,13 @@ class FunctionStatistics:
     crc32c: int
     calls: int
     failures: Mapping[int, int]
+    reasons: Mapping[int, int]
     fuel_total: int
     fuel_limit: int
+    work_ns: int
     mean_ns: float | None
+    p99_ns: float | None
+    suspended: bool
 
 
 class _Live:
@@ -85,6 +94,9 @@ class FunctionRuntime:
         self._sandbox = Sandbox(self.calls.words, limits)
         self._live: dict[str, _Live] = {}
         self._free = list(range(len(self.calls.slots) - 1, -1, -1))
+        self._suspended: frozenset[str] = frozenset()
+        self._epoch = 0
+        self._renewed = 0
 
     def compile(self, binary: bytes) -> CompiledFunction:
         """A module's code, checked in every respect. Raises InvalidFunction. Takes milliseconds to
@@ -114,13 +126,54 @@ class FunctionRuntime:
         before = self._live.get(name)
         slot = self._free.pop() if before is None else before.slot
         compiled.fill(self.calls.slots[slot], crc32c, self.limits.fuel_of(name), registered)
+        if compiled.instance is not None:
+            compiled.instance.renew_deadline()
         self._live[name] = _Live(slot, version, crc32c, compiled)
+        # Behind the line before: another thread may suspend it at any moment.
+        self.calls.slots[slot, layout.SUSPENDED] = name in self._suspended
 
     def remove(self, name: str) -> None:
         """From now on there is no function of this name. KeyError if there is none."""
         live = self._live.pop(name)
         self.calls.slots[live.slot] = 0
         self._free.append(live.slot)
+
+    def suspend(self, names: frozenset[str]) -> None:
+        """Calls of these functions, and of no others, end SUSPENDED from now on, those that run
+        included. From any thread."""
+        self._suspended = names
+        words = self.calls.words
+        for name, live in list(self._live.items()):
+            slot = self.calls.slots[live.slot]
+            slot[layout.SUSPENDED] = name in names
+            if name in names and int(words[layout.RUNNING]) == slot.ctypes.data:
+                self.interrupt()
+
+    def interrupt(self) -> None:
+        """End the call that runs, if one does. From any thread. One that is neither suspended nor
+        in overtime is called again."""
+        self._epoch += 1
+        self._sandbox.interrupt()
+
+    def end_overtime(self, count: int) -> None:
+        """End the call that is number `count`, if it still runs: it took too long. From any
+        thread."""
+        self.calls.words[layout.OVERTIME] = count
+        self.interrupt()
+
+    def fuel_at(self, address: int) -> int:
+        """Fuel of a call of the function in the slot at this address."""
+        offset = address - self.calls.slots.ctypes.data
+        return int(self.calls.slots[offset // (8 * layout.SLOT_WORDS), layout.FUEL])
+
+    def renew_deadlines(self) -> None:
+        """After interruptions, in the thread that executes: calls run again."""
+        if self._renewed == self._epoch:
+            return
+        self._renewed = self._epoch
+        for live in self._live.values():
+            if live.compiled.instance is not None:
+                live.compiled.instance.renew_deadline()
 
     def places(self, names: Sequence[str]) -> NDArray[np.uint64]:
         """u64[n]: the slot of each name, NO_SLOT where none is live."""
@@ -142,6 +195,7 @@ class FunctionRuntime:
     def _statistics_of(self, name: str, live: _Live) -> FunctionStatistics:
         slot = self.calls.slots[live.slot]
         statuses = slot[layout.STATUSES : layout.STATUSES + 256]
+        reasons = slot[layout.REASONS : layout.REASONS + 32]
         samples = int(slot[layout.SAMPLES])
         return FunctionStatistics(
             name=name,
@@ -153,9 +207,13 @@ class FunctionRuntime:
                 for status in np.flatnonzero(statuses).tolist()
                 if status != Status.NONE
             },
+            reasons={reason: int(reasons[reason]) for reason in np.flatnonzero(reasons).tolist()},
             fuel_total=int(slot[layout.FUEL_USED]),
             fuel_limit=int(slot[layout.FUEL]),
+            work_ns=int(slot[layout.WORK_NS]),
             mean_ns=int(slot[layout.SAMPLED_NS]) / samples if samples else None,
+            p99_ns=_quantile(slot[layout.DURATIONS :], 0.99) if samples else None,
+            suspended=bool(slot[layout.SUSPENDED]),
         )
 
     def close(self) -> None:
@@ -165,3 +223,11 @@ class FunctionRuntime:
             live.compiled.close()
         self._live.clear()
         self._sandbox.close()
+
+
+def _quantile(durations: NDArray[np.uint64], share: float) -> float:
+    """The nanoseconds that this share of the timed calls took at most; right to an eighth."""
+    counts = np.cumsum(durations[: layout.DURATION_STEPS])
+    step = int(np.searchsorted(counts, share * float(counts[-1])))
+    power, quarter = divmod(step, 4)
+    return float((4 + quarter + 0.5) * 2**power)
