@@ -526,9 +526,13 @@ class Core:
 
     def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout | Unreachable:
         if not call.attempts:
+            where = (
+                f"the gateway at {self.access.endpoint}" if self.access.endpoint else "the gateway"
+            )
+            asked = self._asking and self._pings
+            why = f"{where} has not said what it knows" if asked else f"no connection to {where}"
             return Unreachable(
-                f"no connection to the gateway at {self.access.endpoint} within "
-                f"{call.seconds:g} s: the {request.op} request was never sent"
+                f"{why} within {call.seconds:g} s: the {request.op} request was never sent"
                 f"{_committed(request)}",
                 request=request.op,
                 endpoint=self.access.endpoint,

@@ -22,8 +22,10 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "python.md").read_text("u
 BLOCKS = re.findall(r"^```python(?: recipe=(\w+))?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 EXAMPLES = [source for recipe, source in BLOCKS if not recipe]
 RECIPES = {recipe: source for recipe, source in BLOCKS if recipe}
-# What a ledger on this machine's disk may end with; the rest is of networks and of processes.
-OF_FILES = re.compile(r"tallybus\.common\.(errors|files|log\w*|snapshot\w*|function\w*|replay)")
+# Of clients, and of a ledger on this machine's disk; the rest is of networks, processes, commands.
+CAUGHT = re.compile(
+    r"tallybus\.(errors|embedded|common\.(errors|files|log\w*|snapshot\w*|function\w*|replay))"
+)
 
 
 @pytest.fixture
@@ -94,9 +96,9 @@ def test_every_error_that_a_caller_can_get_is_exported() -> None:
     kinds = errors()
     assert len(kinds) > 30
     for kind in kinds:
-        if issubclass(kind, ServiceError) and not OF_FILES.fullmatch(kind.__module__):
-            continue  # caught as that
-        assert getattr(tallybus, kind.__name__, None) is kind, kind
+        if CAUGHT.fullmatch(kind.__module__):
+            assert getattr(tallybus, kind.__name__, None) is kind, kind
+    assert issubclass(ServiceError, TallybusError)
 
 
 def recipe(name: str, monkeypatch: pytest.MonkeyPatch, **modules: Any) -> dict[str, Any]:
