@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from crc32c import crc32c
 from numpy.typing import NDArray
 
+from tallybus.common.checksum import crc32c
 from tallybus.common.files import Storage, flat
 from tallybus.common.functions import FunctionRegistry, FunctionVersion
 from tallybus.common.functionsnapshot import read_function_snapshot, write_function_snapshot

@@ -11,15 +11,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tallybus.client import AsyncClient, Client, Pending
-    from tallybus.embedded import Ledger
+    from tallybus.client import (
+        AsyncClient,
+        Client,
+        Pending,
+    )
+    from tallybus.common.errors import (
+        ReplayError,
+        ServiceError,
+        SettingsError,
+    )
+    from tallybus.common.files import (
+        FileMissing,
+        LockHeld,
+        StorageError,
+    )
+    from tallybus.common.function_files import (
+        BinaryDamaged,
+    )
+    from tallybus.common.functions import (
+        RegistrationError,
+    )
+    from tallybus.common.logreader import (
+        DamagedLog,
+        ForeignLog,
+        LogEndsEarly,
+        LogRefused,
+    )
+    from tallybus.common.record import (
+        FunctionStatus,
+    )
+    from tallybus.common.snapshotformat import (
+        AccountLimitTooLow,
+        DamagedSnapshot,
+        SnapshotError,
+        SnapshotMismatch,
+        SnapshotUnreadable,
+        UnbalancedSnapshot,
+    )
+    from tallybus.embedded import (
+        Ledger,
+        ServiceFailed,
+    )
     from tallybus.errors import (
         AccessDenied,
         AlreadyExists,
         ClientClosed,
+        ForkedProcess,
         InvalidFunction,
         InvalidRequest,
         LostTransaction,
+        MissingExtra,
         NotRegistered,
         OutcomeUnknown,
         Overloaded,
@@ -29,6 +71,8 @@ if TYPE_CHECKING:
         Timeout,
         TransactionNotFound,
         Unavailable,
+        Unreachable,
+        WrongEventLoop,
     )
     from tallybus.functions import (
         FunctionInfo,
@@ -56,29 +100,51 @@ if TYPE_CHECKING:
         Withdrawal,
         deposits,
         transfers,
+        user_ref_of,
         withdrawals,
     )
-    from tallybus.pipeline import GatewayInfo, LedgerTime, PipelineIndex, ServiceInfo
-    from tallybus.transactions import Direction, Entry, Kind, Transaction
+    from tallybus.pipeline import (
+        GatewayInfo,
+        LedgerTime,
+        PipelineIndex,
+        ServiceInfo,
+    )
+    from tallybus.settings import (
+        Settings,
+        load_settings,
+    )
+    from tallybus.transactions import (
+        Direction,
+        Entry,
+        Kind,
+        Transaction,
+    )
     from tallybus.trials import try_function
 
 __version__: Final = "0.1.0"
 
 __all__ = [
-    "OPERATION_DTYPE",
     "AccessDenied",
+    "AccountLimitTooLow",
     "AlreadyExists",
     "AsyncClient",
     "Balance",
     "Balances",
     "BatchResult",
+    "BinaryDamaged",
     "Client",
     "ClientClosed",
+    "DamagedLog",
+    "DamagedSnapshot",
     "Deposit",
     "Direction",
     "Entry",
+    "FileMissing",
+    "ForeignLog",
+    "ForkedProcess",
     "Function",
     "FunctionInfo",
+    "FunctionStatus",
     "FunctionVersion",
     "GatewayInfo",
     "InvalidFunction",
@@ -86,8 +152,13 @@ __all__ = [
     "Kind",
     "Ledger",
     "LedgerTime",
+    "LockHeld",
+    "LogEndsEarly",
+    "LogRefused",
     "LostTransaction",
+    "MissingExtra",
     "NotRegistered",
+    "OPERATION_DTYPE",
     "Operation",
     "OperationBatch",
     "OutcomeUnknown",
@@ -96,11 +167,21 @@ __all__ = [
     "PipelineIndex",
     "ProtocolError",
     "Reason",
+    "RegistrationError",
+    "ReplayError",
     "Result",
     "ServerError",
+    "ServiceError",
+    "ServiceFailed",
     "ServiceInfo",
+    "Settings",
+    "SettingsError",
+    "SnapshotError",
+    "SnapshotMismatch",
+    "SnapshotUnreadable",
     "Stage",
     "Status",
+    "StorageError",
     "TallybusError",
     "Timeout",
     "Transaction",
@@ -110,31 +191,68 @@ __all__ = [
     "Transfer",
     "Trial",
     "Unavailable",
+    "UnbalancedSnapshot",
+    "Unreachable",
     "WaitLevel",
     "Withdrawal",
-    "__version__",
+    "WrongEventLoop",
     "deposits",
     "function_calls",
+    "load_settings",
     "transfers",
     "try_function",
+    "user_ref_of",
     "withdrawals",
+    "__version__",
 ]
 
 
 _MODULES: Final = {
-    "tallybus.embedded": ("Ledger",),
     "tallybus.client": (
         "AsyncClient",
         "Client",
         "Pending",
     ),
+    "tallybus.common.errors": (
+        "ReplayError",
+        "ServiceError",
+        "SettingsError",
+    ),
+    "tallybus.common.files": (
+        "FileMissing",
+        "LockHeld",
+        "StorageError",
+    ),
+    "tallybus.common.function_files": ("BinaryDamaged",),
+    "tallybus.common.functions": ("RegistrationError",),
+    "tallybus.common.logreader": (
+        "DamagedLog",
+        "ForeignLog",
+        "LogEndsEarly",
+        "LogRefused",
+    ),
+    "tallybus.common.record": ("FunctionStatus",),
+    "tallybus.common.snapshotformat": (
+        "AccountLimitTooLow",
+        "DamagedSnapshot",
+        "SnapshotError",
+        "SnapshotMismatch",
+        "SnapshotUnreadable",
+        "UnbalancedSnapshot",
+    ),
+    "tallybus.embedded": (
+        "Ledger",
+        "ServiceFailed",
+    ),
     "tallybus.errors": (
         "AccessDenied",
         "AlreadyExists",
         "ClientClosed",
+        "ForkedProcess",
         "InvalidFunction",
         "InvalidRequest",
         "LostTransaction",
+        "MissingExtra",
         "NotRegistered",
         "OutcomeUnknown",
         "Overloaded",
@@ -144,6 +262,8 @@ _MODULES: Final = {
         "Timeout",
         "TransactionNotFound",
         "Unavailable",
+        "Unreachable",
+        "WrongEventLoop",
     ),
     "tallybus.functions": (
         "FunctionInfo",
@@ -154,12 +274,12 @@ _MODULES: Final = {
         "function_calls",
     ),
     "tallybus.operations": (
-        "OPERATION_DTYPE",
         "Balance",
         "Balances",
         "BatchResult",
         "Deposit",
         "Function",
+        "OPERATION_DTYPE",
         "Operation",
         "Result",
         "Stage",
@@ -171,6 +291,7 @@ _MODULES: Final = {
         "Withdrawal",
         "deposits",
         "transfers",
+        "user_ref_of",
         "withdrawals",
     ),
     "tallybus.pipeline": (
@@ -178,6 +299,10 @@ _MODULES: Final = {
         "LedgerTime",
         "PipelineIndex",
         "ServiceInfo",
+    ),
+    "tallybus.settings": (
+        "Settings",
+        "load_settings",
     ),
     "tallybus.transactions": (
         "Direction",

@@ -2,32 +2,13 @@
 
 Every exception carries what a program needs to react as fields, and a message that says what
 happened, where, and what to do. A transaction that the ledger rejected is a result with a status
-and never one of these. Imports nothing but the record's codes.
+and never one of these. What keeps a `Ledger` from opening is a `ServiceError`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from tallybus.common.errors import TallybusError as TallybusError
 from tallybus.common.record import Level
-
-
-class TallybusError(Exception):
-    """Base of every exception that this package raises on purpose. `message` is the text."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By its fields: a process pool hands exceptions over like any other value.
-        return _rebuilt, (type(self), self.message, self.__dict__)
-
-
-def _rebuilt(kind: type[TallybusError], message: str, fields: dict[str, Any]) -> TallybusError:
-    error = kind.__new__(kind, message)
-    error.__dict__.update(fields)
-    return error
 
 
 class InvalidRequest(TallybusError, ValueError):
@@ -80,6 +61,20 @@ class Timeout(TallybusError, TimeoutError):
         self.level = level
         self.seconds = seconds
         self.first_tx_id = first_tx_id
+
+
+class Unreachable(TallybusError, ConnectionError):
+    """There was no connection to the gateway until the deadline; nothing was sent.
+
+    `request` is the protocol's name of the operation, `endpoint` where the gateway should be,
+    `seconds` the time the caller allowed.
+    """
+
+    def __init__(self, message: str, *, request: str, endpoint: str, seconds: float) -> None:
+        super().__init__(message)
+        self.request = request
+        self.endpoint = endpoint
+        self.seconds = seconds
 
 
 class Overloaded(TallybusError):
@@ -185,6 +180,33 @@ class ServerError(TallybusError):
         super().__init__(message)
         self.request = request
         self.code = code
+
+
+class MissingExtra(TallybusError, ImportError):
+    """What was asked for needs packages that a client does not have: `pip install
+    'tallybus[server]'`.
+
+    `extra` is what to install, `missing` the packages that cannot be imported.
+    """
+
+    def __init__(self, message: str, *, extra: str, missing: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.extra = extra
+        self.missing = missing
+
+
+class ForkedProcess(TallybusError):
+    """What is used here belongs to another process, of which this one was forked; it did nothing.
+
+    A `Ledger` is open in the process that opened it; a batch, or a client over inproc, belongs to
+    the process that began it. A `Client` or `AsyncClient` connects anew in the child by itself.
+    """
+
+
+class WrongEventLoop(TallybusError, RuntimeError):
+    """An AsyncClient was used on another event loop than the one that it belongs to; nothing was
+    sent.
+    """
 
 
 class ClientClosed(TallybusError):

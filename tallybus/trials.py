@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,13 @@ from tallybus.checks import MAX_I64, MIN_I64, check_int
 from tallybus.common.record import Reason
 from tallybus.common.settings import SETTINGS, Settings
 from tallybus.errors import InvalidFunction, InvalidRequest
+from tallybus.extras import need_server
 from tallybus.functions import MAX_PARAMS, Trial, checked_binary
 from tallybus.operations import status_of
-from tallybus.services.transactor.functions import errors
-from tallybus.services.transactor.functions.limits import FunctionLimits, limits_from
-from tallybus.services.transactor.functions.trial import TrialSandbox, balances_of
 from tallybus.transactions import entry_of
+
+if TYPE_CHECKING:
+    from tallybus.services.transactor.functions.limits import FunctionLimits
 
 LIMIT_SETTINGS: Final[Mapping[str, str]] = {
     "max_accounts": "ledger.max_accounts",
@@ -51,6 +52,9 @@ def trial_limits(
     are to be others, by the names of `LIMIT_SETTINGS`; each is bounded as its setting is. Raises
     InvalidRequest.
     """
+    need_server("trying a function out")
+    from tallybus.services.transactor.functions.limits import limits_from
+
     base = Settings() if settings is None else settings
     if name is not None:
         own = {"fuel": base.functions.fuel_overrides.get(name)} | {
@@ -72,6 +76,9 @@ class TriedModule:
     def __init__(self, binary: bytes, limits: TrialLimits) -> None:
         """Raises InvalidFunction for what a ledger with these limits would not register,
         InvalidRequest for what is no binary at all."""
+        from tallybus.services.transactor.functions import errors
+        from tallybus.services.transactor.functions.trial import TrialSandbox
+
         data = checked_binary(binary)
         self.limits = limits
         try:
@@ -102,6 +109,8 @@ class TriedModule:
             )
             for account, amount in balances.items()
         }
+        from tallybus.services.transactor.functions.trial import balances_of
+
         return self.call_on(params, balances_of(given, self.limits.max_accounts), given)
 
     def call_on(

@@ -24,6 +24,8 @@ from crc32c import crc32c
 RECORD = struct.Struct("<BBHIQQQQ")
 FAILURE = struct.Struct("<IBBHQ")
 ENTRY = struct.Struct("<Qq")
+REJECTED = 999_999
+"""An amount that this ledger rejects."""
 TIMESTAMP = 1_700_000_000_123_456_789
 Script = Callable[["Message"], str]
 
@@ -84,7 +86,7 @@ class FakeLedger:
     def submit(
         self, records: bytes, names: list[str] | None = None, params: bytes = b""
     ) -> tuple[int, list[bytes]]:
-        """First id and failures. An amount of 0 is an INVALID_OPERATION, and consumes its
+        """First id and failures. An amount of REJECTED is an INVALID_OPERATION, and consumes its
         reference.
         """
         first, failures = self.next_id, []
@@ -104,7 +106,7 @@ class FakeLedger:
             if kind == 4:
                 status = self._call(kept, row, (names or [])[function], values)
             else:
-                status = 0 if amount else 5
+                status = 5 if amount in (0, REJECTED) else 0
                 kept.record = RECORD.pack(kind, status, 2 if not status else 0, *row[3:])
             if user_ref:
                 self.refs[user_ref] = (tx_id, status)

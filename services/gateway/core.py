@@ -39,6 +39,7 @@ from tallybus.services.gateway.access import Access
 from tallybus.services.gateway.clock import ClockQuestions
 from tallybus.services.gateway.desk import Desk
 from tallybus.services.gateway.functions import Registrations
+from tallybus.services.gateway.lateness import why_late
 from tallybus.services.gateway.progress import Progress
 from tallybus.services.gateway.protocol import (
     BadRequest,
@@ -478,6 +479,12 @@ class GatewayCore(StageCore):
         self.link.check_stall(now_ns)
 
     def _time_out(self, request: ClientRequest) -> None:
+        silent = [
+            stage
+            for stage in ("sequencer", "transactor", "wal", "snapshotter")
+            if stage not in self._heard
+        ]
+        why = why_late(request, self.progress, silent)
         if isinstance(request, Submit) and self.submissions.waits(request):
             self._fail(
                 request,
@@ -489,20 +496,12 @@ class GatewayCore(StageCore):
             self._fail(
                 request,
                 protocol.TIMEOUT,
-                f"level {request.level.name} was not reached in time; it may still be",
+                why,
                 first=request.first if 0 < request.last <= self.progress.computed else None,
                 level=int(request.level),
             )
         else:
-            silent = [
-                stage
-                for stage in ("sequencer", "transactor", "wal", "snapshotter")
-                if stage not in self._heard
-            ]
-            why = (
-                f"the {', '.join(silent)} was not heard of yet" if silent else "it was not reached"
-            )
-            self._fail(request, protocol.TIMEOUT, f"not answered in time: {why}")
+            self._fail(request, protocol.TIMEOUT, why)
 
     def status(self) -> StageStatus:
         return StageStatus(

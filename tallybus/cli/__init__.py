@@ -61,6 +61,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command, whatever becomes of those who read what it prints."""
+        from tallybus.cli.pipes import guarded
+
+        with guarded():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it raises on purpose becomes one line and an exit code."""
         try:
@@ -98,5 +105,5 @@ def main() -> None:
 
     Amounts are whole numbers of minor units. Exit codes: 0 done, 1 rejected by the ledger, 2 wrong
     use or malformed file, 3 ledger unreachable, overloaded or too slow, 4 outcome unknown, 5 failed
-    otherwise, 6 access refused.
+    otherwise, 6 access refused, 69 packages are missing, 141 nobody reads the output.
     """

@@ -25,7 +25,7 @@ from tallybus.cli.options import (
 )
 from tallybus.cli.output import print_json, print_table, print_values, progress_bar
 from tallybus.cli.setting_options import parse_assignments, settings_options
-from tallybus.cli.transact import CALL_MEANINGS, status_text
+from tallybus.cli.transact import CALL_MEANINGS, status_json, status_text
 from tallybus.cli.transaction import crc_text, entries_as_json, print_entries
 from tallybus.common.record import MAX_ENTRIES, Reason, Status
 from tallybus.common.settings import SETTINGS, Settings, data_folder, load
@@ -225,7 +225,7 @@ def _as_values(trial: Trial) -> dict[str, object]:
 
 def _as_json(trial: Trial) -> dict[str, Any]:
     return {
-        "status": status_text(trial.status),
+        "status": status_json(trial.status),
         "reason": trial.reason.name if trial.reason else None,
         "returned": trial.returned,
         "fuel_used": trial.fuel_used,
@@ -408,7 +408,7 @@ def _again_as_json(
         "params": list(recorded.params),
         **_as_json(trial),
         "recorded": {
-            "status": status_text(recorded.status),
+            "status": status_json(recorded.status),
             "reason": (reason.name if isinstance(reason, Reason) else reason) if reason else None,
             "crc32c": crc_text(recorded.crc32c) if recorded.crc32c else None,
             "entries": entries_as_json(recorded.entries),

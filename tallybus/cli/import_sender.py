@@ -123,7 +123,7 @@ class Sender:
         pending = self._client.begin_batch(operations, WaitLevel.COMMITTED)
         while True:
             try:
-                return pending.result(SLICE_S)
+                return pending.result(timeout=SLICE_S)
             except Timeout:
                 if pending.done():
                     return pending.result()

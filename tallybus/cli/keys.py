@@ -17,6 +17,7 @@ import click
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.options import WholeNumber, json_option
 from tallybus.cli.output import note, print_json, print_table
+from tallybus.cli.pipes import print_or_fail
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.files import Storage, StorageError
 from tallybus.common.function_names import PATTERN_RULE, is_function_pattern
@@ -147,7 +148,14 @@ def create_command(
     def hand_over(text: str) -> None:
         nonlocal written
         if target is None:
-            click.echo(text, nl=False)
+            try:
+                print_or_fail(text)
+            except OSError as error:
+                raise CommandFailed(
+                    f"the key cannot be written to standard output ({error.strerror}); "
+                    "nothing was made",
+                    ExitCode.FAILED,
+                ) from error
             return
         write_new(target, text, STORAGE)
         written = True

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tallybus.checks import MAX_U64
 from tallybus.common.record import (
+    REASON_MASK,
     STATUS_DTYPE,
     STATUS_SIZE,
     Level,
@@ -33,7 +34,7 @@ from tallybus.operations import (
     Balances,
     TransactionStatus,
     TransactionStatuses,
-    status_of,
+    transaction_status,
 )
 from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
@@ -52,7 +53,7 @@ Payload: TypeAlias = Any
 _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
 _FAILURE: Final = struct.Struct("<IBBHQ")
-_STATUS: Final = struct.Struct("<BB6xQ")
+_STATUS: Final = struct.Struct("<BB4xBxQ")
 
 
 class ErrorCode(StrEnum):
@@ -344,10 +345,10 @@ class ReadStatus(_Statuses[TransactionStatus]):
         return (_U64.pack(self.tx_id),)
 
     def decode(self, header: Header, payload: Sequence[bytes]) -> TransactionStatus:
-        stage, status, first = _STATUS.unpack(self._read(header, payload))
+        stage, status, reason, first = _STATUS.unpack(self._read(header, payload))
         if stage > max(Stage):
             raise bad_field("stage", stage, "a stage")
-        return TransactionStatus(self.tx_id, Stage(stage), status_of(status), first or None)
+        return transaction_status(self.tx_id, stage, status, first, reason)
 
 
 class ReadStatuses(_Statuses[TransactionStatuses]):
@@ -366,8 +367,13 @@ class ReadStatuses(_Statuses[TransactionStatuses]):
         rows = np.frombuffer(self._read(header, payload), STATUS_DTYPE)
         if (rows["stage"] > max(Stage)).any():
             raise ProtocolError("the gateway sent a status with an unknown stage")
-        columns = (np.ascontiguousarray(rows[name]) for name in ("stage", "status", "duplicate_of"))
-        return TransactionStatuses(self.tx_ids, *columns)
+        return TransactionStatuses(
+            self.tx_ids,
+            np.ascontiguousarray(rows["stage"]),
+            np.ascontiguousarray(rows["status"]),
+            np.ascontiguousarray(rows["duplicate_of"]),
+            rows["reason"] & np.uint8(REASON_MASK),
+        )
 
 
 class ReadIndex(Request[PipelineIndex]):

@@ -4,7 +4,8 @@ A shell (`sync`, `aio`) owns the socket and the clock, and drives one `Core`:
 
 1. `start` a request; `Call.done` tells when it is over.
 2. While `next_message` gives frames, send them without blocking; after each one that the socket
-   took, call `message_sent`. If the socket takes none, try again when it can.
+   took, call `message_sent`. If the socket takes none, call `message_refused` and try again when it
+   can. Where neither can be said, as an exception came between, go on with `resumed`.
 3. Hand every message that arrives to `receive`, and tell how handshakes went: see `access`.
 4. Call `tick` at the time that `next_wake` gives, or later.
 5. After each of these, hand the calls in `finished` to those who wait for them, and clear it. Set
@@ -53,6 +54,7 @@ from tallybus.errors import (
     TallybusError,
     Timeout,
     Unavailable,
+    Unreachable,
 )
 from tallybus.pipeline import GatewayInfo
 
@@ -88,6 +90,8 @@ class Call(Generic[T]):
     """
 
     __slots__ = (
+        "abandoned",
+        "at_large",
         "attempts",
         "deadline",
         "done",
@@ -118,6 +122,10 @@ class Call(Generic[T]):
         self.sent_at = 0
         self.refusal: ErrorReply | None = None
         self.retry_at = _NEVER
+        self.at_large = False
+        """A sending may be out that nothing has been heard of: it could have any effect."""
+        self.abandoned = False
+        """Whoever asked has been interrupted, and waits no more."""
 
     def result(self) -> T:
         """The value of a call that is done; raises its error."""
@@ -140,7 +148,7 @@ class Core:
         """Whether there is to be a connection, and what is to be found out about it."""
         self._random = random
         self._settings = settings or CoreSettings()
-        self._calls: set[Call[Any]] = set()
+        self._calls: dict[Call[Any], None] = {}
         self._queue: deque[Call[Any]] = deque()
         self._sent: dict[int, Call[Any]] = {}
         self._next_id = 1
@@ -158,7 +166,7 @@ class Core:
 
     @property
     def outstanding(self) -> tuple[Call[Any], ...]:
-        """The calls that are not done, in no order."""
+        """The calls that are not done, in the order of their begin."""
         return tuple(self._calls)
 
     @property
@@ -168,28 +176,52 @@ class Core:
 
     def start(self, request: Request[T], now: int, seconds: float) -> Call[T]:
         """Takes a request that may take `seconds` from `now`."""
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise InvalidRequest(
-                f"timeout must be a number of seconds, not {type(seconds).__name__}",
-                field="timeout",
-                value=seconds,
-            )
-        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            raise InvalidRequest(
-                f"timeout must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds, "
-                f"not {seconds}",
-                field="timeout",
-                value=seconds,
-            )
-        call = Call(request, seconds, now + int(seconds * SECOND))
+        call = new_call(request, now, seconds)
+        self.begin(call, now)
+        return call
+
+    def begin(self, call: Call[Any], now: int) -> None:
+        """Takes a call that `new_call` has made."""
         refusal = self.access.refusal(now)
         if refusal is not None:
             self._fail(call, refusal.error())
-            return call
-        self._calls.add(call)
+            return
+        self._calls[call] = None
         self._queue.append(call)
         self._wake = min(self._wake, call.deadline)
-        return call
+
+    def resumed(self, access: Access, why: str, now: int) -> Core:
+        """A core that goes on with these calls over a new connection, after this one was left in
+        the middle of a step by an exception that came from outside (`why`).
+
+        Whatever this core holds may be half done, but for what each call says of itself. What may
+        have been sent is sent again where that cannot apply anything twice, else its outcome is
+        unknown. Calls that nobody waits for are dropped.
+        """
+        core = Core(self._random, self._settings, access)
+        # The gateway knows the new connection by another name, but ids are never used twice.
+        core._next_id = self._next_id + 1
+        core._heard_at = self._heard_at
+        core.finished = [call for call in self.finished if call.done]
+        for call in list(self._calls):
+            if not call.done and not call.abandoned:
+                core._adopt(call, why, now)
+        return core
+
+    def _adopt(self, call: Call[Any], why: str, now: int) -> None:
+        call.error = None
+        self._calls[call] = None
+        self._wake = min(self._wake, call.deadline)
+        if call.at_large:
+            call.at_large = False
+            if not self._take_loss(call, why):
+                return
+            if not call.attempts:
+                call.attempts = 1
+        if call.refusal is not None and call.retry_at != _NEVER:
+            self._wake = min(self._wake, call.retry_at)
+        else:
+            self._enqueue(call)
 
     def next_message(self, now: int) -> list[Payload] | None:
         """Frames to send next, or None. The same again until `message_sent`."""
@@ -204,6 +236,8 @@ class Core:
                     break
                 if not call.done:
                     self._asking = False
+                    # Before the first byte: whoever is interrupted while sending cannot tell.
+                    call.at_large = True
                     return encode(request, self._next_id, self._time_left(call, now), call.unsure)
             self._queue.popleft()
         self._ping_due = self._ping_due or (asking and not self._asking)
@@ -216,6 +250,11 @@ class Core:
             self._ping_due = False
         return None
 
+    def message_refused(self) -> None:
+        """The socket has taken nothing of the frames of `next_message`."""
+        if self._queue:
+            self._queue[0].at_large = False
+
     def message_sent(self, now: int) -> None:
         """The socket has taken the frames of `next_message`."""
         if self.access.is_stalled:
@@ -225,6 +264,7 @@ class Core:
             call.sent_id = self._next_id
             call.sent_at = now
             call.attempts += 1
+            call.at_large = True
             self._sent[self._next_id] = call
             if self._ping_at == _NEVER:
                 self._ping_at = now + self._settings.ping_after
@@ -269,6 +309,7 @@ class Core:
             # The answer is known, and what is left to ask for has not been sent before.
             call.request = answer
             call.unsure = False
+            call.at_large = False
             self._enqueue(call)
         else:
             if isinstance(answer, GatewayInfo):
@@ -322,7 +363,7 @@ class Core:
         """Fails what is left: OutcomeUnknown for submits that were sent, else ClientClosed."""
         for call in list(self._calls):
             request = call.request
-            if request is not None and not request.reads and call.attempts:
+            if request is not None and not request.reads and (call.attempts or call.at_large):
                 self._fail(call, _outcome_unknown(request, "the client was closed"))
             else:
                 self._fail(
@@ -350,6 +391,7 @@ class Core:
     def _enqueue(self, call: Call[Any]) -> None:
         call.retry_at = _NEVER
         call.refusal = None
+        call.at_large = False
         self._queue.append(call)
 
     def _time_left(self, call: Call[Any], now: int) -> int:
@@ -453,6 +495,7 @@ class Core:
     def _pause(self, call: Call[Any], now: int, at_least: int = 0) -> None:
         """Sends again after a pause; of `at_least` so many nanoseconds, as the gateway asks for."""
         settings = self._settings
+        call.at_large = False
         longest = min(settings.first_backoff << min(call.attempts - 1, 30), settings.max_backoff)
         pause = longest // 2 + int(self._random() * (longest - longest // 2))
         if at_least:
@@ -490,10 +533,21 @@ class Core:
             error = Unavailable(text, request=request.op, attempts=call.attempts)
         self._fail_without_effect(call, error)
 
-    def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout:
+    def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout | Unreachable:
         if not call.attempts:
-            why = "it was never sent, as there is no connection to the gateway"
-        elif self._heard_at is None:
+            where = (
+                f"the gateway at {self.access.endpoint}" if self.access.endpoint else "the gateway"
+            )
+            asked = self._asking and self._pings
+            why = f"{where} has not said what it knows" if asked else f"no connection to {where}"
+            return Unreachable(
+                f"{why} within {call.seconds:g} s: the {request.op} request was never sent"
+                f"{_committed(request)}",
+                request=request.op,
+                endpoint=self.access.endpoint,
+                seconds=call.seconds,
+            )
+        if self._heard_at is None:
             why = "nothing has ever been heard from the gateway"
         else:
             why = f"the gateway was last heard {(now - self._heard_at) / SECOND:.3g} s ago"
@@ -525,12 +579,30 @@ class Core:
         self._finish(call)
 
     def _finish(self, call: Call[Any]) -> None:
+        # In this order: a call that is done is in `finished`, wherever an interruption comes.
+        self.finished.append(call)
         call.done = True
-        self._calls.discard(call)
+        self._calls.pop(call, None)
         if not self._calls and self.access.is_stalled:
             self.access.calm()
         self._sent.pop(call.sent_id, None)
-        self.finished.append(call)
+
+
+def new_call(request: Request[T], now: int, seconds: float) -> Call[T]:
+    """A call that may take `seconds` from `now`, for `Core.begin`. Raises InvalidRequest."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise InvalidRequest(
+            f"timeout must be a number of seconds, not {type(seconds).__name__}",
+            field="timeout",
+            value=seconds,
+        )
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise InvalidRequest(
+            f"timeout must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds, not {seconds}",
+            field="timeout",
+            value=seconds,
+        )
+    return Call(request, seconds, now + int(seconds * SECOND))
 
 
 def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> TallybusError:

@@ -87,6 +87,8 @@ class FramePool:
         request, call.request = call.request, None
         if not self._reuses or call.error is not None or not isinstance(request, SubmitBatch):
             return
+        if call.unsure:
+            return  # a connection that was given up may still be reading it
         for frame in (request.frame, request.params):
             if not isinstance(frame, zmq.Frame) or len(frame) < MIN_REUSED_BYTES:
                 continue
@@ -170,7 +172,10 @@ class Wire:
         """
         try:
             while True:
-                while (frames := core.next_message(now)) is not None and self._send(frames):
+                while (frames := core.next_message(now)) is not None:
+                    if not self._send(frames):
+                        core.message_refused()
+                        break
                     core.message_sent(now)
                 # Asking for the events, and nothing else, arms the descriptor again.
                 while (events := int(self._socket.get(_EVENTS))) & _IN:

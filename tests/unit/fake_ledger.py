@@ -131,7 +131,11 @@ class FakeLedger:
         stages = np.where(known, int(Stage.ON_SNAPSHOT), int(Stage.UNKNOWN))
         stages[known & (statuses != 0)] = Stage.ERROR
         return TransactionStatuses(
-            wanted, stages.astype(np.uint8), statuses.astype(np.uint8), links.astype(np.uint64)
+            wanted,
+            stages.astype(np.uint8),
+            statuses.astype(np.uint8),
+            links.astype(np.uint64),
+            np.zeros(len(wanted), np.uint8),
         )
 
     def clock(self) -> LedgerTime:

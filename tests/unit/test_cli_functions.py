@@ -212,9 +212,12 @@ def test_a_call_sends_its_parameters_with_their_signs(gateway: FakeGateway, modu
     done = at(gateway, "call", "--wait", "computed", "fee", -2, "--user-ref", 9, "--json")
     assert json.loads(done.stdout) == {
         "tx_id": 3,
+        "ok": True,
         "status": "NONE",
+        "reason": None,
         "level": "COMPUTED",
         "duplicate_of": None,
+        "original_status": None,
     }
     assert gateway.ledger.kept[3].params == [-2]
     assert gateway.ledger.refs[9] == (3, 0)
@@ -249,6 +252,7 @@ def test_a_transaction_is_shown_with_its_entries(gateway: FakeGateway, module: P
         "term": 1,
         "kind": "FUNCTION",
         "status": "NONE",
+        "reason": None,
         "user_ref": 9,
         "account": None,
         "source": None,
@@ -272,7 +276,7 @@ def test_a_transaction_is_shown_with_its_entries(gateway: FakeGateway, module: P
         "time": "2023-11-14T22:13:20.123456789Z",
         "term": "1",
         "kind": "FUNCTION",
-        "status": "NONE",
+        "status": "OK",
         "user_ref": "9",
         "function": f"fee version 1, crc32c {CRC}",
         "params": "7 5 0 -3",
@@ -364,7 +368,7 @@ def test_a_function_is_tried_without_a_ledger(fee: Path) -> None:
     }
     text = run("function", "test", fee, *FEE, "--balance", "1=2000").stdout
     status, fuel, entries, _, *tables = text.splitlines()
-    assert status.split() == ["status", "NONE"]
+    assert status.split() == ["status", "OK"]
     assert fuel.endswith(" of 1000000")
     assert entries.split() == ["entries", *["3", "of", "255"]]
     assert tables == [

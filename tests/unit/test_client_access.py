@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus import AccessDenied, OutcomeUnknown, TallybusError, Timeout, WaitLevel
+from tallybus import AccessDenied, OutcomeUnknown, TallybusError, Unreachable, WaitLevel
 from tallybus.client.access import (
     FRESH_NS,
     KEPT_NS,
@@ -49,7 +49,10 @@ class Sim:
 
     def pump(self) -> None:
         """As the shells do: sends what goes, and tells when nothing does."""
-        while (frames := self.core.next_message(self.now)) is not None and self.open:
+        while (frames := self.core.next_message(self.now)) is not None:
+            if not self.open:
+                self.core.message_refused()
+                break
             self.sent.append(msgpack.unpackb(frames[0]))
             self.core.message_sent(self.now)
         if self.core.has_message:
@@ -328,7 +331,7 @@ def test_what_may_be_a_dying_gateway_is_none_with_another_key(step: int, seen: H
     while not call.done:
         sim.see(Handshake.NOTHING)
         sim.advance(30 * SECOND)
-    error_of(call, Timeout)
+    error_of(call, Unreachable)
 
 
 @pytest.mark.parametrize("seen", sorted(REFUSALS, key=lambda each: each.value))

@@ -222,7 +222,7 @@ def test_a_duplicate_has_the_id_of_the_first() -> None:
     one = SubmitOne(bytes(40), WaitLevel.COMPUTED)
     table = failures((0, 7, 1, 4))
     assert answer(one, *submitted(9, 1, table)) == Result(
-        4, Status.DUPLICATE, WaitLevel.COMMITTED, 4
+        4, Status.DUPLICATE, WaitLevel.COMMITTED, 4, Status.INSUFFICIENT_FUNDS
     )
 
 
@@ -230,7 +230,7 @@ def test_a_duplicate_of_our_own_lost_sending_is_that_sendings_outcome() -> None:
     one = SubmitOne(bytes(40), WaitLevel.COMPUTED)
     table = failures((0, 7, 1, 4))
     assert answer(one, *submitted(9, 1, table), again=True) == Result(
-        4, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 4
+        4, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 4, Status.INSUFFICIENT_FUNDS
     )
 
 
@@ -650,7 +650,7 @@ def test_the_documented_replies_mean_what_is_said() -> None:
         ("**Its reply, when it succeeds:**", Result(1001, Status.NONE, WaitLevel.COMMITTED)),
         (
             "**Its reply, when the reference was used before:**",
-            Result(1001, Status.DUPLICATE, WaitLevel.COMMITTED, 1001),
+            Result(1001, Status.DUPLICATE, WaitLevel.COMMITTED, 1001, Status.OK),
         ),
     ):
         frames = example(title)

@@ -31,6 +31,7 @@ from tallybus import (
     TallybusError,
     Timeout,
     Unavailable,
+    Unreachable,
     WaitLevel,
     deposits,
 )
@@ -60,7 +61,10 @@ class Sim:
         return call
 
     def flush(self) -> None:
-        while (frames := self.core.next_message(self.now)) is not None and self.connected:
+        while (frames := self.core.next_message(self.now)) is not None:
+            if not self.connected:
+                self.core.message_refused()
+                break
             self.sent.append(msgpack.unpackb(frames[0]) | {"payload": frames[1:]})
             self.core.message_sent(self.now)
 
@@ -289,7 +293,7 @@ def test_what_cannot_be_sent_before_its_deadline_is_never_sent() -> None:
     sim.connected = False
     late, patient = sim.start(one(), 1.0), sim.start(one(), 5.0)
     sim.advance(2 * SECOND)
-    assert "never sent" in str(error_of(late, Timeout))
+    assert "never sent" in str(error_of(late, Unreachable))
     sim.connected = True
     sim.flush()
     (message,) = sim.take()
@@ -631,7 +635,9 @@ def test_an_outcome_that_the_gateway_does_not_know_is_found_out_by_reference() -
     sim.advance(5 * MILLISECOND)
     (again,) = sim.take()
     sim.submitted(again["id"], 60, duplicate(0, 1, 55))
-    assert call.result() == Result(55, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 55)
+    assert call.result() == Result(
+        55, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 55, Status.INSUFFICIENT_FUNDS
+    )
 
 
 def test_a_refused_request_is_invalid() -> None:
@@ -865,7 +871,7 @@ def test_a_request_that_waits_for_the_revision_ends_at_its_deadline() -> None:
     sim = Sim()
     call = sim.start(Later(5, "red"), 1.0)
     sim.advance(2 * SECOND)
-    error_of(call, Timeout)
+    assert "has not said" in str(error_of(call, Unreachable))
     assert sim.core.next_wake() is None
     sim.take()
     sim.start(WaitFor(6, WaitLevel.COMMITTED))

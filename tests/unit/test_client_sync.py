@@ -26,12 +26,14 @@ from tallybus import (
     Timeout,
     Transfer,
     Unavailable,
+    Unreachable,
     WaitLevel,
     deposits,
 )
 from tallybus.client.codec import WaitFor
 from tallybus.client.core import MILLISECOND, SECOND, CoreSettings
 from tests.fake_gateway import (
+    REJECTED,
     CuttingProxy,
     FakeGateway,
     FakeLedger,
@@ -73,12 +75,12 @@ def client(gateway: FakeGateway) -> Iterator[Client]:
 def test_every_method_gets_its_answer(client: Client) -> None:
     assert client.submit(Deposit(1, 100, 5)) == 1
     assert client.submit_and_wait(Deposit(1, 100, 5)) == Result(
-        1, Status.DUPLICATE, WaitLevel.COMMITTED, 1
+        1, Status.DUPLICATE, WaitLevel.COMMITTED, 1, Status.OK
     )
-    assert client.submit_and_wait(Transfer(1, 2, 0), WaitLevel.SNAPSHOT) == Result(
+    assert client.submit_and_wait(Transfer(1, 2, REJECTED), WaitLevel.SNAPSHOT) == Result(
         3, Status.INVALID_OPERATION, WaitLevel.SNAPSHOT
     )
-    batch = client.submit_batch([Transfer(1, 2, 30), Deposit(3, 0), Deposit(3, 7)])
+    batch = client.submit_batch([Transfer(1, 2, 30), Deposit(3, REJECTED), Deposit(3, 7)])
     assert batch.tx_ids.tolist() == [4, 5, 6]
     assert batch.statuses.tolist() == [0, Status.INVALID_OPERATION, 0]
     assert client.submit_batch(deposits([1, 2], 1), WaitLevel.NONE).first_tx_id == 7
@@ -256,11 +258,16 @@ def test_an_earlier_deadline_of_another_thread_is_kept(
         assert patient.result(10) is WaitLevel.COMMITTED
 
 
-def test_no_gateway_is_a_timeout(free_port: Callable[[], int]) -> None:
+def test_a_gateway_that_is_not_there_is_told_from_one_that_is_slow(
+    free_port: Callable[[], int],
+) -> None:
     with Client(f"tcp://127.0.0.1:{free_port()}", timeout=0.05) as client:
-        with pytest.raises(Timeout, match="never sent") as caught:
+        with pytest.raises(Unreachable, match="never sent") as caught:
             client.submit(Deposit(1, 5))
         assert (caught.value.request, caught.value.seconds) == ("submit", 0.05)
+        assert caught.value.endpoint in str(caught.value)
+        assert not isinstance(caught.value, TimeoutError)
+        assert isinstance(caught.value, ConnectionError)
 
 
 def test_a_silent_gateway_is_a_timeout() -> None:

@@ -683,6 +683,7 @@ def test_a_submission_in_time_out_says_so_and_may_still_happen() -> None:
     rig.now = 100 * MS
     answer = rig.answer()
     assert (answer["id"], answer["error"], answer["details"]["first"]) == (1, "timeout", 1)
+    assert answer["message"].startswith("transactions 1 to 2 are executed, and not on disk yet")
     rig.status("wal", 3)
     assert [a["id"] for a in rig.answers()] == [2]
 
@@ -693,7 +694,23 @@ def test_an_id_that_may_still_change_is_not_told_at_a_time_out() -> None:
     rig.sent()
     rig.assign((1, 1, 1))
     rig.now = 5 * MS
-    assert rig.answer()["details"]["first"] is None
+    answer = rig.answer()
+    assert answer["details"]["first"] is None
+    assert answer["message"].startswith("what was submitted is not executed yet; it may still be")
+
+
+def test_each_kind_of_wait_says_what_has_not_happened_yet() -> None:
+    rig = Rig()
+    words = {Level.COMPUTED: "executed", Level.COMMITTED: "on disk", Level.SNAPSHOT: "readable"}
+    for level in words:
+        rig.ask("wait", 1 + level, tx_id=999, wait=int(level), timeout_ms=5)
+    rig.ask("balances", 5, keys(1), min_tx_id=999, timeout_ms=5)
+    rig.now = 5 * MS
+    told = {answer["id"]: answer["message"] for answer in rig.answers()}
+    for level in words:
+        expected = f"transaction 999 is not {words[level]} yet; the last one that is: 0"
+        assert told[1 + level].startswith(expected)
+    assert told[5].startswith("transaction 999 is not readable yet")
 
 
 def test_the_gateways_own_limit_ends_every_wait() -> None:
