@@ -472,7 +472,9 @@ def test_who_only_hangs_up_has_refused_nobody(
 ) -> None:
     with Listener(greet) as listener, Door() as door:
         key = door.key() if keyed else None
-        with QuickClient(listener.endpoint, key=key) as client, pytest.raises(Unreachable):
+        # Without a key libzmq takes a greeting for a connection, and the request with it.
+        expected = (Unreachable, Timeout) if key is None else Unreachable
+        with QuickClient(listener.endpoint, key=key) as client, pytest.raises(expected):
             client.submit(Deposit(1, 5), timeout=1.2)
         assert listener.accepted > 1
 
@@ -489,7 +491,7 @@ def test_a_gateway_that_comes_after_something_else_is_found() -> None:
             client,
             FakeGateway(context=door.context, secure=door.secure, endpoint=listener.endpoint),
         ):
-            assert pending.result(PATIENCE_S).first_tx_id == 1
+            assert pending.result(timeout=PATIENCE_S).first_tx_id == 1
 
 
 def test_a_gateway_that_dies_again_and_again_is_not_taken_for_a_refusal(
