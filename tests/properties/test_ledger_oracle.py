@@ -184,7 +184,7 @@ class LedgerAndOracle(RuleBasedStateMachine):
     def read_all_statuses(self) -> None:
         ids = np.arange(self.last_id + 2)
         read = self.running.get_statuses(ids, min_tx_id=self.last_id)
-        nothing = (Stage.UNKNOWN, 0, None)
+        nothing = (Stage.UNKNOWN, None, None)
         expected: list[tuple[Any, ...]] = [nothing]
         for outcome in self.outcomes:
             stage = Stage.ON_SNAPSHOT if outcome.status == Status.NONE else Stage.ERROR
