@@ -304,6 +304,33 @@ class FunctionsAnswer:
 
 
 @dataclass(slots=True)
+class ClockQuery:
+    """Gateway → sequencer: what is the ledger's time? With `accept` it is told first that the wall
+    clock is right.
+
+    The question is repeated until it is answered.
+    """
+
+    kind: ClassVar[str] = "clock_query"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    query: int
+    accept: bool = False
+
+
+@dataclass(slots=True)
+class ClockAnswer:
+    """Sequencer → gateway: the ledger's time and the wall clock, Unix time in ns. `held`: the wall
+    clock has jumped ahead, and is not followed until it is accepted."""
+
+    kind: ClassVar[str] = "clock_answer"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    query: int
+    time: int
+    wall: int
+    held: bool = False
+
+
+@dataclass(slots=True)
 class Hello:
     """A starting stage → its successor: fence older incarnations off and tell where to go on.
 
@@ -322,8 +349,11 @@ class Hello:
 
 @dataclass(slots=True)
 class Welcome:
-    """Answer to `Hello`: go on at `next` in `term`; `gateways` maps incarnations to next
-    requests."""
+    """Answer to `Hello`: go on at `next` in `term`; `gateways` maps incarnations to next requests.
+
+    To a sequencer, `stamp` is the last one in the ledger, 0 for none, and `elapsed` the nanoseconds
+    since the transactor was given it; 0 where it was read from the log.
+    """
 
     kind: ClassVar[str] = "welcome"
     payloads: ClassVar[tuple[str, ...]] = ()
@@ -335,6 +365,8 @@ class Welcome:
     durable: int
     cluster: int
     gateways: dict[int, int] = field(default_factory=dict)
+    stamp: int = 0
+    elapsed: int = 0
 
 
 @dataclass(slots=True)
@@ -397,6 +429,8 @@ Message = (
     | Prepared
     | FunctionsQuery
     | FunctionsAnswer
+    | ClockQuery
+    | ClockAnswer
     | Hello
     | Welcome
     | Refused
@@ -420,6 +454,8 @@ _TYPES: Final[dict[str, type[Any]]] = {
         Prepared,
         FunctionsQuery,
         FunctionsAnswer,
+        ClockQuery,
+        ClockAnswer,
         Hello,
         Welcome,
         Refused,

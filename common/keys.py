@@ -40,7 +40,7 @@ _FIELD: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 NAME_RULE: Final = (
     "1 to 64 letters, digits, '.', '_' and '-', of which the first is a letter or a digit"
 )
-LIMITS: Final = ("max_in_flight", "max_rate", "max_message_bytes")
+LIMITS: Final = ("max_in_flight", "max_rate", "max_message_bytes", "max_work_ms")
 
 
 class KeyFileError(ServiceError):
@@ -93,6 +93,7 @@ class Grant:
     max_in_flight: int = 0
     max_rate: int = 0
     max_message_bytes: int = 0
+    max_work_ms: int = 0
     functions: tuple[str, ...] | None = None
     builtins: bool = True
 

@@ -286,6 +286,12 @@ class GatewaySettings(ServiceSettings):
         "told `overloaded`. 0: no limit.",
         maximum=2**31,
     )
+    client_work_ms: int = setting(
+        0,
+        "Milliseconds of the transactor's time that one client's calls of functions may take in a "
+        "second; beyond it the client is told `overloaded`. 0: no limit.",
+        maximum=1_000,
+    )
     client_message_bytes: int = setting(
         0,
         "Bytes of the longest request that one client may send. 0: as `max_batch` and `max_reads` "

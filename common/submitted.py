@@ -36,6 +36,7 @@ _TRANSFER_KIND: Final = Kind.TRANSFER.value
 _ONE_SIDED: Final = (Kind.DEPOSIT.value, Kind.WITHDRAWAL.value)
 _ACCOUNT, _COUNTERPARTY, _AMOUNT = 2, 3, 4
 """Words of a record. Word 0 has the kind in its lowest byte and the function in its upper half."""
+_NONE: Final = np.uint64(0)
 _LOW: Final = np.uint64(2**32 - 1)
 _HALF: Final = np.uint64(32)
 _DEPOSIT: Final = np.uint64(Kind.DEPOSIT)
@@ -58,37 +59,38 @@ class RecordFault(Exception):
 def count_calls(records: Any, count: int, names: int) -> int:
     """How many of the `count` records (a buffer of bytes) are calls of functions; `names`: how many
     names they choose from. Raises `RecordFault` for the first one that may not be in a submit."""
-    if count == 1:
-        # Most requests of interactive clients: numpy takes longer to begin.
-        first, other = _ONE.unpack_from(records)
-        if first == _TRANSFER_KIND or (first in _ONE_SIDED and not other):
-            return 0
-    words: NDArray[Any] = np.frombuffer(records, "<u8").reshape(count, RECORD_WORDS)
-    heads = words[:, 0]
+    first, other = _ONE.unpack_from(records)
+    if count == 1 and (first == _TRANSFER_KIND or (first in _ONE_SIDED and not other)):
+        return 0  # most requests of interactive clients, for which numpy takes long to begin
+    line: NDArray[Any] = np.frombuffer(records, "<u8")
+    heads = line[::RECORD_WORDS]
+    words = line.reshape(count, RECORD_WORDS)
     head = heads[0]
-    if (heads == head).all():
-        if head == _TRANSFER:
+    if np.count_nonzero(heads == head) == count:
+        if first == _TRANSFER_KIND:
             return 0
-        if _DEPOSIT <= head < _TRANSFER and not words[:, _COUNTERPARTY].any():
+        if first in _ONE_SIDED and not words[:, _COUNTERPARTY].any():
             return 0
         if (
-            head & _LOW == _CALL
-            and head >> _HALF < names
+            first & 0xFFFFFFFF == Kind.FUNCTION
+            and first >> 32 < names
             and not words[:, _ACCOUNT].any()
             and not words[:, _COUNTERPARTY].any()
             and not words[:, _AMOUNT].any()
         ):
             return count
     kinds = heads - _DEPOSIT
+    # A counterparty stands only where a transfer is.
+    misplaced = (words[:, _COUNTERPARTY] != _NONE) > (kinds == _BUILT_IN)
     # In no first word is anything but the kind of a built-in operation?
-    if kinds.max() <= _BUILT_IN and not (words[:, _COUNTERPARTY] * (kinds != _BUILT_IN)).any():
+    if kinds.max() <= _BUILT_IN and not np.count_nonzero(misplaced):
         return 0
     calls = heads & _LOW == _CALL
     fine = np.where(
         calls,
         (heads >> _HALF < names)
-        & ((words[:, _ACCOUNT] | words[:, _COUNTERPARTY] | words[:, _AMOUNT]) == 0),
-        (kinds <= _BUILT_IN) & ((kinds == _BUILT_IN) | (words[:, _COUNTERPARTY] == 0)),
+        & ((words[:, _ACCOUNT] | words[:, _COUNTERPARTY] | words[:, _AMOUNT]) == _NONE),
+        (kinds <= _BUILT_IN) > misplaced,
     )
     if not fine.all():
         raise _fault(words, int(np.argmin(fine)), names)

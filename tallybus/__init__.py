@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     )
     from tallybus.pipeline import (
         GatewayInfo,
+        LedgerTime,
         PipelineIndex,
         ServiceInfo,
     )
@@ -150,6 +151,7 @@ __all__ = [
     "InvalidRequest",
     "Kind",
     "Ledger",
+    "LedgerTime",
     "LockHeld",
     "LogEndsEarly",
     "LogRefused",
@@ -294,6 +296,7 @@ _MODULES: Final = {
     ),
     "tallybus.pipeline": (
         "GatewayInfo",
+        "LedgerTime",
         "PipelineIndex",
         "ServiceInfo",
     ),

@@ -16,7 +16,8 @@ class InvalidRequest(TallybusError, ValueError):
 
     `field` names the offending field or argument (None when the gateway refused the request as a
     whole), `value` is what was given, `index` the position of the operation in its batch (None
-    outside one).
+    outside one). Of a request that is larger than it may be, `limit` names what it is beyond
+    ("max_batch", "in_flight", "message_bytes") and `allowed` says how much it may be, else None.
     """
 
     def __init__(
@@ -26,11 +27,15 @@ class InvalidRequest(TallybusError, ValueError):
         field: str | None = None,
         value: object = None,
         index: int | None = None,
+        limit: str | None = None,
+        allowed: int | None = None,
     ) -> None:
         super().__init__(message)
         self.field = field
         self.value = value
         self.index = index
+        self.limit = limit
+        self.allowed = allowed
 
 
 class Timeout(TallybusError, TimeoutError):
@@ -75,13 +80,28 @@ class Unreachable(TallybusError, ConnectionError):
 class Overloaded(TallybusError):
     """The ledger took no more requests until the deadline; nothing was sequenced, retry later.
 
-    `request` is the protocol's name of the operation, `attempts` how often it was sent.
+    `request` is the protocol's name of the operation, `attempts` how often it was sent. Where this
+    client's own limit was the reason, `limit` names it ("in_flight", "rate") and `allowed` says how
+    much it is; `retry_ms` is after how many milliseconds the ledger says that trying again is of
+    use. None: not told.
     """
 
-    def __init__(self, message: str, *, request: str, attempts: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        request: str,
+        attempts: int,
+        limit: str | None = None,
+        allowed: int | None = None,
+        retry_ms: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.request = request
         self.attempts = attempts
+        self.limit = limit
+        self.allowed = allowed
+        self.retry_ms = retry_ms
 
 
 class Unavailable(TallybusError):

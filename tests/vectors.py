@@ -21,6 +21,7 @@ import msgpack
 import numpy as np
 
 from tallybus import Deposit, Function, Transfer, WaitLevel, Withdrawal
+from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import (
     AskGateway,
     Payload,
@@ -417,7 +418,28 @@ def reads() -> list[Exchange]:
         "What was last heard of each service?",
         "Five services; only the log stage (wal) has told its process yet.",
     )
-    return [balances, status, index, wait, services]
+    return [balances, status, index, wait, services, *clocks()]
+
+
+def clocks() -> list[Exchange]:
+    found = []
+    for request_id, request, asks, answer, answers in (
+        (
+            *(20, ReadClock(), "The ledger's time."),
+            bus.ClockAnswer(1, TIME, TIME + 3_600 * 10**9, True),
+            "The wall clock is an hour ahead, which is a jump, and not followed.",
+        ),
+        (
+            *(21, AcceptClock(), "The wall clock is right."),
+            bus.ClockAnswer(1, TIME + 3_600 * 10**9, TIME + 3_600 * 10**9),
+            "The ledger's time follows it.",
+        ),
+    ):
+        scene = Scene(request, request_id, 1005)
+        scene.take()
+        scene.core.on_clock(answer)
+        found.append(exchange(request.op, scene, asks, answers))
+    return found
 
 
 def pings() -> list[Exchange]:
@@ -766,6 +788,12 @@ def messages() -> list[tuple[str, bus.Message, str]]:
             "transactor to gateway",
             bus.FunctionsAnswer(3, [row]),
             "One: some of its fields (all are in the reply to a client).",
+        ),
+        ("gateway to sequencer", bus.ClockQuery(4, True), "The wall clock is right."),
+        (
+            "sequencer to gateway",
+            bus.ClockAnswer(4, TIME, TIME + 5, False),
+            "The ledger's time follows it.",
         ),
         (
             "transactor to wal",

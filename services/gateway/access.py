@@ -16,12 +16,23 @@ from tallybus.common.frames import shown, size
 from tallybus.common.function_names import is_function_name, name_matcher
 from tallybus.common.keys import Grant, Role
 from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.services.gateway.protocol import FORBIDDEN, ClientRequest, Refusal, Register, Submit
+from tallybus.services.gateway.protocol import (
+    FORBIDDEN,
+    AcceptClock,
+    ClientRequest,
+    Refusal,
+    Register,
+    Submit,
+)
 
 _FUNCTION: Final = np.uint8(Kind.FUNCTION)
 """Of the column's own type: a plain number would have the whole column converted first."""
 
-NEEDS: Final[Mapping[type[ClientRequest], Role]] = {Submit: Role.SUBMIT, Register: Role.ADMIN}
+NEEDS: Final[Mapping[type[ClientRequest], Role]] = {
+    Submit: Role.SUBMIT,
+    Register: Role.ADMIN,
+    AcceptClock: Role.ADMIN,
+}
 """The role that a type of request needs; all others need READ."""
 
 

@@ -19,6 +19,7 @@ from tallybus.common.frames import (
     Answer,
     Assigned,
     Buffer,
+    ClockAnswer,
     FrameError,
     FunctionsAnswer,
     Message,
@@ -35,6 +36,7 @@ from tallybus.common.stage import StageCore
 from tallybus.common.transaction import reply_fields, reply_payloads, transaction_in
 from tallybus.services.gateway import protocol
 from tallybus.services.gateway.access import Access
+from tallybus.services.gateway.clock import ClockQuestions
 from tallybus.services.gateway.desk import Desk
 from tallybus.services.gateway.functions import Registrations
 from tallybus.services.gateway.lateness import why_late
@@ -42,6 +44,7 @@ from tallybus.services.gateway.progress import Progress
 from tallybus.services.gateway.protocol import (
     BadRequest,
     ClientRequest,
+    ClockRead,
     FunctionsRead,
     IndexRead,
     Limits,
@@ -89,11 +92,16 @@ class GatewayCore(StageCore):
         self.desk = Desk(max_wait_ms * 1_000_000)
         self.reads = Reads()
         self.registrations = Registrations()
+        self.clock = ClockQuestions()
         self.progress = Progress()
         self.submissions = Submissions(
             incarnation, max_in_flight, limits.max_batch, self.desk, self.progress, submit_ns
         )
         self.link = self.submissions.link
+        self.submissions.work.charged = self._on_work
+        self.worked: Callable[[str, int], None] | None = None
+        """Called with the name of a client's key ("" without one) and the nanoseconds of the
+        transactor's time that its calls took, where somebody counts them."""
         self._heard: set[str] = set()
         self._services = Services()
         self._unready: list[ClientRequest] = []
@@ -271,6 +279,8 @@ class GatewayCore(StageCore):
                 progress.wait(request.level, request.tx_id, request)
         elif isinstance(request, FunctionsRead):
             self.registrations.read(request)
+        elif isinstance(request, ClockRead):
+            self.clock.ask(request)
         elif isinstance(request, Read):
             if request.min_tx_id > progress.snapshot:
                 progress.wait(Level.SNAPSHOT, request.min_tx_id, request)
@@ -307,6 +317,12 @@ class GatewayCore(StageCore):
         """The transactor no longer holds outcomes that this gateway missed."""
         self.submissions.on_results_gone(message)
 
+    def _on_work(self, owner: bytes, took_ns: int) -> None:
+        grant = self.access.grant(owner)
+        self.quotas.worked(owner, grant, took_ns, self._now_ns)
+        if self.worked is not None:
+            self.worked("" if grant is None else grant.name, took_ns)
+
     # -- functions -------------------------------------------------------------------------------
 
     def on_prepared(self, message: Prepared) -> None:
@@ -332,6 +348,14 @@ class GatewayCore(StageCore):
         """The transactor's live functions."""
         for read in self.registrations.answered(message.query):
             self._finish(read, {"functions": message.functions})
+
+    # -- the ledger's time -----------------------------------------------------------------------
+
+    def on_clock(self, message: ClockAnswer) -> None:
+        """The sequencer's answer."""
+        read = self.clock.answered(message)
+        if read is not None:
+            self._finish(read, {"time": message.time, "wall": message.wall, "held": message.held})
 
     # -- broadcasts ------------------------------------------------------------------------------
 
@@ -449,6 +473,7 @@ class GatewayCore(StageCore):
         self.submissions.flush(now_ns)
         self.reads.flush(self.progress.snapshot)
         self.registrations.tick(now_ns)
+        self.clock.tick(now_ns)
         for request in self.desk.late(now_ns):
             self._time_out(request)
         self.link.check_stall(now_ns)

@@ -161,6 +161,16 @@ class ServicesRead(ClientRequest):
 
 
 @dataclass(slots=True, eq=False)
+class ClockRead(ClientRequest):
+    """The ledger's time, and whether the wall clock is followed."""
+
+
+@dataclass(slots=True, eq=False)
+class AcceptClock(ClockRead):
+    """The same, after the sequencer was told that the wall clock is right."""
+
+
+@dataclass(slots=True, eq=False)
 class Wait(ClientRequest):
     """Until the index of `level` has reached `tx_id`."""
 
@@ -444,6 +454,14 @@ def _index(message: _Message) -> IndexRead:
     return IndexRead(message.client, message.id, message.timeout_ms)
 
 
+def _clock(message: _Message) -> ClockRead:
+    return ClockRead(message.client, message.id, message.timeout_ms)
+
+
+def _accept_clock(message: _Message) -> AcceptClock:
+    return AcceptClock(message.client, message.id, message.timeout_ms)
+
+
 def _services(message: _Message) -> ServicesRead:
     return ServicesRead(message.client, message.id, message.timeout_ms)
 
@@ -477,6 +495,8 @@ _OPERATIONS: Final[Mapping[str, _Operation]] = {
     "status": _operation(_read, "min_tx_id", payloads=(1, 1)),
     "index": _operation(_index),
     "services": _operation(_services),
+    "clock": _operation(_clock),
+    "accept_clock": _operation(_accept_clock),
     "wait": _operation(_wait, "tx_id", "wait"),
     "ping": _operation(_ping, "pending"),
 }

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "index": ("read", "Show how far each stage of the pipeline has come."),
     "status": ("read", "Show how far transactions have come and how they ended."),
     "tx": ("transaction", "Show one transaction with its entries."),
+    "clock": ("clock", "Show the ledger's time, or accept a clock that has jumped ahead."),
     "top": ("top", "Watch the pipeline live in the terminal."),
     "import": ("imports", "Send the transactions of a CSV file."),
     "load": ("load", "Measure how many transactions per second a ledger takes."),

@@ -97,6 +97,13 @@ def keys_command() -> None:
     help="Bytes of one request.  [default: gateway.client_message_bytes]",
 )
 @click.option(
+    "--max-work-ms",
+    type=WholeNumber("number", 1, 1_000),
+    metavar="N",
+    help="Milliseconds of the ledger's time that its calls of functions may take in a second.  "
+    "[default: gateway.client_work_ms]",
+)
+@click.option(
     "--functions",
     type=FunctionPatterns(),
     metavar="NAME,…",
@@ -194,6 +201,7 @@ def list_command(
     print_table(
         (
             *("name", "role", "created", "revoked", "in flight", "rate", "message bytes"),
+            "work ms",
             *("public key", "may submit"),
         ),
         [

@@ -512,17 +512,26 @@ class Core:
         if refusal is None:
             self._fail(call, self._timeout(call, request, now))
             return
-        kind = Overloaded if refusal.code is ErrorCode.OVERLOADED else Unavailable
-        self._fail_without_effect(
-            call,
-            kind(
-                f"the ledger refused the {request.op} request {call.attempts} times within "
-                f"{call.seconds:g} s, the last time with: {refusal.message} ({refusal.code}); "
-                "nothing was sequenced, try again later",
+        text = (
+            f"the ledger refused the {request.op} request {call.attempts} times within "
+            f"{call.seconds:g} s, the last time with: {refusal.message} ({refusal.code}); "
+            "nothing was sequenced, try again later"
+        )
+        error: Overloaded | Unavailable
+        if refusal.code is ErrorCode.OVERLOADED:
+            limit, allowed = _limit(refusal)
+            hint = _retry_hint(refusal) // MILLISECOND
+            error = Overloaded(
+                text,
                 request=request.op,
                 attempts=call.attempts,
-            ),
-        )
+                limit=limit,
+                allowed=allowed,
+                retry_ms=hint or None,
+            )
+        else:
+            error = Unavailable(text, request=request.op, attempts=call.attempts)
+        self._fail_without_effect(call, error)
 
     def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout | Unreachable:
         if not call.attempts:
@@ -601,11 +610,14 @@ def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> Tally
     match code:
         case ErrorCode.INVALID_REQUEST:
             field, index = details.get("field"), details.get("index")
+            limit, allowed = _limit(reply)
             return InvalidRequest(
                 f"the gateway refused the {request.op} request: {text}",
                 field=field if isinstance(field, str) else None,
                 value=details.get("value"),
                 index=index if type(index) is int else None,
+                limit=limit,
+                allowed=allowed,
             )
         case ErrorCode.INVALID_FUNCTION:
             name, reason = details.get("name"), details.get("reason")
@@ -662,6 +674,16 @@ def _retry_hint(reply: ErrorReply) -> int:
     """Nanoseconds after which the gateway says that trying again is of use."""
     hint = reply.details.get("retry_ms")
     return min(hint, MAX_HINT_MS) * MILLISECOND if type(hint) is int and hint > 0 else 0
+
+
+def _limit(reply: ErrorReply) -> tuple[str | None, int | None]:
+    """The limit that a request was beyond, and how much it allows, where the gateway tells it."""
+    limit, allowed = reply.details.get("limit"), reply.details.get("allowed")
+    if limit is None and type(reply.details.get("max_batch")) is int:
+        limit, allowed = "max_batch", reply.details["max_batch"]
+    if not isinstance(limit, str) or type(allowed) is not int:
+        return None, None
+    return limit[:MAX_MESSAGE_CHARS], allowed
 
 
 def _first_tx_id(reply: ErrorReply) -> int | None:

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 
 from tallybus.client import forks, requests
 from tallybus.client.access import Access
+from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, new_call
 from tallybus.client.keys import Key, usable_key
@@ -44,7 +45,7 @@ from tallybus.operations import (
     TransactionStatus,
     TransactionStatuses,
 )
-from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+from tallybus.pipeline import GatewayInfo, LedgerTime, PipelineIndex, ServiceInfo
 from tallybus.transactions import Transaction
 
 T = TypeVar("T")
@@ -260,6 +261,17 @@ class Client:
         reached.
         """
         return self._call(requests.wait_for(tx_id, wait), timeout)
+
+    def clock(self, *, timeout: float | None = None) -> LedgerTime:
+        """The ledger's time, and whether it follows the wall clock."""
+        return self._call(ReadClock(), timeout)
+
+    def accept_clock(self, *, timeout: float | None = None) -> LedgerTime:
+        """Tells that a wall clock which has jumped ahead is right: the ledger's time follows it.
+
+        Where it has not jumped nothing changes. With keys it takes the role admin.
+        """
+        return self._call(AcceptClock(), timeout)
 
     def gateway_info(self, *, timeout: float | None = None) -> GatewayInfo:
         """Who answers, and its limits."""

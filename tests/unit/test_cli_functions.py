@@ -165,6 +165,10 @@ def test_functions_are_listed(gateway: FakeGateway, module: Path) -> None:
                 "fuel_mean": 10.0,
                 "fuel_limit": 1_000_000,
                 "mean_ns": 81.5,
+                "p99_ns": None,
+                "work_ns": 0,
+                "reasons": {},
+                "suspended": False,
             }
         ]
     }
@@ -173,13 +177,13 @@ def test_functions_are_listed(gateway: FakeGateway, module: Path) -> None:
     assert lines == [
         [
             *("name", "version", "crc32c", "calls", "failures"),
-            *("fuel", "mean fuel", "fuel limit", "mean time"),
+            *("fuel", "mean fuel", "fuel limit", "mean time", "p99", "work", ""),
         ],
         [
             *("fee", "1", CRC, "3", "1 INVALID_OPERATION, 1 FUNCTION_200"),
-            *("30", "10.0", "1000000", "82 ns"),
+            *("30", "10.0", "1000000", "82 ns", "", "0.000 s", ""),
         ],
-        ["unused", "1", CRC, "0", "", "0", "", "1000000", ""],
+        ["unused", "1", CRC, "0", "", "0", "", "1000000", "", "", "0.000 s", ""],
     ]
 
 

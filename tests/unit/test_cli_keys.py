@@ -269,12 +269,12 @@ def test_keys_are_listed_without_their_secrets(folder: Path, here: Path) -> None
     header, *rows = (line.split("\t") for line in done.stdout.splitlines())
     assert header == [
         *("name", "role", "created", "revoked", "in flight", "rate", "message bytes"),
-        *("public key", "may submit"),
+        *("work ms", "public key", "may submit"),
     ]
     assert rows == [
-        ["alice", "read", alice.created, "", "", "", "", alice.public.decode(), "nothing"],
+        ["alice", "read", alice.created, "", "", "", "", "", alice.public.decode(), "nothing"],
         [
-            *("bob", "admin", bob.created, bob.revoked, "", "100", "", bob.public.decode()),
+            *("bob", "admin", bob.created, bob.revoked, "", "100", "", "", bob.public.decode()),
             "everything",
         ],
     ]
@@ -287,6 +287,7 @@ def test_keys_are_listed_without_their_secrets(folder: Path, here: Path) -> None
         "max_in_flight": None,
         "max_rate": 100,
         "max_message_bytes": None,
+        "max_work_ms": None,
         "functions": None,
         "builtins": True,
         "public": bob.public.decode(),

@@ -24,6 +24,7 @@ from tallybus import (
     deposits,
 )
 from tallybus.client import codec
+from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import (
     AskGateway,
     ErrorCode,
@@ -530,12 +531,14 @@ REQUESTS: list[Request[Any]] = [
     UnregisterFunction("fee", 9),
     ListFunctions(),
     ReadTransaction(7),
+    ReadClock(),
+    AcceptClock(),
 ]
 FIELD_NAMES = [
     *("v", "id", "first", "count", "level", "failures", "snapshot", "unknown", "error", "message"),
     *("details", "sequenced", "computed", "committed", "term", "incarnation", "protocol"),
     *("max_batch", "max_accounts", "functions", "tx_id", "timestamp", "found", "function"),
-    *("duplicate_of", "params", "name", "failures"),
+    *("duplicate_of", "params", "name", "failures", "time", "wall", "held"),
 ]
 ATOMS = st.one_of(
     *(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.integers(0, 3), st.floats()),
@@ -565,6 +568,8 @@ GOOD_REPLIES = [
     submitted(5, 1, failures((0, 7, 0, 1))),
     [reply(functions=[GOOD_INFO, GOOD_INFO | {"mean_ns": None}])],
     transaction(),
+    [reply(time=5, wall=9, held=True)],
+    [reply(time=9, wall=9, held=False)],
 ]
 
 

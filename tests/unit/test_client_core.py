@@ -479,6 +479,26 @@ def test_an_impossible_pong_is_a_protocol_error(unknown: Any) -> None:
     error_of(call, ProtocolError)
 
 
+def test_the_limit_that_a_refusal_tells_is_in_the_error() -> None:
+    sim = Sim()
+    call = sim.start(batch(1, 2), 3.0)
+    (message,) = sim.take()
+    sim.refuse(message["id"], "overloaded", limit="rate", allowed=7, retry_ms=9_000)
+    error = error_of(call, Overloaded)
+    assert (error.limit, error.allowed, error.retry_ms) == ("rate", 7, 9_000)
+    for details, told in (
+        ({"limit": "in_flight", "allowed": 1}, ("in_flight", 1)),
+        ({"field": "count", "max_batch": 5}, ("max_batch", 5)),
+        ({"limit": 3, "allowed": "x"}, (None, None)),
+        ({"field": "count"}, (None, None)),
+    ):
+        call = sim.start(batch(1, 2), 3.0)
+        (message,) = sim.take()
+        sim.refuse(message["id"], "invalid_request", **details)
+        refused = error_of(call, InvalidRequest)
+        assert (refused.limit, refused.allowed) == told
+
+
 @pytest.mark.parametrize(
     ("code", "kind"), [("overloaded", Overloaded), ("unavailable", Unavailable)]
 )

@@ -20,8 +20,11 @@ from tallybus.services.gateway.quotas import SECOND_NS, Quotas, let_go
 MS = 1_000_000
 WASM = b"\0asm\1\0\0\0"
 
-READS = ("balances", "status", "transaction", "index", "services", "functions", "wait", "ping")
-ALL = (*READS, "submit", "register", "unregister")
+READS = (
+    *("balances", "status", "transaction", "index", "services", "functions", "wait", "ping"),
+    "clock",
+)
+ALL = (*READS, "submit", "register", "unregister", "accept_clock")
 
 
 def key(number: int) -> bytes:
@@ -106,7 +109,7 @@ def test_a_ping_tells_the_keys_role_and_limits(role: Role) -> None:
     door = Door({key(1): grant(role, max_rate=5)}, in_flight=7, rate=9)
     answer = door.ping(key(1))
     assert answer["role"] == role.name.lower()
-    assert answer["limits"] == {"in_flight": 7, "rate": 5, "message_bytes": 0}
+    assert answer["limits"] == {"in_flight": 7, "rate": 5, "message_bytes": 0, "work_ms": 0}
 
 
 def test_a_ping_without_a_key_tells_the_gateways_limits() -> None:
@@ -114,14 +117,15 @@ def test_a_ping_without_a_key_tells_the_gateways_limits() -> None:
     for door in (Door(message_bytes=1_000), Door({key(1): grant()}, message_bytes=1_000)):
         answer = door.ping()
         assert answer["role"] == "admin"
-        assert answer["limits"] == {"in_flight": 0, "rate": 0, "message_bytes": 1_000}
+        assert answer["limits"] == {"in_flight": 0, "rate": 0, "message_bytes": 1_000, "work_ms": 0}
 
 
 @pytest.mark.parametrize("op", ALL)
 @pytest.mark.parametrize("role", list(Role))
 def test_each_role_may_do_what_it_is_for(op: str, role: Role) -> None:
     door = Door({key(1): grant(role)})
-    needs = {"submit": Role.SUBMIT, "register": Role.ADMIN, "unregister": Role.ADMIN}
+    needs = dict.fromkeys(("register", "unregister", "accept_clock"), Role.ADMIN)
+    needs["submit"] = Role.SUBMIT
     needed = needs.get(op, Role.READ)
     answer = door.ask(op, key(1))
     if role >= needed:

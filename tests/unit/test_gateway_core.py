@@ -1015,7 +1015,7 @@ def test_a_ping_tells_which_requests_are_not_held() -> None:
     assert (answer["max_batch"], answer["max_accounts"]) == (MAX_BATCH, 1000)
     assert (answer["max_reads"], answer["max_request_wait_ms"]) == (20, MAX_WAIT_MS)
     assert (answer["revision"], answer["role"]) == (1, "admin")
-    assert answer["limits"] == {"in_flight": 0, "rate": 0, "message_bytes": 0}
+    assert answer["limits"] == {"in_flight": 0, "rate": 0, "message_bytes": 0, "work_ms": 0}
     rig.results(1, 1, 2)
     rig.ask("ping", 10, pending=[1, 2])
     answers = rig.answers()
