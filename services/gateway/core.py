@@ -370,7 +370,8 @@ class GatewayCore(StageCore):
             # It was replaced, or the log is about to tell that it follows this one.
             self._unfollowed = message
             return
-        self._heard.add(message.stage)
+        if message.stage != "wal":
+            self._heard.add(message.stage)
         if message.stage == "sequencer":
             self.submissions.on_sequencer(message, now_ns)
             self.term = self.submissions.term
@@ -394,7 +395,9 @@ class GatewayCore(StageCore):
             if passed_over is not None and passed_over.incarnation == message.peer:
                 self.on_status(passed_over, now_ns)
             if message.peer == self._transactor:
-                # Otherwise outcomes that are known here may not be those in the log.
+                # Otherwise outcomes that are known here may not be those in the log. Nor is it known
+                # how far the log is, until it was heard so for the first time.
+                self._heard.add("wal")
                 self._advance(Level.COMMITTED, message.durable)
         elif message.stage == "snapshotter":
             if message.incarnation != self._snapshotter:

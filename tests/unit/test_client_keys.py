@@ -472,7 +472,9 @@ def test_who_only_hangs_up_has_refused_nobody(
 ) -> None:
     with Listener(greet) as listener, Door() as door:
         key = door.key() if keyed else None
-        with QuickClient(listener.endpoint, key=key) as client, pytest.raises(Unreachable):
+        # Without a key libzmq takes a greeting for a connection, and the request with it.
+        expected = (Unreachable, Timeout) if key is None else Unreachable
+        with QuickClient(listener.endpoint, key=key) as client, pytest.raises(expected):
             client.submit(Deposit(1, 5), timeout=1.2)
         assert listener.accepted > 1
 
