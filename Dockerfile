@@ -22,7 +22,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     if [ -e /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
     if [ -e /run/secrets/pip_cert ]; then export PIP_CERT=/run/secrets/pip_cert; fi; \
     python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
-print(*p["build-system"]["requires"], *p["project"]["dependencies"], sep="\n")' > /tmp/requirements.txt \
+print(*p["build-system"]["requires"], *p["project"]["dependencies"], \
+*p["project"]["optional-dependencies"]["server"], sep="\n")' > /tmp/requirements.txt \
     && /opt/tallybus/bin/pip install --quiet -r /tmp/requirements.txt
 COPY README.md LICENSE ./
 COPY common common
@@ -46,6 +47,7 @@ COPY --from=kernels /opt/tallybus/kernels /opt/tallybus/kernels
 ENV PATH=/opt/tallybus/bin:$PATH \
     NUMBA_CACHE_DIR=/opt/tallybus/kernels \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
     TALLYBUS_LEDGER_DATA=/data \
     TALLYBUS_BUS_RUN_FOLDER=/run/tallybus
 WORKDIR /data

@@ -127,7 +127,7 @@ def measure(transport: str, sizes: Sizes, folder: str | None) -> Run:
 
 def tallybus(*arguments: str) -> dict[str, Any]:
     """The report of a command in a process of its own. Its progress goes to standard error."""
-    command = [sys.executable, "-m", "tallybus", *arguments]
+    command = [sys.executable, "-P", "-m", "tallybus", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     report: dict[str, Any] = json.loads(done.stdout)
     return report

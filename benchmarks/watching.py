@@ -90,7 +90,7 @@ def measure(mode: str, ops: int, interval: float) -> Run:
 def load_once(endpoint: str, ops: int) -> dict[str, Any]:
     """The report of `tallybus load` in a process of its own."""
     command = [
-        *(sys.executable, "-m", "tallybus", "load", "--endpoint", endpoint, "--json"),
+        *(sys.executable, "-P", "-m", "tallybus", "load", "--endpoint", endpoint, "--json"),
         *("--kind", "transfer", "--ops", str(ops), "--batch", "16384"),
         *("--accounts", "1000000", "--unique-refs"),
     ]

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from crc32c import crc32c
 
+from tallybus.common.checksum import crc32c
 from tallybus.common.payload import Buffer as Buffer
 from tallybus.common.payload import Payload
 from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE

@@ -8,24 +8,26 @@ now stays with its sender, whose link keeps it anyway. Large frames are passed o
 from __future__ import annotations
 
 import errno
+import os
 import socket as system_socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import zmq
 
 from tallybus.common import endpoints
 from tallybus.common.curve import open_server, secure_client, secure_server
-from tallybus.common.endpoints import TCP
-from tallybus.common.errors import EXIT_BUSY, ServiceError
+from tallybus.common.endpoints import TCP, as_given
+from tallybus.common.errors import EXIT_BUSY, EXIT_SETTINGS, ServiceError
 from tallybus.common.files import Storage
 from tallybus.common.frames import Buffer
 from tallybus.common.handshakes import Handshakes, Peer
 from tallybus.common.monitor import SocketMonitor
 from tallybus.common.security import BUS, CLIENTS, Security
-from tallybus.common.socketfiles import SocketFiles, SocketInUse
+from tallybus.common.socketfiles import SocketFiles, SocketImpossible, SocketInUse
 
 # As plain integers: operators of zmq's enumerations cost microseconds.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -52,6 +54,15 @@ DEAD_PEER_OPTIONS: Final = {
 one is due on a connection whose peer died while its queue was full."""
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+
+_FOR_GOOD: Final = frozenset(
+    {
+        *(errno.EADDRNOTAVAIL, errno.ENODEV, errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+        *(errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP),
+    }
+)
+"""Why a socket cannot listen as long as nobody changes something."""
 
 COPY_BELOW: Final = 65_536
 """Frames shorter than this are copied: cheaper than keeping track of who still reads them."""
@@ -94,6 +105,46 @@ class EndpointUnusable(ServiceError):
         self.reason = reason
 
 
+class EndpointTaken(EndpointUnusable):
+    """Another process listens where this one did."""
+
+
+class EndpointWrong(EndpointUnusable):
+    """A socket can never listen where it should, as things are. Fields: also `setting`."""
+
+    exit_code = EXIT_SETTINGS
+    restart = False
+
+    def __init__(self, endpoint: str, reason: str, setting: str) -> None:
+        ServiceError.__init__(
+            self,
+            f"cannot listen on {endpoint}: {reason}; it must be an address of this machine, a port "
+            "that this user may use, or a path in a folder that it may write to: correct "
+            f"{setting}",
+        )
+        self.endpoint = endpoint
+        self.reason = reason
+        self.setting = setting
+
+
+@dataclass(slots=True)
+class _File:
+    """An ipc endpoint that a socket is bound to, and which file that made."""
+
+    socket: zmq.Socket[bytes]
+    endpoint: str
+    path: Path
+    made: tuple[int, int] | None = None
+
+    def look(self) -> tuple[int, int] | None:
+        """What is at the path now."""
+        try:
+            state = os.stat(self.path)
+        except OSError:
+            return None
+        return state.st_dev, state.st_ino
+
+
 class Bus:
     """Makes the sockets of one service. `endpoint(stage, socket, bind)` names where they meet.
 
@@ -117,7 +168,8 @@ class Bus:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._monitors: list[SocketMonitor] = []
         # Not the ledger's storage: nothing of this is data.
-        self._files = SocketFiles(Storage())
+        self._claims = SocketFiles(Storage())
+        self._files: list[_File] = []
 
     def pull(self, stage: str) -> Port:
         """Where this stage takes batches from its predecessor."""
@@ -183,8 +235,39 @@ class Bus:
             port.tells_source = True
             port.has_users = self.security is not None
             self._monitors.append(port.monitor)
-        self._bind(socket, endpoint, CLIENTS)
+        self._bind(socket, endpoint, CLIENTS, "gateway.endpoint")
         return port
+
+    @property
+    def socket_files(self) -> list[Path]:
+        """Files of the ipc endpoints bound here: libzmq leaves them behind, so their owner must
+        not. Those that another process has replaced are not among them."""
+        return [file.path for file in self._files if file.made == file.look()]
+
+    def lost_files(self) -> bool:
+        """Whether the file of a socket that listens was removed or replaced."""
+        return any(file.made != file.look() for file in self._files)
+
+    def listen_again(self) -> None:
+        """Make the files of sockets again that were removed; their connections live on.
+
+        Raises EndpointTaken where another process listens, EndpointUnusable where it cannot be.
+        """
+        for file in self._files:
+            if file.made == file.look():
+                continue
+            try:
+                self._claims.claim_again(file.path)
+            except SocketInUse as error:
+                raise EndpointTaken(file.endpoint, str(error)) from error
+            except SocketImpossible as error:
+                raise EndpointUnusable(file.endpoint, str(error)) from error
+            try:
+                # Beside the listener that is there, whose end would end its connections.
+                file.socket.bind(as_given(file.endpoint))
+            except zmq.ZMQError as error:
+                raise EndpointUnusable(file.endpoint, os.strerror(error.errno or 0)) from error
+            file.made = file.look()
 
     def close(self) -> None:
         """Close every socket at once: what mattered was acknowledged, the rest is sent again."""
@@ -198,9 +281,10 @@ class Bus:
 
     def release_files(self) -> None:
         """After `close`: others may listen where this bus did over ipc."""
-        self._files.release()
+        self._claims.release(self.socket_files)
+        self._files.clear()
 
-    def _bind(self, socket: zmq.Socket[bytes], endpoint: str, domain: str) -> None:
+    def _bind(self, socket: zmq.Socket[bytes], endpoint: str, domain: str, setting: str) -> None:
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if self.security is not None and endpoint.startswith(TCP):
             secure_server(socket, self.security.pair(domain), domain)
@@ -210,31 +294,41 @@ class Bus:
         path = endpoints.socket_path(endpoint)
         if path is not None:
             try:
-                self._files.claim(path)
+                self._claims.claim(path)
             except SocketInUse as error:
                 raise EndpointUnusable(endpoint, str(error)) from error
-        missing: zmq.ZMQError | None = None
+            except SocketImpossible as error:
+                raise EndpointWrong(endpoint, str(error), setting) from error
+        refused: zmq.ZMQError | None = None
         bound = 0
         for place in endpoints.to_listen(endpoint):
             socket.setsockopt(zmq.IPV6, place.ipv6)
             try:
-                socket.bind(place.endpoint)
+                socket.bind(as_given(place.endpoint))
                 bound += 1
             except zmq.ZMQError as error:
+                refused = error
                 # Of several addresses of a name, this machine need not have all.
-                missing = error
                 if error.errno not in _NOT_HERE:
                     bound = 0
                     break
-        if missing is not None and not bound:
-            raise EndpointUnusable(endpoint, str(missing)) from missing
+        if refused is not None and not bound:
+            reason = os.strerror(refused.errno or 0)
+            if refused.errno in _FOR_GOOD:
+                raise EndpointWrong(endpoint, reason, setting) from refused
+            raise EndpointUnusable(endpoint, reason) from refused
+        if path is not None:
+            file = _File(socket, endpoint, path)
+            file.made = file.look()
+            self._files.append(file)
 
     def _listen(self, socket: zmq.Socket[bytes], stage: str, name: str) -> None:
         """Let other services connect."""
         endpoint = self._endpoint(stage, name, True)
         if self.security is not None and endpoint.startswith(TCP):
             self.handshakes.watch(socket, f"{stage}.{name}")
-        self._bind(socket, endpoint, BUS)
+        where = "bus.run_folder" if endpoint.startswith("ipc:") else "bus.bind_host or bus.host"
+        self._bind(socket, endpoint, BUS, f"bus.{stage}_{name} or {where}")
 
     def _connect(self, socket: zmq.Socket[bytes], stages: Sequence[str], name: str) -> None:
         """Connect to other services, each of which has the same pair."""
@@ -279,7 +373,7 @@ class Port:
         """Where it is bound, with the port that the system chose."""
         value = self.socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(value, bytes)
-        return value.rstrip(b"\x00").decode()
+        return os.fsdecode(value.rstrip(b"\x00"))
 
     def receive(self) -> list[Buffer] | None:
         """Frames of the next message (of a ROUTER, the peer first), or None when there is none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -49,6 +49,19 @@ def absolute(endpoint: str) -> str:
     except OSError as error:
         raise ValueError(f"{endpoint!r} starts at the working directory, which is gone") from error
     return IPC + os.path.join(folder, os.path.basename(path))
+
+
+def as_given(endpoint: str) -> str:
+    """What to hand over to libzmq: its path has the bytes that the file system has for it, which
+    need not be the UTF-8 that text becomes otherwise."""
+    raw = os.fsencode(endpoint)
+    try:
+        if raw == endpoint.encode("utf-8"):
+            return endpoint
+    except UnicodeEncodeError:
+        pass
+    # The interface takes bytes as well, though its types do not say so.
+    return cast(str, raw)
 
 
 def fixed(endpoint: str) -> str:

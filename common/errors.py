@@ -1,5 +1,7 @@
 """Errors that any service may end with. The clients' exceptions live in `tallybus.errors`.
 
+All of both kinds are a `TallybusError`.
+
 A service raises one of these when it cannot go on. Its message says what happened, where, and what
 to do; its fields carry the same facts for programs; `exit_code` is the exit status of the process
 that ends with it. Modules that know more about a failure derive their own errors from it.
@@ -7,13 +9,18 @@ that ends with it. Modules that know more about a failure derive their own error
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 # Exit codes as sysexits.h has them.
 EXIT_DAMAGED: Final = 65
 """What is on disk cannot be used as it is."""
+EXIT_MISSING: Final = 69
+"""Packages are missing that only services need."""
 EXIT_SOFTWARE: Final = 70
 """An error that should not happen."""
+EXIT_HOPELESS: Final = 71
+"""It would fail in the same way again: as it has three times, or because nothing on this machine
+changes by itself."""
 EXIT_STORAGE: Final = 74
 """The disk refused: full, read-only, or failing."""
 EXIT_BUSY: Final = 75
@@ -22,11 +29,33 @@ EXIT_REPLACED: Final = 76
 """A newer instance of the same service has taken over."""
 EXIT_SETTINGS: Final = 78
 """A setting, or what it names, is wrong."""
-FINAL_EXIT_CODES: Final = frozenset({EXIT_DAMAGED, EXIT_STORAGE, EXIT_SETTINGS})
+EXIT_HANGUP: Final = 129
+"""Stopped by SIGHUP, as shells have it. Not 0: whoever runs a single service starts it again."""
+FINAL_EXIT_CODES: Final = frozenset(
+    {EXIT_DAMAGED, EXIT_MISSING, EXIT_HOPELESS, EXIT_STORAGE, EXIT_SETTINGS}
+)
 """After these another start of the same service cannot help: someone has to look first."""
 
 
-class ServiceError(Exception):
+class TallybusError(Exception):
+    """Base of every exception that this package raises on purpose. `message` is the text."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its fields: a process pool hands exceptions over like any other value.
+        return _rebuilt, (type(self), self.message, self.__dict__)
+
+
+def _rebuilt(kind: type[TallybusError], message: str, fields: dict[str, Any]) -> TallybusError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(fields)
+    return error
+
+
+class ServiceError(TallybusError):
     """A service cannot start or cannot go on.
 
     `exit_code` is the exit status of a process that ends with this error. `restart` says whether
@@ -53,4 +82,24 @@ class SettingsError(ServiceError):
         super().__init__(f"{setting} ({origin}): {reason}")
         self.setting = setting
         self.origin = origin
+        self.reason = reason
+
+
+class ReplayError(ServiceError):
+    """Records were read that no execution can have written; balances and window are unusable now.
+
+    Fields: `transaction_id` of the first such record (one past the last record if only entries are
+    left over), `reason`.
+    """
+
+    exit_code = EXIT_DAMAGED
+    restart = False
+
+    def __init__(self, transaction_id: int, reason: str) -> None:
+        super().__init__(
+            f"replay stopped at transaction {transaction_id}: {reason}. The log and the state it "
+            "was applied to do not belong together; check both (`tallybus ctl verify`) and the "
+            "setting of max_accounts before starting again"
+        )
+        self.transaction_id = transaction_id
         self.reason = reason

@@ -16,6 +16,7 @@ import fcntl
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -117,16 +118,48 @@ def flat(buffer: Buffer) -> memoryview:
 
 
 class FileLock:
-    """An exclusive lock, held until `release` or the end of the process."""
+    """An exclusive lock, held until `release` or the end of the process.
+
+    A process that is forked from this one does not hold it: its copy of the descriptor would keep
+    the lock for as long as that process lives.
+    """
 
     def __init__(self, storage: Storage, file: OpenFile) -> None:
         self._storage = storage
         self._file: OpenFile | None = file
+        _LOCKS.add(self)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file that is locked is still the one at its path: where it was removed or
+        replaced, another process can lock the new one."""
+        if self._file is None:
+            return False
+        try:
+            found = os.stat(self._file.path)
+            held = os.fstat(self._file.descriptor)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
     def release(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             self._storage.close(file)
+
+
+_LOCKS: Final[weakref.WeakSet[FileLock]] = weakref.WeakSet()
+
+
+def _leave_locks_to_the_parent() -> None:
+    for lock in list(_LOCKS):
+        file, lock._file = lock._file, None
+        if file is not None:
+            with suppress(OSError):
+                os.close(file.descriptor)
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 class Storage:

@@ -304,6 +304,33 @@ class FunctionsAnswer:
 
 
 @dataclass(slots=True)
+class ClockQuery:
+    """Gateway → sequencer: what is the ledger's time? With `accept` it is told first that the wall
+    clock is right.
+
+    The question is repeated until it is answered.
+    """
+
+    kind: ClassVar[str] = "clock_query"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    query: int
+    accept: bool = False
+
+
+@dataclass(slots=True)
+class ClockAnswer:
+    """Sequencer → gateway: the ledger's time and the wall clock, Unix time in ns. `held`: the wall
+    clock has jumped ahead, and is not followed until it is accepted."""
+
+    kind: ClassVar[str] = "clock_answer"
+    payloads: ClassVar[tuple[str, ...]] = ()
+    query: int
+    time: int
+    wall: int
+    held: bool = False
+
+
+@dataclass(slots=True)
 class Hello:
     """A starting stage → its successor: fence older incarnations off and tell where to go on.
 
@@ -322,8 +349,11 @@ class Hello:
 
 @dataclass(slots=True)
 class Welcome:
-    """Answer to `Hello`: go on at `next` in `term`; `gateways` maps incarnations to next
-    requests."""
+    """Answer to `Hello`: go on at `next` in `term`; `gateways` maps incarnations to next requests.
+
+    To a sequencer, `stamp` is the last one in the ledger, 0 for none, and `elapsed` the nanoseconds
+    since the transactor was given it; 0 where it was read from the log.
+    """
 
     kind: ClassVar[str] = "welcome"
     payloads: ClassVar[tuple[str, ...]] = ()
@@ -335,6 +365,8 @@ class Welcome:
     durable: int
     cluster: int
     gateways: dict[int, int] = field(default_factory=dict)
+    stamp: int = 0
+    elapsed: int = 0
 
 
 @dataclass(slots=True)
@@ -397,6 +429,8 @@ Message = (
     | Prepared
     | FunctionsQuery
     | FunctionsAnswer
+    | ClockQuery
+    | ClockAnswer
     | Hello
     | Welcome
     | Refused
@@ -420,6 +454,8 @@ _TYPES: Final[dict[str, type[Any]]] = {
         Prepared,
         FunctionsQuery,
         FunctionsAnswer,
+        ClockQuery,
+        ClockAnswer,
         Hello,
         Welcome,
         Refused,
@@ -453,12 +489,14 @@ def encode(message: Message) -> list[Buffer]:
     return frames
 
 
-def unpack_header(frame: Buffer) -> dict[str, Any]:
-    """A msgpack map with string keys, bounded; raises `FrameError` for anything else."""
+def unpack_header(frame: Buffer, *, unique: bool = False) -> dict[str, Any]:
+    """A msgpack map, bounded; raises `FrameError` for anything else. With `unique` also for a key
+    that it has twice, of which otherwise the last value counts."""
     if size(frame) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {size(frame)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     try:
-        header = msgpack.unpackb(frame, strict_map_key=False, raw=False)
+        hook = _unique if unique else None
+        header = msgpack.unpackb(frame, strict_map_key=False, raw=False, object_pairs_hook=hook)
     except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as error:
         raise FrameError(
             f"header is not valid msgpack ({error or type(error).__name__})"
@@ -468,15 +506,26 @@ def unpack_header(frame: Buffer) -> dict[str, Any]:
     return header
 
 
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The map of these pairs. Raises ValueError, as msgpack does."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {shown(key)} is there twice")
+            seen.add(key)
+    return found
+
+
 def decode(frames: Sequence[Buffer]) -> Message:
     """The message in these frames. Raises `FrameError`; never returns a half-checked message."""
     if not frames:
         raise FrameError("no frames")
     header = unpack_header(frames[0])
-    if header.get("v") != PROTOCOL_VERSION:
-        raise FrameError(
-            f"version {shown(header.get('v'))}, this service speaks {PROTOCOL_VERSION}"
-        )
+    version = header.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise FrameError(f"version {shown(version)}, this service speaks {PROTOCOL_VERSION}")
     kind = header.get("t")
     cls = _TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(kind, str):

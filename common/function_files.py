@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from crc32c import crc32c
-
+from tallybus.common.checksum import crc32c
 from tallybus.common.errors import EXIT_DAMAGED, ServiceError
 
 FOLDER_NAME: Final = "functions"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from crc32c import crc32c
 
+from tallybus.common.checksum import crc32c
 from tallybus.common.files import Storage, flat
 from tallybus.common.function_names import MAX_NAME_BYTES
 from tallybus.common.functions import FunctionRegistry, FunctionVersion, RegistrationError

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from tallybus.common.errors import EXIT_SETTINGS, ServiceError
+from tallybus.common.function_names import MAX_PATTERNS, PATTERN_RULE, is_function_pattern
 
 GATEWAY_KEY: Final = "gateway.key"
 BUS_KEY: Final = "bus.key"
@@ -42,7 +43,7 @@ _FIELD: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 NAME_RULE: Final = (
     "1 to 64 letters, digits, '.', '_' and '-', of which the first is a letter or a digit"
 )
-LIMITS: Final = ("max_in_flight", "max_rate", "max_message_bytes")
+LIMITS: Final = ("max_in_flight", "max_rate", "max_message_bytes", "max_work_ms")
 
 _LOG: Final = logging.getLogger("tallybus.keys")
 _told: set[str] = set()
@@ -86,6 +87,9 @@ class Grant:
 
     `created` and `revoked` are times as RFC 3339 has them; an empty `revoked` means that it is
     good. Limits of 0 are those that the gateway has for everyone (`gateway.client_…`).
+
+    Of who may submit, `functions` are patterns of the functions that may be called, None: all;
+    without `builtins` nothing else may be submitted.
     """
 
     name: str
@@ -96,6 +100,9 @@ class Grant:
     max_in_flight: int = 0
     max_rate: int = 0
     max_message_bytes: int = 0
+    max_work_ms: int = 0
+    functions: tuple[str, ...] | None = None
+    builtins: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,7 @@ def good_grants(folder: Path) -> tuple[dict[bytes, Grant], list[KeyFileError]]:
 def read_grant(path: Path) -> Grant:
     """One client's grant; its name is the file's. Raises KeyFileError."""
     table = _read(path, secret=False)
-    known = {"public", "role", "created", "revoked", *LIMITS}
+    known = {"public", "role", "created", "revoked", "functions", "builtins", *LIMITS}
     unknown = sorted(set(table) - known)
     if unknown:
         # Only what looks like one: it might be a secret that lost its name.
@@ -194,6 +201,8 @@ def read_grant(path: Path) -> Grant:
         role=role,
         created=_text(path, table, "created"),
         revoked=_text(path, table, "revoked"),
+        functions=_functions(path, table),
+        builtins=_builtins(path, table),
         **limits,
     )
 
@@ -223,7 +232,7 @@ def client_key_text(key: ClientKey) -> str:
 
 def grant_text(grant: Grant) -> str:
     """The file of a grant."""
-    fields: dict[str, str | int] = {
+    fields: dict[str, str | int | tuple[str, ...]] = {
         "public": grant.public.decode(),
         "role": grant.role.name.lower(),
         "created": grant.created,
@@ -233,16 +242,28 @@ def grant_text(grant: Grant) -> str:
     for name in LIMITS:
         if limit := getattr(grant, name):
             fields[name] = limit
+    # What is not restricted stands nowhere, as in the files of those who made keys before.
+    if grant.functions is not None:
+        fields["functions"] = grant.functions
+    if not grant.builtins:
+        fields["builtins"] = False
     return _toml(f"What the client {grant.name} may do.", fields)
 
 
-def _toml(comment: str, fields: Mapping[str, str | int]) -> str:
-    # No value holds a quote or a backslash: names, times and Z85 have none.
-    lines = [
-        f"{name} = {value}" if isinstance(value, int) else f'{name} = "{value}"'
-        for name, value in fields.items()
-    ]
+def _toml(comment: str, fields: Mapping[str, str | int | tuple[str, ...]]) -> str:
+    lines = [f"{name} = {_toml_value(value)}" for name, value in fields.items()]
     return "\n".join([f"# {comment}", *lines, ""])
+
+
+def _toml_value(value: str | int | tuple[str, ...]) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    # No text holds a quote or a backslash: names, patterns, times and Z85 have none.
+    return f'"{value}"'
 
 
 def _read(path: Path, *, secret: bool) -> dict[str, Any]:
@@ -330,4 +351,22 @@ def _limit(path: Path, table: Mapping[str, Any], name: str) -> int:
     value = table.get(name, 0)
     if type(value) is not int or not 0 <= value <= MAX_LIMIT:
         raise KeyFileError(path, f"has a field {name!r} that is no whole number from 0 on")
+    return value
+
+
+def _functions(path: Path, table: Mapping[str, Any]) -> tuple[str, ...] | None:
+    value = table.get("functions")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) > MAX_PATTERNS:
+        raise KeyFileError(path, f"has a field 'functions' that is no list of up to {MAX_PATTERNS}")
+    if not all(map(is_function_pattern, value)):
+        raise KeyFileError(path, f"has a field 'functions' with something else than {PATTERN_RULE}")
+    return tuple(value)
+
+
+def _builtins(path: Path, table: Mapping[str, Any]) -> bool:
+    value = table.get("builtins", True)
+    if type(value) is not bool:
+        raise KeyFileError(path, "has a field 'builtins' that is neither true nor false")
     return value

@@ -8,15 +8,18 @@ the level, the service and the process. What a message is about stands in fields
     log.info("recovered", extra=fields(segment=3, transactions=21_000_000))
 
 Fields whose names sound secret are never written. Nothing a client sent can break a line: control
-characters are escaped.
+characters are escaped. What cannot be written (the disk is full, nobody reads the pipe) is dropped:
+a log neither ends nor holds up a service.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
 import re
+import select
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,6 +30,9 @@ Format = Literal["auto", "text", "json"]
 
 THROTTLE_LINES: Final = 5
 THROTTLE_SECONDS: Final = 10.0
+
+STUCK_MS: Final = 200
+"""How long a line waits for a reader; after that lines are dropped until there is one again."""
 
 _FIELDS: Final = "tallybus_fields"
 _OWN: Final = frozenset(("time", "level", "stage", "pid", "logger", "message", "exception"))
@@ -99,7 +105,8 @@ def setup(
         raise ValueError(f"{level!r} is not a logging level")
     if format not in ("auto", "text", "json"):
         raise ValueError(f"{format!r} is not a logging format")
-    out = sys.stderr if stream is None else stream
+    # A process that was started without standard error has none.
+    out = stream or sys.stderr or _Nowhere()
     terminal = out.isatty()
     as_text = format == "text" or (format == "auto" and terminal)
     handler = _Handler(out)
@@ -123,8 +130,39 @@ def teardown() -> None:
         logging.captureWarnings(False)
 
 
+class _Nowhere(io.StringIO):
+    """Keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     """Ours, told from handlers of others by its type."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._poll: select.poll | None = None
+        self._stuck = False
+        try:
+            descriptor = stream.fileno()
+        except (OSError, ValueError):
+            return  # in memory
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, unless nobody takes it: then the service goes on without."""
+        if self._poll is not None:
+            self._stuck = not self._poll.poll(0 if self._stuck else STUCK_MS)
+            if self._stuck:
+                return
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its base calls it so)
+        """A disk that is full is no defect of the line; there is nobody to tell it to."""
+        if not isinstance(sys.exc_info()[1], OSError | ValueError):
+            super().handleError(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -143,7 +181,7 @@ class JsonFormatter(logging.Formatter):
             "stage": self._stage,
             "pid": record.process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _whole(record.getMessage()),
         }
         for name, value in _fields(record).items():
             values[f"field_{name}" if name in _OWN else name] = value
@@ -151,6 +189,16 @@ class JsonFormatter(logging.Formatter):
         if trace:
             values["exception"] = trace
         return json.dumps(values, separators=(",", ":"))
+
+
+def _whole(text: str) -> str:
+    """Text that any reader takes: of a path that is not UTF-8, the bytes as escapes."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class TextFormatter(logging.Formatter):
@@ -167,7 +215,12 @@ class TextFormatter(logging.Formatter):
         colour = _COLOURS.get(record.levelname) if self._colour else None
         if colour:
             level = f"\x1b[{colour}m{level}\x1b[0m"
-        words = [clock, level, f"{self._stage}[{record.process}]", _escape(record.getMessage())]
+        words = [
+            clock,
+            level,
+            f"{self._stage}[{record.process}]",
+            _escape(_whole(record.getMessage())),
+        ]
         words += [f"{name}={_quoted(value)}" for name, value in _fields(record).items()]
         trace = _trace(self, record)
         return " ".join(words) + (f"\n{_escape(trace, keep=chr(10))}" if trace else "")
@@ -190,8 +243,10 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     """`value` as something that JSON can hold."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _whole(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -209,7 +264,7 @@ def _plain(value: object) -> object:
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "ndim", None) == 0:
         return _plain(item())
-    return str(value)
+    return _whole(str(value))
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
@@ -218,7 +273,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
         parts.append(formatter.formatException(record.exc_info))
     if record.stack_info:
         parts.append(record.stack_info)
-    return "\n".join(parts)
+    return _whole("\n".join(parts))
 
 
 def _escape(text: str, keep: str = "") -> str:

@@ -209,6 +209,7 @@ class Metric:
 
 _PIPELINE: Final = ("sequencer", "transactor", "wal", "snapshotter")
 _SENDERS: Final = ("sequencer", "transactor", "wal", "gateway")
+_SEQUENCER: Final = ("sequencer",)
 _TRANSACTOR: Final = ("transactor",)
 _WAL: Final = ("wal",)
 _SNAPSHOTTER: Final = ("snapshotter",)
@@ -334,6 +335,29 @@ _TABLE: Final = (
         "service that was replaced.",
         (),
         ("transactor", "wal", "snapshotter"),
+    ),
+    # -- sequencer ---------------------------------------------------------------------------------
+    Metric(
+        "tallybus_ledger_time_seconds",
+        "gauge",
+        "The ledger's time, of which stamps are taken, as Unix time.",
+        (),
+        _SEQUENCER,
+    ),
+    Metric(
+        "tallybus_clock_ahead_seconds",
+        "gauge",
+        "How far the wall clock is ahead of the ledger's time; negative where it is behind.",
+        (),
+        _SEQUENCER,
+    ),
+    Metric(
+        "tallybus_clock_held",
+        "gauge",
+        "1 while the wall clock has jumped ahead and is not followed until `tallybus clock "
+        "accept`, else 0.",
+        (),
+        _SEQUENCER,
     ),
     # -- transactor --------------------------------------------------------------------------------
     Metric(
@@ -562,6 +586,27 @@ _TABLE: Final = (
         "Requests beyond what their client may ask for, by limit: `in_flight`, `rate`, "
         "`message_bytes`. Nothing was done about them.",
         ("limit",),
+        _GATEWAY,
+    ),
+    Metric(
+        "tallybus_client_work_seconds_total",
+        "counter",
+        "Time of the transactor that the calls of a client have taken, by the name of its key.",
+        ("client",),
+        _GATEWAY,
+    ),
+    Metric(
+        "tallybus_operations_waiting",
+        "gauge",
+        "Operations that wait in the gateway for the turn of their client's calls of functions.",
+        (),
+        _GATEWAY,
+    ),
+    Metric(
+        "tallybus_work_outstanding_seconds",
+        "gauge",
+        "How long the calls of functions that were sent and not executed are expected to take.",
+        (),
         _GATEWAY,
     ),
     Metric(

@@ -26,7 +26,20 @@ from typing import Final
 import numpy as np
 
 
-class Kind(IntEnum):
+class Named(IntEnum):
+    """A code that prints its name: `str`, f-strings and `%s`. It is still its number."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self) if spec[-1:] in _OF_NUMBERS else self.name, spec)
+
+
+_OF_NUMBERS: Final = frozenset("bcdeEfFgGnoxX%")
+
+
+class Kind(Named):
     """What a record asks for."""
 
     DEPOSIT = 1
@@ -36,14 +49,18 @@ class Kind(IntEnum):
     FUNCTION_REGISTERED = 5
 
 
-class Status(IntEnum):
+class Status(Named):
     """Outcome of a transaction. 12..127 are reserved, 128..255 belong to functions.
 
     NOT_RUN and SUSPENDED say that a call was recorded and not executed: nothing moved, and its
     `user_ref` is free for another try. They come with a `Reason`. Without one, a status of 10..127
     is an older record's whose function returned it: it was the function's own then.
+
+    Success is OK. It was called NONE at first, and NONE is still the same member; `json_name` says
+    it so wherever programs read names.
     """
 
+    OK = 0
     NONE = 0
     INSUFFICIENT_FUNDS = 1
     ACCOUNT_NOT_FOUND = 2
@@ -57,8 +74,61 @@ class Status(IntEnum):
     NOT_RUN = 10
     SUSPENDED = 11
 
+    @property
+    def ok(self) -> bool:
+        """Whether it is success."""
+        return self.value == 0
 
-class Reason(IntEnum):
+
+class FunctionStatus(int):
+    """A status that is a function's own: a number from 128 to 255, which prints as FUNCTION_n.
+
+    (In older records also 10 to 127.)
+    """
+
+    @property
+    def name(self) -> str:
+        return f"FUNCTION_{int(self)}"
+
+    @property
+    def ok(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"FunctionStatus({int(self)})"
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self) if spec[-1:] in _OF_NUMBERS else self.name, spec)
+
+
+def status_of(code: int, reason: int | None = None) -> Status | FunctionStatus:
+    """The status of a code 0..255.
+
+    `reason` is the byte beside it in a record or row: without a `Reason` a code of 10..127 is an
+    older function's own. None: nothing stands beside it, as where a running ledger counts.
+    """
+    if reason is not None and 10 <= code < FIRST_USER_STATUS and not reason & REASON_MASK:
+        return FunctionStatus(code)
+    return _STATUSES[code]
+
+
+def reason_of(byte: int) -> Reason | int:
+    """The `Reason` in a row's or record's byte; a bare number for one of a newer ledger."""
+    code = byte & REASON_MASK
+    return Reason(code) if code in Reason._value2member_map_ else code
+
+
+def json_name(status: int) -> str:
+    """The name of a status for programs: success is NONE, as it always was."""
+    if status == 0:
+        return "NONE"
+    return status.name if isinstance(status, (Status, FunctionStatus)) else status_of(status).name
+
+
+class Reason(Named):
     """Why a function call failed, beside its status. 0..31; 0 where the status tells it all."""
 
     NONE = 0
@@ -80,8 +150,12 @@ class Reason(IntEnum):
     """QUOTA_EXCEEDED: the call ran for longer than its fuel explains, or than a submit may."""
 
 
-class Level(IntEnum):
-    """What a caller waits for; each level implies those before it."""
+class WaitLevel(Named):
+    """What a caller waits for; each level implies those before it.
+
+    NONE: sequenced, it has an id. COMPUTED: executed, its status is known. COMMITTED: durable.
+    SNAPSHOT: readable.
+    """
 
     NONE = 0
     COMPUTED = 1
@@ -89,7 +163,10 @@ class Level(IntEnum):
     SNAPSHOT = 3
 
 
-class Stage(IntEnum):
+Level = WaitLevel
+
+
+class Stage(Named):
     """How far a transaction has come, as told by a status query."""
 
     UNKNOWN = 0
@@ -148,6 +225,10 @@ kept for transactions of several legs, and 0."""
 REASON_MASK: Final = 0x1F
 """Bits of a row's `reason` that hold the `Reason`."""
 FAILURE_SIZE: Final = 16
+_STATUSES: Final = tuple(
+    Status(code) if code in Status._value2member_map_ else FunctionStatus(code)
+    for code in range(256)
+)
 
 STATUS_DTYPE: Final = np.dtype(
     [

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.compiled import INPUT_INTEGERS, INPUT_WORDS, kernel, prefetch, types
-from tallybus.common.errors import EXIT_DAMAGED, ServiceError
+from tallybus.common.errors import ReplayError as ReplayError
 from tallybus.common.record import (
     ENTRY_DTYPE,
     MAX_BALANCE,
@@ -47,26 +47,6 @@ _AHEAD: Final = 32
 
 if CHUNK_ACCOUNTS & (CHUNK_ACCOUNTS - 1):
     raise AssertionError(f"CHUNK_ACCOUNTS is {CHUNK_ACCOUNTS}; the replay needs a power of two")
-
-
-class ReplayError(ServiceError):
-    """Records were read that no execution can have written; balances and window are unusable now.
-
-    Fields: `transaction_id` of the first such record (one past the last record if only entries are
-    left over), `reason`.
-    """
-
-    exit_code = EXIT_DAMAGED
-    restart = False
-
-    def __init__(self, transaction_id: int, reason: str) -> None:
-        super().__init__(
-            f"replay stopped at transaction {transaction_id}: {reason}. The log and the state it "
-            "was applied to do not belong together; check both (`tallybus ctl verify`) and the "
-            "setting of max_accounts before starting again"
-        )
-        self.transaction_id = transaction_id
-        self.reason = reason
 
 
 def record_words(records: NDArray[np.void]) -> NDArray[np.uint64]:

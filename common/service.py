@@ -7,18 +7,20 @@ signals and an embedding process stop it through `stop`.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from tallybus.common import exposure, logs, security
+from tallybus.common import addresses, cpus, exposure, logs, security
 from tallybus.common import settings as configuration
-from tallybus.common.bus import Bus, BusLimits, Context, Port, Selector
-from tallybus.common.errors import EXIT_SETTINGS, ServiceError
-from tallybus.common.files import FileLock, Storage
+from tallybus.common.bus import Bus, BusLimits, Context, EndpointTaken, Port, Selector
+from tallybus.common.errors import EXIT_SETTINGS, ServiceError, SettingsError
+from tallybus.common.files import FileLock, LockHeld, Storage, StorageError
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
     TOPIC_EVENT,
@@ -59,6 +61,12 @@ DRAIN_INPUT_NS: Final = 4_000_000
 PROGRESS_NS: Final = 1_000_000_000
 METRICS_NS: Final = 1_000_000_000
 """How often a service tells its metrics where the gateway has a page to show them on."""
+RUN_FOLDER_NS: Final = 1_000_000_000
+"""How often a service looks whether its lock and its sockets are still there."""
+_NO_PLACE: Final = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+)
+"""Why a folder cannot be made that say nothing about the disk."""
 READY_LOOK_NS: Final = 20_000_000
 """How often a service that is not ready yet looks whether it is."""
 
@@ -79,19 +87,43 @@ class UnsafeRunFolder(ServiceError):
         self.mode = mode
 
 
-def lock_run_folder(settings: Settings, storage: Storage, name: str) -> FileLock | None:
-    """Hold `name` in the run folder, which is made where it is missing; None: there is no folder.
+def make_named_folder(settings: Settings, storage: Storage, folder: Path, key: str) -> None:
+    """Make a folder that the setting `key` leads to, where it is missing.
 
-    Raises UnsafeRunFolder, StorageError, and LockHeld when another process holds it.
+    Raises SettingsError where there can be none, StorageError where the disk is to blame.
     """
-    if settings.bus.transport != "ipc":
-        return None
+    try:
+        storage.make_folder(folder)
+    except StorageError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        origin = settings.origins.get(key, "default")
+        reason = f"the folder {folder} cannot be made: {os.strerror(error.errno)}; choose another"
+        raise SettingsError(key, origin, reason) from error
+
+
+def own_run_folder(settings: Settings, storage: Storage) -> Path:
+    """The run folder, made where it is missing, and surely nobody else's.
+
+    Raises UnsafeRunFolder, and what `make_named_folder` does.
+    """
     folder = configuration.run_folder(settings)
-    storage.make_folder(folder)
+    key = "ledger.data" if settings.bus.run_folder is None else "bus.run_folder"
+    make_named_folder(settings, storage, folder, key)
     state = os.stat(folder)
     if state.st_uid != os.getuid() or state.st_mode & 0o077:
         raise UnsafeRunFolder(str(folder), state.st_uid, state.st_mode & 0o777)
-    return storage.lock_exclusive(folder / f"{name}.lock")
+    return folder
+
+
+def lock_run_folder(settings: Settings, storage: Storage, name: str) -> FileLock | None:
+    """Hold `name` in the run folder, which is made where it is missing; None: there is no folder.
+
+    Raises what `own_run_folder` does, StorageError, and LockHeld when another process holds it.
+    """
+    if settings.bus.transport != "ipc":
+        return None
+    return storage.lock_exclusive(own_run_folder(settings, storage) / f"{name}.lock")
 
 
 @dataclass(slots=True)
@@ -143,6 +175,10 @@ class Shell(ABC):
         self._rests = settings.service(self.stage).wait == "low_cpu"
         self._selector = Selector(settings.service(self.stage).wait)
         self._run_lock: FileLock | None = None
+        self._run_folder_due_ns = 0
+        self._run_folder_told = ""
+        self.ready_since: float | None = None
+        """When it became ready, by the monotonic clock in seconds."""
         self._publisher: Port | None = None
         self._router: Port | None = None
         self._peer: Port | None = None
@@ -165,11 +201,35 @@ class Shell(ABC):
         silently."""
         self._run_lock = lock_run_folder(self.settings, self.storage, self.stage)
 
+    def _look_at_run_folder(self, now_ns: int) -> None:
+        """Whatever cleans temporary folders may take locks and sockets away under a service that
+        runs: make them again. Connections that there are live on meanwhile.
+
+        Raises LockHeld and EndpointUnusable when another process has taken the place.
+        """
+        self._run_folder_due_ns = now_ns + RUN_FOLDER_NS
+        lock = self._run_lock
+        if (lock is None or lock.in_place) and not self.bus.lost_files():
+            return
+        try:
+            if lock is not None and not lock.in_place:
+                self.lock_run_folder()
+                lock.release()
+            self.bus.listen_again()
+        except (LockHeld, EndpointTaken):
+            raise
+        except ServiceError as error:
+            # Those that are connected need no folder.
+            if self._run_folder_told != str(error):
+                self._run_folder_told = str(error)
+                self.log.error("the run folder was removed and cannot be made again: %s", error)
+            return
+        self._run_folder_told = ""
+        self.log.warning("what was removed from the run folder was made again")
+
     def pin(self) -> None:
         """Run on the configured CPUs only."""
-        cpus = self.settings.service(self.stage).cpus
-        if cpus and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cpus)
+        cpus.pin(self.settings, self.stage)
 
     def read(
         self,
@@ -215,6 +275,7 @@ class Shell(ABC):
         try:
             self.pin()
             exposure.check(self.settings, (self.stage,))
+            addresses.check(self.settings, self.stage)
             self._set_doorkeeper()
             self._serve_metrics()
             self.prepare()
@@ -237,6 +298,7 @@ class Shell(ABC):
             if now < look_ns:
                 continue
             if readiness(self, now).good:
+                self.ready_since = time.monotonic()
                 self.log.info("ready")
                 return
             look_ns = now + READY_LOOK_NS
@@ -392,6 +454,8 @@ class Shell(ABC):
         self.step(now)
         self.flush(now)
         self._look_at_handshakes(now)
+        if now >= self._run_folder_due_ns:
+            self._look_at_run_folder(now)
         if self._rests and ready:
             time.sleep(REST_NS / 1e9)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -293,6 +294,12 @@ class GatewaySettings(ServiceSettings):
         "Operations and reads that one client may ask for in a second; beyond it the client is "
         "told `overloaded`. 0: no limit.",
         maximum=2**31,
+    )
+    client_work_ms: int = setting(
+        0,
+        "Milliseconds of the transactor's time that one client's calls of functions may take in a "
+        "second; beyond it the client is told `overloaded`. 0: no limit.",
+        maximum=1_000,
     )
     client_message_bytes: int = setting(
         0,
@@ -607,10 +614,47 @@ def _read_environment(environ: Mapping[str, str]) -> Iterator[tuple[Setting, str
     for name in sorted(environ):
         if not name.startswith(ENVIRONMENT_PREFIX) or name in others:
             continue
+        if _of_an_engine(name, environ):
+            continue
         if name not in _BY_VARIABLE:
             known = (*_BY_VARIABLE, *others)
             raise SettingsError(name, "environment", _unknown("variable", name, known))
         yield _BY_VARIABLE[name], environ[name]
+
+
+_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://\S+", re.IGNORECASE)
+_ENGINE: Final = tuple(
+    (re.compile(rf"{ENVIRONMENT_PREFIX}(\w+_)?{name}"), re.compile(value, re.IGNORECASE))
+    for name, value in (
+        (r"SERVICE_HOST", r"[0-9A-F.:]+(%\w+)?|None"),
+        (r"SERVICE_PORT(_\w+)?", r"[0-9]{1,5}"),
+        (r"PORT", _ADDRESS.pattern),
+        (r"PORT_[0-9]+_(TCP|UDP|SCTP)", _ADDRESS.pattern),
+        (r"PORT_[0-9]+_(TCP|UDP|SCTP)_PROTO", r"tcp|udp|sctp"),
+        (r"PORT_[0-9]+_(TCP|UDP|SCTP)_PORT", r"[0-9]{1,5}"),
+        (r"PORT_[0-9]+_(TCP|UDP|SCTP)_ADDR", r"[0-9A-F.:]+"),
+        # Links of containers also tell the other's name, which is a path.
+        (r"NAME", r"/\S+"),
+    )
+)
+"""Variables that engines of containers set for a service called `tallybus` or `tallybus-…`."""
+_LINKED: Final = re.compile(rf"({ENVIRONMENT_PREFIX}(\w+_)?)ENV_\w+")
+
+
+def _of_an_engine(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether Kubernetes or a container engine made this variable, by its form and its value.
+
+    By both, so that `TALLYBUS_GATEWAY_PORT=5550`, which means a setting, is still told.
+    """
+    value = environ[name].strip()
+    if name in _BY_VARIABLE:
+        # A service may be called `tallybus-metrics-base`. No number is an address.
+        return _BY_VARIABLE[name].kind == "integer" and bool(_ADDRESS.fullmatch(value))
+    if any(form.fullmatch(name) and made.fullmatch(value) for form, made in _ENGINE):
+        return True
+    # The other container's own variables: what they hold is known to nobody.
+    linked = _LINKED.fullmatch(name)
+    return linked is not None and environ.get(f"{linked[1]}NAME", "").startswith("/")
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from crc32c import crc32c
 from numpy.typing import NDArray
 
+from tallybus.common.checksum import crc32c
 from tallybus.common.files import Storage, flat
 from tallybus.common.functions import FunctionRegistry, FunctionVersion
 from tallybus.common.functionsnapshot import read_function_snapshot, write_function_snapshot
@@ -221,19 +221,25 @@ def load_latest_snapshot(
     max_accounts: int,
     durable_index: int,
     fast: bool = False,
+    looking_back: bool = False,
 ) -> tuple[Snapshot | None, list[DamagedSnapshot]]:
     """Loads the newest valid snapshot of `folder`; None means the log from its start.
 
     `durable_index` is the last transaction id that the log holds. `fast`: the balances are for who
-    moves them all the time, see `account_array`. The list names the newer
-    snapshots that were passed over; the caller logs each.
+    moves them all the time, see `account_array`. The list names the newer snapshots that were
+    passed over; the caller logs each. With `looking_back` the log goes on behind `durable_index`:
+    snapshots of later transactions are not looked at.
 
     Raises SnapshotMismatch when the newest valid snapshot belongs to another cluster or another
     `transactions_per_segment`, or is newer than the log: then the log lost data or the folder was
     mixed. Raises AccountLimitTooLow, SnapshotUnreadable.
     """
     rejected: list[DamagedSnapshot] = []
-    for path in list_snapshots(folder):
+    last_segment = durable_index // transactions_per_segment
+    for segment in reversed(segments_of(folder, _PREFIX, "bin")):
+        if looking_back and segment > last_segment:
+            continue
+        path = snapshot_path(folder, segment)
         try:
             with ReadableFile(path) as file:
                 header = _verify(file)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
-from crc32c import crc32c
-
+from tallybus.common.checksum import crc32c
 from tallybus.common.errors import ServiceError
 
 CHUNK_ACCOUNTS: Final = 4096

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from tallybus.common.files import FileLock, FileMissing, LockHeld, Storage, Stor
 
 
 class SocketInUse(Exception):
-    """A socket must not be bound at a path. The message says why."""
+    """Another process has the path. The message says what is known of it."""
+
+
+class SocketImpossible(Exception):
+    """No socket can be at a path as long as nobody changes something. The message says why."""
 
 
 class SocketFiles:
@@ -26,29 +31,48 @@ class SocketFiles:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._locks: list[FileLock] = []
-        self._paths: list[Path] = []
+        self._locks: dict[Path, list[FileLock]] = {}
 
     def claim(self, path: Path) -> None:
-        """Before binding there: nobody else does from now on. Raises SocketInUse, StorageError."""
-        held = len(self._locks)
+        """Before binding there: nobody else does from now on.
+
+        Raises SocketInUse, SocketImpossible, StorageError.
+        """
+        self._locks.setdefault(path, []).extend(self._claimed(path))
+
+    def claim_again(self, path: Path) -> None:
+        """As `claim`, of a path whose file was removed, perhaps together with its locks."""
+        held = self._locks.get(path, [])
+        if all(lock.in_place for lock in held):
+            _check_unused(path)
+            return
+        self._locks[path] = self._claimed(path)
+        for lock in held:
+            lock.release()
+
+    def release(self, files: Iterable[Path]) -> None:
+        """After the sockets were closed: remove these files, which libzmq leaves behind."""
+        for path in files:
+            with suppress(FileMissing):
+                self._storage.remove(path)
+        for locks in self._locks.values():
+            for lock in locks:
+                lock.release()
+        self._locks.clear()
+
+    def _claimed(self, path: Path) -> list[FileLock]:
+        if not path.parent.is_dir():
+            raise SocketImpossible(f"there is no folder {path.parent}")
+        locks: list[FileLock] = []
         try:
             for place in lock_paths(path):
-                self._locks.append(self._lock(place))
+                locks.append(self._lock(place))
             _check_unused(path)
         except BaseException:
-            while len(self._locks) > held:
-                self._locks.pop().release()
+            for lock in locks:
+                lock.release()
             raise
-        self._paths.append(path)
-
-    def release(self) -> None:
-        """After the sockets were closed: remove their files, which libzmq leaves behind."""
-        while self._paths:
-            with suppress(FileMissing):
-                self._storage.remove(self._paths.pop())
-        while self._locks:
-            self._locks.pop().release()
+        return locks
 
     def _lock(self, place: Path) -> FileLock:
         try:
@@ -57,12 +81,13 @@ class SocketFiles:
             holder = error.holder or "another process"
             raise SocketInUse(f"{holder} listens there, and holds {place}") from error
         except FileMissing as error:
-            raise SocketInUse(f"the folder {place.parent} does not exist") from error
+            raise SocketImpossible(f"there is no folder {place.parent}") from error
         except StorageError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM):
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            # The lock of another user, or a folder in which nothing can be made.
-            raise SocketInUse(str(error)) from error
+            if os.path.lexists(place):
+                raise SocketInUse(f"another user has {place}") from error
+            raise SocketImpossible(os.strerror(error.errno)) from error
 
 
 def lock_paths(path: Path) -> list[Path]:
@@ -74,18 +99,18 @@ def lock_paths(path: Path) -> list[Path]:
 
 
 def _check_unused(path: Path) -> None:
-    """Raises SocketInUse where somebody listens who holds no lock, or what is there is no socket:
-    binding would remove it."""
+    """Raises SocketInUse where somebody listens who holds no lock, SocketImpossible where what is
+    there is no socket: binding would remove it."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
     except OSError as error:
-        raise SocketInUse(f"{path} cannot be looked at: {error.strerror}") from error
+        raise SocketImpossible(f"it cannot be looked at: {error.strerror}") from error
     if not stat.S_ISSOCK(mode):
-        raise SocketInUse(f"{path} is there and is no socket; it would be overwritten")
+        raise SocketImpossible("what is there is no socket, and would be overwritten")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         # A full queue of connections is refused otherwise than by nobody: EAGAIN.
-        if probe.connect_ex(str(path)) in (0, errno.EAGAIN, errno.EACCES):
+        if probe.connect_ex(os.fsencode(path)) in (0, errno.EAGAIN, errno.EACCES):
             raise SocketInUse("another process listens there")

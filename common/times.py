@@ -1,8 +1,21 @@
-"""Times as people read them."""
+"""Times as people read them, and a clock that only advances."""
 
 from __future__ import annotations
 
+import sys
+import time
 from datetime import UTC, datetime
+from typing import Final
+
+_STEADY: Final = getattr(
+    time, "CLOCK_BOOTTIME" if sys.platform == "linux" else "CLOCK_MONOTONIC", None
+)
+
+
+def steady_ns() -> int:
+    """Nanoseconds since some moment, that neither jump nor go back, and go on while the machine is
+    suspended, where it has such a clock (Linux: `CLOCK_BOOTTIME`)."""
+    return time.monotonic_ns() if _STEADY is None else time.clock_gettime_ns(_STEADY)
 
 
 def utc_text(timestamp_ns: int) -> str:

@@ -11,15 +11,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tallybus.client import AsyncClient, Client, Pending
-    from tallybus.embedded import Ledger
+    from tallybus.client import (
+        AsyncClient,
+        Client,
+        Pending,
+    )
+    from tallybus.common.errors import (
+        ReplayError,
+        ServiceError,
+        SettingsError,
+    )
+    from tallybus.common.files import (
+        FileMissing,
+        LockHeld,
+        StorageError,
+    )
+    from tallybus.common.function_files import (
+        BinaryDamaged,
+    )
+    from tallybus.common.functions import (
+        RegistrationError,
+    )
+    from tallybus.common.logreader import (
+        DamagedLog,
+        ForeignLog,
+        LogEndsEarly,
+        LogRefused,
+    )
+    from tallybus.common.record import (
+        FunctionStatus,
+    )
+    from tallybus.common.snapshotformat import (
+        AccountLimitTooLow,
+        DamagedSnapshot,
+        SnapshotError,
+        SnapshotMismatch,
+        SnapshotUnreadable,
+        UnbalancedSnapshot,
+    )
+    from tallybus.embedded import (
+        Ledger,
+        ServiceFailed,
+    )
     from tallybus.errors import (
         AccessDenied,
         AlreadyExists,
         ClientClosed,
+        ForkedProcess,
         InvalidFunction,
         InvalidRequest,
         LostTransaction,
+        MissingExtra,
         NotRegistered,
         OutcomeUnknown,
         Overloaded,
@@ -30,11 +72,15 @@ if TYPE_CHECKING:
         TooManyOpenFiles,
         TransactionNotFound,
         Unavailable,
+        Unreachable,
+        WrongEventLoop,
     )
     from tallybus.functions import (
         FunctionInfo,
         FunctionVersion,
         OperationBatch,
+        Reason,
+        Trial,
         function_calls,
     )
     from tallybus.operations import (
@@ -55,36 +101,65 @@ if TYPE_CHECKING:
         Withdrawal,
         deposits,
         transfers,
+        user_ref_of,
         withdrawals,
     )
-    from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
-    from tallybus.transactions import Direction, Entry, Kind, Transaction
+    from tallybus.pipeline import (
+        GatewayInfo,
+        LedgerTime,
+        PipelineIndex,
+        ServiceInfo,
+    )
+    from tallybus.settings import (
+        Settings,
+        load_settings,
+    )
+    from tallybus.transactions import (
+        Direction,
+        Entry,
+        Kind,
+        Transaction,
+    )
+    from tallybus.trials import try_function
 
 __version__: Final = "0.1.0"
 
 __all__ = [
-    "OPERATION_DTYPE",
     "AccessDenied",
+    "AccountLimitTooLow",
     "AlreadyExists",
     "AsyncClient",
     "Balance",
     "Balances",
     "BatchResult",
+    "BinaryDamaged",
     "Client",
     "ClientClosed",
+    "DamagedLog",
+    "DamagedSnapshot",
     "Deposit",
     "Direction",
     "Entry",
+    "FileMissing",
+    "ForeignLog",
+    "ForkedProcess",
     "Function",
     "FunctionInfo",
+    "FunctionStatus",
     "FunctionVersion",
     "GatewayInfo",
     "InvalidFunction",
     "InvalidRequest",
     "Kind",
     "Ledger",
+    "LedgerTime",
+    "LockHeld",
+    "LogEndsEarly",
+    "LogRefused",
     "LostTransaction",
+    "MissingExtra",
     "NotRegistered",
+    "OPERATION_DTYPE",
     "Operation",
     "OperationBatch",
     "OutcomeUnknown",
@@ -92,11 +167,22 @@ __all__ = [
     "Pending",
     "PipelineIndex",
     "ProtocolError",
+    "Reason",
+    "RegistrationError",
+    "ReplayError",
     "Result",
     "ServerError",
+    "ServiceError",
+    "ServiceFailed",
     "ServiceInfo",
+    "Settings",
+    "SettingsError",
+    "SnapshotError",
+    "SnapshotMismatch",
+    "SnapshotUnreadable",
     "Stage",
     "Status",
+    "StorageError",
     "TallybusError",
     "Timeout",
     "TooManyOpenFiles",
@@ -105,31 +191,70 @@ __all__ = [
     "TransactionStatus",
     "TransactionStatuses",
     "Transfer",
+    "Trial",
     "Unavailable",
+    "UnbalancedSnapshot",
+    "Unreachable",
     "WaitLevel",
     "Withdrawal",
-    "__version__",
+    "WrongEventLoop",
     "deposits",
     "function_calls",
+    "load_settings",
     "transfers",
+    "try_function",
+    "user_ref_of",
     "withdrawals",
+    "__version__",
 ]
 
 
 _MODULES: Final = {
-    "tallybus.embedded": ("Ledger",),
     "tallybus.client": (
         "AsyncClient",
         "Client",
         "Pending",
     ),
+    "tallybus.common.errors": (
+        "ReplayError",
+        "ServiceError",
+        "SettingsError",
+    ),
+    "tallybus.common.files": (
+        "FileMissing",
+        "LockHeld",
+        "StorageError",
+    ),
+    "tallybus.common.function_files": ("BinaryDamaged",),
+    "tallybus.common.functions": ("RegistrationError",),
+    "tallybus.common.logreader": (
+        "DamagedLog",
+        "ForeignLog",
+        "LogEndsEarly",
+        "LogRefused",
+    ),
+    "tallybus.common.record": ("FunctionStatus",),
+    "tallybus.common.snapshotformat": (
+        "AccountLimitTooLow",
+        "DamagedSnapshot",
+        "SnapshotError",
+        "SnapshotMismatch",
+        "SnapshotUnreadable",
+        "UnbalancedSnapshot",
+    ),
+    "tallybus.embedded": (
+        "Ledger",
+        "ServiceFailed",
+    ),
     "tallybus.errors": (
         "AccessDenied",
         "AlreadyExists",
         "ClientClosed",
+        "ForkedProcess",
         "InvalidFunction",
         "InvalidRequest",
         "LostTransaction",
+        "MissingExtra",
         "NotRegistered",
         "OutcomeUnknown",
         "Overloaded",
@@ -140,20 +265,24 @@ _MODULES: Final = {
         "TooManyOpenFiles",
         "TransactionNotFound",
         "Unavailable",
+        "Unreachable",
+        "WrongEventLoop",
     ),
     "tallybus.functions": (
         "FunctionInfo",
         "FunctionVersion",
         "OperationBatch",
+        "Reason",
+        "Trial",
         "function_calls",
     ),
     "tallybus.operations": (
-        "OPERATION_DTYPE",
         "Balance",
         "Balances",
         "BatchResult",
         "Deposit",
         "Function",
+        "OPERATION_DTYPE",
         "Operation",
         "Result",
         "Stage",
@@ -165,12 +294,18 @@ _MODULES: Final = {
         "Withdrawal",
         "deposits",
         "transfers",
+        "user_ref_of",
         "withdrawals",
     ),
     "tallybus.pipeline": (
         "GatewayInfo",
+        "LedgerTime",
         "PipelineIndex",
         "ServiceInfo",
+    ),
+    "tallybus.settings": (
+        "Settings",
+        "load_settings",
     ),
     "tallybus.transactions": (
         "Direction",
@@ -178,6 +313,7 @@ _MODULES: Final = {
         "Kind",
         "Transaction",
     ),
+    "tallybus.trials": ("try_function",),
 }
 _WHERE: Final = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -3,9 +3,10 @@
 Sans-IO: bytes go in, batches to submit come out; the command line owns the file and the client.
 Nothing is handed out before the whole file has passed, so a malformed file sends nothing.
 
-The file is UTF-8 with a header line. Columns `kind`, `account`, `amount` are needed;
-`counterparty`, `user_ref`, `function`, `params` may be there; every other column is ignored. A
-column holds:
+The file is UTF-8 with a header line, which also shows what separates the fields: commas, or
+semicolons, tabs or `|`. Rows of nothing but those and blanks are blank lines. Columns `kind`,
+`account`, `amount` are needed; `counterparty`, `user_ref`, `function`, `params` may be there; every
+other column is ignored. A column holds:
 
 | column         | holds                                                                   |
 |----------------|-------------------------------------------------------------------------|
@@ -30,6 +31,7 @@ repeated refs. No Python object of a row outlives the chunk of rows it belongs t
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import compress, islice, repeat
@@ -40,6 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.record import MAX_AMOUNT, RECORD_DTYPE, Kind, Status
+from tallybus.csv_dialect import declared_delimiter, delimiter_name, find_delimiter
 from tallybus.csv_functions import Calls, WrongCell, read_calls, read_name, read_params
 from tallybus.csv_text import Lines, MalformedCsv, csv_fault, shown
 from tallybus.functions import OperationBatch
@@ -120,13 +123,18 @@ class ParsedCsv:
         raise IndexError(f"row {row} of a file with {self.rows} rows")
 
 
-def parse_csv(blocks: Iterable[bytes]) -> ParsedCsv:
+def parse_csv(
+    blocks: Iterable[bytes], delimiter: str | None = None, name: str = "FILE"
+) -> ParsedCsv:
     """Check a whole file and turn it into records.
 
-    `blocks` yields the file's bytes in order, cut anywhere. Raises MalformedCsv.
+    `blocks` yields the file's bytes in order, cut anywhere. `delimiter` separates the fields; None:
+    what the header shows. `name` is how messages call the file. Raises MalformedCsv.
     """
-    source = Lines(blocks)
-    reader = csv.reader(source, strict=True)
+    source = Lines(blocks, name)
+    begin = source.begin()
+    source.delimiter = delimiter or find_delimiter(begin, NEEDED_COLUMNS)
+    reader = csv.reader(source, strict=True, delimiter=source.delimiter)
     layout = _read_header(reader, source)
     chunks: list[_Chunk] = []
     row = 1
@@ -152,6 +160,7 @@ class _Layout:
     positions: dict[str, int]
     width: int
     names: list[str]
+    delimiter: str
 
     def fault(self, reason: str, line: int, name: str) -> MalformedCsv:
         return MalformedCsv(reason, line=line, column=self.positions[name] + 1, name=name)
@@ -159,7 +168,7 @@ class _Layout:
 
 def _read_header(reader: Any, source: Lines) -> _Layout:
     header: list[str] = []
-    while not header:
+    while _is_blank(header):
         line = reader.line_num + 1
         try:
             found = next(reader, None)
@@ -171,6 +180,8 @@ def _read_header(reader: Any, source: Lines) -> _Layout:
                 line=1,
             )
         header = found
+        if line == 1 and declared_delimiter(source.delimiter.join(header)) is not None:
+            header = []
     positions: dict[str, int] = {}
     for position, name in enumerate(header):
         if name not in COLUMNS:
@@ -186,9 +197,28 @@ def _read_header(reader: Any, source: Lines) -> _Layout:
     for name in NEEDED_COLUMNS:
         if name not in positions:
             listed = ", ".join(shown(each) for each in header[:12])
-            hint = "; fields are separated by commas" if ";" in header[0] else ""
-            raise MalformedCsv(f"no column {name}; the header has {listed}{hint}", line=line)
-    return _Layout(positions, len(header), header)
+            raise MalformedCsv(
+                f"no column {name}; the header has {listed}{_hint(name, header, source)}", line=line
+            )
+    return _Layout(positions, len(header), header, source.delimiter)
+
+
+def _hint(name: str, header: list[str], source: Lines) -> str:
+    """Why a needed column may seem to be missing."""
+    alike = next((each for each in header if each.strip().lower() == name), None)
+    if alike is not None:
+        return f"; {shown(alike)} has to be written {name}"
+    if len(header) == 1:
+        return (
+            f"; fields are separated by {delimiter_name(source.delimiter)} here, which "
+            "--delimiter changes"
+        )
+    return ""
+
+
+def _is_blank(row: list[str]) -> bool:
+    """Whether the row has nothing but delimiters and blanks."""
+    return not any(cell.strip() for cell in row)
 
 
 def _next_chunk(reader: Any, source: Lines, layout: _Layout, first_row: int) -> _Chunk | None:
@@ -214,12 +244,27 @@ def _next_chunk(reader: Any, source: Lines, layout: _Layout, first_row: int) -> 
         lines = lines[filled]
         rows = [row for row in rows if row]
     chunk = _Chunk(np.zeros(len(rows), RECORD_DTYPE), first_row, first_line, lines)
-    if rows:
-        _fill(chunk, rows, layout)
+    if rows and not _fill_columns(chunk, rows, layout):
+        chunk, rows = _without_blank_rows(chunk, rows)
+        if rows:
+            _fill(chunk, rows, layout)
     if fault is not None:
         # Only now: a wrong row before it comes first.
         raise csv_fault(fault, source, fault_line)
     return chunk
+
+
+def _without_blank_rows(chunk: _Chunk, rows: Rows) -> tuple[_Chunk, Rows]:
+    """A chunk without those of its rows that are nothing but delimiters and blanks."""
+    filled = np.fromiter((not _is_blank(row) for row in rows), np.bool_, len(rows))
+    if filled.all():
+        return chunk, rows
+    lines = chunk.lines
+    if lines is None:
+        lines = chunk.first_line + np.arange(len(rows), dtype=np.int64)
+    rows = list(compress(rows, filled))
+    records = np.zeros(len(rows), RECORD_DTYPE)
+    return _Chunk(records, chunk.first_row, chunk.first_line, lines[filled]), rows
 
 
 def _height(row: list[str]) -> int:
@@ -336,7 +381,7 @@ def _check_row(row: list[str], line: int, layout: _Layout) -> None:
     if len(row) > layout.width:
         raise MalformedCsv(
             f"the row has {len(row)} fields, the header {layout.width}; "
-            "a field that holds a comma must be quoted",
+            f"a field that holds a {delimiter_name(layout.delimiter)} must be quoted",
             line=line,
             column=layout.width + 1,
         )
@@ -409,6 +454,9 @@ def _check_number(row: list[str], name: str, line: int, layout: _Layout) -> int:
     return int(row[position])
 
 
+_DECIMAL: Final = re.compile(r"[0-9][0-9.,' ]*[.,][0-9]+")
+
+
 def _number_problem(cell: str, limit: int) -> str | None:
     """Why `cell` is not a whole number in 0..limit, or None."""
     if cell == "":
@@ -416,7 +464,10 @@ def _number_problem(cell: str, limit: int) -> str | None:
     if not (cell.isascii() and cell.isdigit()):
         if cell.isascii() and cell.startswith("-") and cell[1:].isdigit():
             return f"{shown(cell)} is negative"
-        return f"{shown(cell)} is not a whole number written in the digits 0 to 9 alone"
+        problem = f"{shown(cell)} is not a whole number written in the digits 0 to 9 alone"
+        if _DECIMAL.fullmatch(cell):
+            problem += "; amounts are whole minor units: 12.50, and 12,50, is written 1250"
+        return problem
     digits = cell.lstrip("0") or "0"
     if len(digits) > _U64_DIGITS or int(digits) > limit:
         return f"{shown(cell)} is more than {limit}"

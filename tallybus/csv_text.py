@@ -13,10 +13,12 @@ from io import StringIO
 from itertools import chain
 from typing import Final
 
+from tallybus.csv_dialect import COMMA
+from tallybus.csv_magic import HEAD_BYTES, foreign, not_utf8
+
 MAX_LINE_BYTES: Final = 1 << 20
 _SHOWN_CHARACTERS: Final = 40
 _BOM: Final = b"\xef\xbb\xbf"
-_UTF16_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
 class MalformedCsv(ValueError):
@@ -53,16 +55,25 @@ class MalformedCsv(ValueError):
 class Lines:
     """The file's lines as text with their ends, and what is needed to say where one is wrong.
 
-    Iterating raises MalformedCsv for what is not text.
+    `name` is how a command line calls the file; `delimiter` is what separates its fields. Iterating
+    raises MalformedCsv for what is not text.
     """
 
-    def __init__(self, blocks: Iterable[bytes]) -> None:
+    def __init__(self, blocks: Iterable[bytes], name: str = "FILE") -> None:
+        self.delimiter = COMMA
+        self._name = name
         self._hash = blake2b(digest_size=8)
-        self._pieces = self._decode(blocks)
+        self._whole: Iterator[bytes] = self._whole_lines(blocks)
         self._held: list[tuple[int, str]] = []
 
+    def begin(self) -> str:
+        """Text of the file's first lines, before any of it was iterated over; it is kept."""
+        first = next(self._whole, b"")
+        self._whole = chain([first] if first else [], self._whole)
+        return first.removeprefix(_BOM).decode("utf-8", "replace")
+
     def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(StringIO(piece, newline="\n") for piece in self._pieces)
+        return chain.from_iterable(StringIO(piece, newline="\n") for piece in self._decode())
 
     def digest(self) -> int:
         """64-bit hash of the whole content. Only meaningful at the end."""
@@ -80,17 +91,13 @@ class Lines:
             text = text[end + 1 :]
         return text
 
-    def _decode(self, blocks: Iterable[bytes]) -> Iterator[str]:
+    def _decode(self) -> Iterator[str]:
         """Yield pieces of text that end where a line ends."""
         line = 1
-        for piece in self._whole_lines(blocks):
+        for piece in self._whole:
             if line == 1:
-                if piece.startswith(_UTF16_BOMS):
-                    raise MalformedCsv(
-                        "the file is UTF-16 text; save it as UTF-8", line=1, column=1
-                    )
                 piece = piece.removeprefix(_BOM)
-            text = _decode_piece(piece, line)
+            text = self._decode_piece(piece, line)
             self._held = [*self._held[-1:], (line, text)]
             line += text.count("\n")
             yield text
@@ -98,7 +105,7 @@ class Lines:
     def _whole_lines(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         carry = b""
         line = 1
-        for block in blocks:
+        for block in self._looked_at(blocks):
             self._hash.update(block)
             end = block.rfind(b"\n") + 1
             if not end:
@@ -110,36 +117,52 @@ class Lines:
                 line += piece.count(b"\n")
             if len(carry) > MAX_LINE_BYTES:
                 # A binary file is more often the cause than a long line: say so where it shows.
-                _decode_piece(carry[: carry.rfind(b",") + 1].removeprefix(_BOM), line)
+                self._decode_piece(carry[: carry.rfind(b",") + 1].removeprefix(_BOM), line)
                 raise MalformedCsv(f"the line is longer than {MAX_LINE_BYTES} bytes", line=line)
         if carry:
             yield carry
 
+    def _looked_at(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """The blocks, of which the first is long enough to see what the file is."""
+        rest = iter(blocks)
+        head = b""
+        for block in rest:
+            head += block
+            if len(head) >= HEAD_BYTES:
+                break
+        reason = foreign(head[:HEAD_BYTES], self._name)
+        if reason is not None:
+            raise MalformedCsv(reason, line=1, column=1)
+        if head:
+            yield head
+        yield from rest
 
-def _decode_piece(piece: bytes, line: int) -> str:
-    try:
-        text = piece.decode("utf-8")
-        wrong = text.find("\0")
-        if wrong < 0:
-            return text
-        before = text[:wrong]
-        reason = "a zero byte: this is not text"
-    except UnicodeDecodeError as error:
-        before = piece[: error.start].decode("utf-8", "replace")
-        reason = f"byte 0x{piece[error.start]:02x} is not UTF-8 text"
-    start = before.rfind("\n") + 1
-    raise MalformedCsv(
-        reason, line=line + before.count("\n"), column=_field_number(before[start:])
-    ) from None
+    def _decode_piece(self, piece: bytes, line: int) -> str:
+        try:
+            text = piece.decode("utf-8")
+            wrong = text.find("\0")
+            if wrong < 0:
+                return text
+            before = text[:wrong]
+            reason = "a zero byte: this is not text"
+        except UnicodeDecodeError as error:
+            before = piece[: error.start].decode("utf-8", "replace")
+            reason = f"byte 0x{piece[error.start]:02x} is not UTF-8 text; {not_utf8(self._name)}"
+        start = before.rfind("\n") + 1
+        raise MalformedCsv(
+            reason,
+            line=line + before.count("\n"),
+            column=_field_number(before[start:], self.delimiter),
+        ) from None
 
 
-def _field_number(text: str) -> int:
+def _field_number(text: str, delimiter: str) -> int:
     """Number of the field in which `text`, the start of a row, ends."""
     number, quoted = 1, False
     for character in text:
         if character == '"':
             quoted = not quoted
-        elif character == "," and not quoted:
+        elif character == delimiter and not quoted:
             number += 1
     return number
 
@@ -160,10 +183,12 @@ def csv_fault(error: csv.Error, source: Lines, line: int) -> MalformedCsv:
     else:
         reason = text
     start = source.text_from(line)
-    return MalformedCsv(reason, line=line, column=None if start is None else _locate(start, text))
+    return MalformedCsv(
+        reason, line=line, column=None if start is None else _locate(start, text, source.delimiter)
+    )
 
 
-def _locate(text: str, error: str) -> int | None:
+def _locate(text: str, error: str, delimiter: str) -> int | None:
     """Number of the field that the csv module stopped at, in a row that starts with `text`."""
     number, size, index = 1, 0, 0
     quoted = closed = False
@@ -175,7 +200,7 @@ def _locate(text: str, error: str) -> int | None:
                 quoted, closed = False, True
         elif character == '"' and (size == 0 or closed):
             quoted, closed = True, False
-        elif character == ",":
+        elif character == delimiter:
             number, size, closed = number + 1, -1, False
         elif character == "\n":
             break

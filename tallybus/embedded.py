@@ -1,7 +1,5 @@
 """The whole ledger in one process: the same five services as threads over `inproc://`.
 
-And a single call of a function without a ledger, in the sandbox that the transactor has.
-
 Same API as the client, same files on disk: a folder written by an embedded ledger can be served by
 `tallybus up` afterwards, and the other way round. One process at a time may have a folder open.
 """
@@ -13,10 +11,11 @@ import importlib
 import os
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from tallybus.client import forks
 from tallybus.client.codec import Request
 from tallybus.client.context import check_room
 from tallybus.client.core import Call
@@ -25,10 +24,8 @@ from tallybus.common.bus import Context, new_context
 from tallybus.common.files import Storage
 from tallybus.common.service import Shell
 from tallybus.common.settings import SecuritySettings, Settings, load
-from tallybus.errors import InvalidFunction, InvalidRequest, TallybusError, Timeout, Unavailable
-from tallybus.functions import Trial, checked_binary
-from tallybus.operations import status_of
-from tallybus.transactions import entry_of
+from tallybus.errors import ForkedProcess, TallybusError, Timeout, Unavailable, Unreachable
+from tallybus.extras import need_server
 
 T = TypeVar("T")
 START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
@@ -53,7 +50,7 @@ class Ledger(Client):
     `with`."""
 
     _threads: dict[str, _ServiceThread]
-    _own_context: Context
+    _own_context: Context | None
 
     @classmethod
     def open(
@@ -62,17 +59,23 @@ class Ledger(Client):
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         start_timeout: float = START_SECONDS,
-        settings: Settings | None = None,
+        settings: Settings | Mapping[str, object] | None = None,
         **overrides: object,
     ) -> Ledger:
         """Open the ledger in folder `path`, made when missing; returns when it answers.
 
-        `overrides` are settings of the section `ledger`, such as `max_accounts=1000`; for all
-        others pass `settings` (from `tallybus.common.settings.load`). `timeout` is the default of
-        every method's. Raises what keeps a service from starting: `LockHeld` when the folder is in
-        use, `DamagedLog` when it is damaged; and TooManyOpenFiles.
+        `overrides` are settings of the section `ledger`, such as `max_accounts=1000`. All others
+        go into `settings`: a mapping of dotted names to values, as in `docs/configuration.md`, or
+        what `load_settings` gives, which also reads files and the environment. `timeout` is the
+        default of every method's. Raises a `ServiceError` of what keeps a service from starting:
+        `LockHeld` when the folder is in use, `DamagedLog` when it is damaged, `SettingsError`;
+        `MissingExtra` where only a client is installed; and TooManyOpenFiles.
         """
-        base = settings or load(environ={})
+        need_server("an embedded ledger")
+        if isinstance(settings, Settings):
+            base = settings
+        else:
+            base = load(environ={}, overrides=settings, overrides_origin="Ledger.open")
         if overrides:
             base = load(
                 environ={},
@@ -113,20 +116,36 @@ class Ledger(Client):
 
     def close(self, wait: bool = True) -> None:
         """As `Client.close`; then stop the services in pipeline order. May be called again."""
-        super().close(wait)
-        _stop(self._threads, self._own_context)
+        try:
+            super().close(wait)
+        finally:
+            _stop(self._threads, self._own_context)
+
+    def _forked(self) -> None:
+        """The services are threads of the parent: here is nothing to stop, and nothing to ask."""
+        super()._forked()
+        threads, context = getattr(self, "_threads", {}), getattr(self, "_own_context", None)
+        forks.abandon((threads, context))
+        self._threads = {}
+        self._own_context = None
+
+    def _reconnect_in_child(self) -> None:
+        raise ForkedProcess(
+            "this ledger is open in the process of which this one was forked; use it there, or "
+            "serve the folder with `tallybus up` and use a Client in every process"
+        )
 
     def _wait_call(self, call: Call[T], timeout: float | None) -> T:
         try:
             return super()._wait_call(call, timeout)
-        except Timeout:
+        except (Timeout, Unreachable):
             self._tell_failure()
             raise
 
     def _call(self, request: Request[T], timeout: float | None) -> T:
         try:
             return super()._call(request, timeout)
-        except Timeout:
+        except (Timeout, Unreachable):
             self._tell_failure()
             raise
 
@@ -149,7 +168,7 @@ class Ledger(Client):
                 if error.__cause__ is not None:
                     raise error.__cause__ from None
                 raise
-            except (Timeout, Unavailable):
+            except (Timeout, Unavailable, Unreachable):
                 continue
         raise Timeout(
             f"the embedded ledger was not ready within {seconds:g} seconds",
@@ -176,45 +195,11 @@ class _ServiceThread(threading.Thread):
             self.failure = error
 
 
-def try_function(
-    binary: bytes,
-    params: Sequence[int] = (),
-    balances: Mapping[int, int] | None = None,
-    *,
-    fuel: int | None = None,
-) -> Trial:
-    """Call a function once in the transactor's sandbox, without a ledger.
-
-    `balances` are those of the accounts before the call, 0 for others; `fuel` is what the call may
-    use (None: the default of a ledger). Raises InvalidFunction for a binary that a ledger would not
-    take, InvalidRequest for parameters, accounts or balances out of range.
-    """
-    trial: Any = importlib.import_module("tallybus.services.transactor.functions.trial")
-    limits: Any = importlib.import_module("tallybus.services.transactor.functions.limits")
-    refusals: Any = importlib.import_module("tallybus.services.transactor.functions.errors")
-    allowed = limits.FunctionLimits() if fuel is None else limits.FunctionLimits(fuel=fuel)
-    data = checked_binary(binary)
-    try:
-        call = trial.try_function(data, params, balances or {}, limits=allowed)
-    except refusals.InvalidFunction as error:
-        raise InvalidFunction(
-            f"a ledger does not take this binary as a function: {error}", name="", reason=str(error)
-        ) from error
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from error
-    return Trial(
-        status=status_of(call.status),
-        entries=tuple(entry_of(account, amount) for account, amount in call.entries),
-        fuel_used=call.fuel_used,
-        fuel_limit=allowed.fuel,
-        trap=call.trap,
-    )
-
-
-def _stop(threads: dict[str, _ServiceThread], context: Context) -> None:
+def _stop(threads: dict[str, _ServiceThread], context: Context | None) -> None:
     for stage in STOP_ORDER:
         thread = threads.get(stage)
         if thread is not None and thread.is_alive():
             thread.shell.stop()
             thread.join()
-    context.destroy(linger=0)
+    if context is not None:
+        context.destroy(linger=0)

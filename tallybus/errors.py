@@ -2,32 +2,13 @@
 
 Every exception carries what a program needs to react as fields, and a message that says what
 happened, where, and what to do. A transaction that the ledger rejected is a result with a status
-and never one of these. Imports nothing but the record's codes.
+and never one of these. What keeps a `Ledger` from opening is a `ServiceError`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from tallybus.common.errors import TallybusError as TallybusError
 from tallybus.common.record import Level
-
-
-class TallybusError(Exception):
-    """Base of every exception that this package raises on purpose. `message` is the text."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By its fields: a process pool hands exceptions over like any other value.
-        return _rebuilt, (type(self), self.message, self.__dict__)
-
-
-def _rebuilt(kind: type[TallybusError], message: str, fields: dict[str, Any]) -> TallybusError:
-    error = kind.__new__(kind, message)
-    error.__dict__.update(fields)
-    return error
 
 
 class InvalidRequest(TallybusError, ValueError):
@@ -35,7 +16,8 @@ class InvalidRequest(TallybusError, ValueError):
 
     `field` names the offending field or argument (None when the gateway refused the request as a
     whole), `value` is what was given, `index` the position of the operation in its batch (None
-    outside one).
+    outside one). Of a request that is larger than it may be, `limit` names what it is beyond
+    ("max_batch", "in_flight", "message_bytes") and `allowed` says how much it may be, else None.
     """
 
     def __init__(
@@ -45,11 +27,15 @@ class InvalidRequest(TallybusError, ValueError):
         field: str | None = None,
         value: object = None,
         index: int | None = None,
+        limit: str | None = None,
+        allowed: int | None = None,
     ) -> None:
         super().__init__(message)
         self.field = field
         self.value = value
         self.index = index
+        self.limit = limit
+        self.allowed = allowed
 
 
 class Timeout(TallybusError, TimeoutError):
@@ -77,16 +63,45 @@ class Timeout(TallybusError, TimeoutError):
         self.first_tx_id = first_tx_id
 
 
+class Unreachable(TallybusError, ConnectionError):
+    """There was no connection to the gateway until the deadline; nothing was sent.
+
+    `request` is the protocol's name of the operation, `endpoint` where the gateway should be,
+    `seconds` the time the caller allowed.
+    """
+
+    def __init__(self, message: str, *, request: str, endpoint: str, seconds: float) -> None:
+        super().__init__(message)
+        self.request = request
+        self.endpoint = endpoint
+        self.seconds = seconds
+
+
 class Overloaded(TallybusError):
     """The ledger took no more requests until the deadline; nothing was sequenced, retry later.
 
-    `request` is the protocol's name of the operation, `attempts` how often it was sent.
+    `request` is the protocol's name of the operation, `attempts` how often it was sent. Where this
+    client's own limit was the reason, `limit` names it ("in_flight", "rate") and `allowed` says how
+    much it is; `retry_ms` is after how many milliseconds the ledger says that trying again is of
+    use. None: not told.
     """
 
-    def __init__(self, message: str, *, request: str, attempts: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        request: str,
+        attempts: int,
+        limit: str | None = None,
+        allowed: int | None = None,
+        retry_ms: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.request = request
         self.attempts = attempts
+        self.limit = limit
+        self.allowed = allowed
+        self.retry_ms = retry_ms
 
 
 class Unavailable(TallybusError):
@@ -176,6 +191,33 @@ class TooManyOpenFiles(TallybusError):
     def __init__(self, message: str, *, limit: int) -> None:
         super().__init__(message)
         self.limit = limit
+
+
+class MissingExtra(TallybusError, ImportError):
+    """What was asked for needs packages that a client does not have: `pip install
+    'tallybus[server]'`.
+
+    `extra` is what to install, `missing` the packages that cannot be imported.
+    """
+
+    def __init__(self, message: str, *, extra: str, missing: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.extra = extra
+        self.missing = missing
+
+
+class ForkedProcess(TallybusError):
+    """What is used here belongs to another process, of which this one was forked; it did nothing.
+
+    A `Ledger` is open in the process that opened it; a batch, or a client over inproc, belongs to
+    the process that began it. A `Client` or `AsyncClient` connects anew in the child by itself.
+    """
+
+
+class WrongEventLoop(TallybusError, RuntimeError):
+    """An AsyncClient was used on another event loop than the one that it belongs to; nothing was
+    sent.
+    """
 
 
 class ClientClosed(TallybusError):

@@ -15,13 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from tallybus.checks import i64_rows, place, u64_array
 from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
-from tallybus.common.record import RECORD_DTYPE, Kind, Reason, Status
+from tallybus.common.record import RECORD_DTYPE, Kind, Status
+from tallybus.common.record import Reason as Reason
 from tallybus.errors import InvalidRequest
 from tallybus.transactions import Entry
 
 MAX_PARAMS: Final = 8
-# Of the column's own type: a plain number would have the whole column converted first.
-_FUNCTION: Final = np.uint8(Kind.FUNCTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +72,34 @@ class FunctionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one call of a function did that was tried out without a ledger.
+    """What one call of a function did that was tried out without a ledger; `try_function` makes it.
 
-    `status` and `entries` are those that its transaction would have; `fuel_used` of `fuel_limit` is
-    what it took; `trap` says why it ended where it trapped, else it is empty.
+    `status`, `reason` and `entries` are those that its transaction would have: `reason` says more
+    where the status is that of several failures. `balances` are those after the call, of the
+    accounts that were given or moved. `fuel_used` of `fuel_limit` is what it took. `trap` says why
+    the call was stopped, and is empty if it returned; `returned` is what it returned (32 bits with
+    a sign), None if it was stopped.
     """
 
     status: Status | int
+    reason: Reason
     entries: tuple[Entry, ...]
+    balances: Mapping[int, int]
     fuel_used: int
     fuel_limit: int
     trap: str
+    returned: int | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a ledger would have applied it."""
+        return self.status == 0
+
+    @property
+    def cause(self) -> str:
+        """What stopped the call, in one line and without the place; empty if it returned."""
+        # The sandbox tells where first, and what at the end.
+        return " ".join(self.trap[max(0, self.trap.find("wasm trap:")) :].split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,9 +107,9 @@ class OperationBatch:
     """A batch with function calls as arrays, for `submit_batch`. `function_calls` makes one.
 
     `records` (n,) of `OPERATION_DTYPE`, in any order built-in operations and calls; the `function`
-    of a call is an index into `names`. `params` int64 (c, up to 8) has one row for each of the c
-    calls among the records, in their order; missing columns are 0. All are checked when the batch
-    is submitted, and may be changed afterwards.
+    of a call is an index into `names`, its account, counterparty and amount are 0. `params` int64
+    (c, up to 8) has one row for each of the c calls among the records, in their order; missing
+    columns are 0. All are checked when the batch is submitted, and may be changed afterwards.
     """
 
     records: NDArray[Any]
@@ -143,10 +159,10 @@ def function_calls(
     return OperationBatch(records, tuple(known), rows)
 
 
-def checked_params(batch: OperationBatch) -> NDArray[np.int64]:
+def checked_params(batch: OperationBatch, calls: int) -> NDArray[np.int64]:
     """The batch's parameters as int64 (c, 8), contiguous; they and the names fit the records.
 
-    `batch.records` have been checked. Raises InvalidRequest.
+    `batch.records` have been checked, `calls` of them are calls. Raises InvalidRequest.
     """
     if isinstance(batch.names, str):
         raise InvalidRequest(
@@ -154,8 +170,6 @@ def checked_params(batch: OperationBatch) -> NDArray[np.int64]:
         )
     for name in batch.names:
         checked_name(name)
-    is_call = batch.records["kind"] == _FUNCTION
-    calls = int(np.count_nonzero(is_call))
     if not calls and not len(batch.params):
         return np.zeros((0, MAX_PARAMS), "<i8")
     params = i64_rows(batch.params, "params")
@@ -165,15 +179,6 @@ def checked_params(batch: OperationBatch) -> NDArray[np.int64]:
             field="params",
             value=batch.params,
         )
-    if calls:
-        used = batch.records["function"]
-        used = used if calls == len(used) else used[is_call]
-        if int(used.max()) >= len(batch.names):
-            raise InvalidRequest(
-                f"a call's function is {used.max()}, an index into {len(batch.names)} names",
-                field="function",
-                value=int(used.max()),
-            )
     return padded_params(params)
 
 

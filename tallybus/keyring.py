@@ -7,7 +7,7 @@ One process at a time may change a folder; services that read it meanwhile are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from typing import Final
 
 from tallybus.common.curve import matches, new_key_pair
 from tallybus.common.files import Storage, StorageError
+from tallybus.common.function_names import MAX_PATTERNS, PATTERN_RULE, is_function_pattern
 from tallybus.common.keys import (
     BUS_KEY,
     CLIENTS_FOLDER,
@@ -77,16 +78,20 @@ class Keyring:
         role: Role,
         limits: Mapping[str, int],
         hand_over: Callable[[str], None],
+        functions: Sequence[str] | None = None,
+        builtins: bool = True,
     ) -> Made:
         """A key for a new client, and its grant. Makes the folder and the pairs of gateway and bus
         where they are missing.
 
-        `limits` are fields of `Grant` that begin with `max_`. `hand_over` is given the text of the
+        `limits` are fields of `Grant` that begin with `max_`; `functions` and `builtins` are its
+        fields of these names. `hand_over` is given the text of the
         client's own file, and keeps it durably; the grant comes after it, so whatever it raises
         leaves none. Raises KeyringError for a name that is taken, also by a key that was revoked,
-        KeyFileError for a damaged file, StorageError.
+        and for functions that are none, KeyFileError for a damaged file, StorageError.
         """
         _check_name(name)
+        granted = None if functions is None else _checked_functions(functions)
         if name == GATEWAY_NAME:
             raise KeyringError(f"{name} is what the gateway itself is called; take another name")
         storage = self._storage
@@ -102,7 +107,16 @@ class Keyring:
             self._pair(BUS_KEY)
             key = ClientKey(name, new_key_pair(), gateway.public)
             given = {limit: limits.get(limit, 0) for limit in LIMITS}
-            grant = Grant(name, key.pair.public, role, self._time(), "", **given)
+            grant = Grant(
+                name,
+                key.pair.public,
+                role,
+                self._time(),
+                "",
+                **given,
+                functions=granted,
+                builtins=builtins,
+            )
             hand_over(client_key_text(key))
             try:
                 storage.atomic_write(path, [grant_text(grant).encode()])
@@ -196,3 +210,13 @@ def write_new(path: Path, text: str, storage: Storage | None = None) -> None:
 def _check_name(name: str) -> None:
     if not is_name(name):
         raise KeyringError(f"{name[:70]!r} is no name of a key; a name has {NAME_RULE}")
+
+
+def _checked_functions(functions: Sequence[str]) -> tuple[str, ...]:
+    for each in functions:
+        if not is_function_pattern(each):
+            raise KeyringError(f"{each[:70]!r} names no functions; give {PATTERN_RULE}")
+    once = tuple(dict.fromkeys(functions))
+    if len(once) > MAX_PATTERNS:
+        raise KeyringError(f"{len(once)} names of functions, a key may have up to {MAX_PATTERNS}")
+    return once

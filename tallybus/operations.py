@@ -2,15 +2,16 @@
 
 Plain immutable values; nothing here does I/O. What an operation's fields may hold is checked when
 it is encoded (`encode_operations`), with the field, value and position in the batch in the error.
-Amounts are integer minor units. The ledger, not this module, rejects amounts below 1 or above
-2^63-1: such an operation gets an id and the status INVALID_OPERATION, like every other rejection.
+Amounts are integer minor units from 1 to 2^63-1.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Final, TypeAlias, overload
 
 import numpy as np
@@ -22,25 +23,28 @@ from tallybus.common.record import (
     RECORD_DTYPE,
     RECORD_SIZE,
     SYSTEM_ACCOUNT,
+    FunctionStatus,
     Kind,
     Level,
+    Reason,
+    reason_of,
 )
 from tallybus.common.record import Stage as Stage
 from tallybus.common.record import Status as Status
+from tallybus.common.record import WaitLevel as WaitLevel
+from tallybus.common.record import status_of as status_of
+from tallybus.common.submitted import RecordFault, count_calls
 from tallybus.errors import InvalidRequest
 from tallybus.functions import MAX_PARAMS, OperationBatch, checked_name, checked_params
 
 OPERATION_DTYPE: Final = RECORD_DTYPE
 """dtype of one operation in a numpy batch: 40 bytes, see `tallybus.common.record`."""
-WaitLevel = Level
-"""What a call waits for: NONE (sequenced), COMPUTED, COMMITTED (durable), SNAPSHOT (readable)."""
-
 _RECORD: Final = struct.Struct("<BBHIQQQQ")
 _PARAMS: Final = struct.Struct("<8q")
-_STATUSES: Final[tuple[Status | int, ...]] = tuple(
-    Status(code) if code in Status._value2member_map_ else code for code in range(256)
-)
-
+# Of the columns' own types: a plain number would have a whole column converted first.
+_ONE: Final = np.uint64(1)
+_MAX_AMOUNT: Final = np.uint64(MAX_AMOUNT)
+_FUNCTION: Final = np.uint8(Kind.FUNCTION)
 Records: TypeAlias = NDArray[Any]
 """A contiguous array of shape (n,) and dtype `OPERATION_DTYPE`."""
 
@@ -89,43 +93,52 @@ Operation: TypeAlias = Deposit | Withdrawal | Transfer | Function
 Operations: TypeAlias = Sequence[Operation] | Records | OperationBatch
 
 
-def status_of(code: int) -> Status | int:
-    """The `Status` member for a status code 0..255, or the bare int where none is named."""
-    return _STATUSES[code]
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """Outcome of one transaction.
 
-    `status` is a `Status` (or an int from 128 up, a function's own), known only if `level` is
-    COMPUTED or higher. For a DUPLICATE both `tx_id` and `duplicate_of` are the id of the first
-    transaction with that `user_ref`. If the client itself had sent the operation again after a lost
-    connection and the first sending turned out to have been executed, `status` is that execution's
-    status, and `tx_id` and `duplicate_of` are its id.
+    `level` is how far it is known to have come. `status` is a `Status`, or a `FunctionStatus` for a
+    function's own; None while `level` is NONE, for then nothing is known but its id. `reason` says
+    why a call failed where its status alone does not: a `Reason`, or a bare number of a newer
+    ledger's.
+
+    For a DUPLICATE both `tx_id` and `duplicate_of` are the id of the first transaction with that
+    `user_ref`, and `original_status` is how that one ended. If the client itself had sent the
+    operation again after a lost connection and the first sending turned out to have been executed,
+    `status` is that execution's status, and `tx_id` and `duplicate_of` are its id.
     """
 
     tx_id: int
-    status: Status | int
+    status: Status | FunctionStatus | None
     level: Level
     duplicate_of: int | None = None
+    original_status: Status | FunctionStatus | None = None
+    reason: Reason | int = Reason.NONE
 
     @property
     def ok(self) -> bool:
         """True if the transaction is known to have been executed with success."""
-        return self.status == Status.NONE and self.level >= Level.COMPUTED
+        return self.status == Status.OK and self.level >= Level.COMPUTED
 
 
 class BatchResult(Sequence[Result]):
     """Outcomes of a batch of n operations, in the order given; a sequence of `Result`.
 
     `first_tx_id` is the id given to the first operation; the others follow without gaps. `level` is
-    the level reached. `statuses` u8[n] holds the status codes (zero while `level` is NONE: not
-    known), `duplicate_of` u64[n] the id of the first transaction with that `user_ref` for a
-    duplicate, else 0.
+    the level reached. As arrays: `statuses` u8[n] (all zero while `level` is NONE: not known),
+    `duplicate_of` u64[n] the id of the first transaction with that `user_ref` for a duplicate, else
+    0, `original_statuses` u8[n] how that one ended (0 for other operations), `reasons` u8[n].
     """
 
-    __slots__ = ("_tx_ids", "duplicate_of", "first_tx_id", "level", "statuses")
+    __slots__ = (
+        "_original_statuses",
+        "_reasons",
+        "_tx_ids",
+        "duplicate_of",
+        "first_tx_id",
+        "level",
+        "statuses",
+    )
 
     def __init__(
         self,
@@ -134,13 +147,17 @@ class BatchResult(Sequence[Result]):
         statuses: NDArray[np.uint8],
         level: Level,
         duplicate_of: NDArray[np.uint64],
+        original_statuses: NDArray[np.uint8] | None = None,
+        reasons: NDArray[np.uint8] | None = None,
     ) -> None:
-        """`tx_ids` None: to be made of the others when somebody asks."""
+        """`tx_ids` None: to be made of the others when somebody asks. The last two: all zero."""
         self.first_tx_id = first_tx_id
         self.level = level
         self.statuses = statuses
         self.duplicate_of = duplicate_of
         self._tx_ids = tx_ids
+        self._original_statuses = original_statuses
+        self._reasons = reasons
 
     @property
     def tx_ids(self) -> NDArray[np.uint64]:
@@ -153,6 +170,20 @@ class BatchResult(Sequence[Result]):
             np.copyto(tx_ids, self.duplicate_of, where=self.duplicate_of != 0)
             self._tx_ids = tx_ids
         return tx_ids
+
+    @property
+    def original_statuses(self) -> NDArray[np.uint8]:
+        """u8[n]: of a duplicate, how the first transaction with that `user_ref` ended; else 0."""
+        if self._original_statuses is None:
+            self._original_statuses = np.zeros(len(self), np.uint8)
+        return self._original_statuses
+
+    @property
+    def reasons(self) -> NDArray[np.uint8]:
+        """u8[n]: `Reason` codes of calls that failed, 0 where the status tells it all."""
+        if self._reasons is None:
+            self._reasons = np.zeros(len(self), np.uint8)
+        return self._reasons
 
     def __repr__(self) -> str:
         return (
@@ -170,24 +201,43 @@ class BatchResult(Sequence[Result]):
     def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        first = int(self.duplicate_of[index])
-        return Result(
+        return self._result(
             int(self.tx_ids[index]),
-            _STATUSES[int(self.statuses[index])],
-            self.level,
-            first or None,
+            int(self.statuses[index]),
+            int(self.duplicate_of[index]),
+            0 if self._original_statuses is None else int(self._original_statuses[index]),
+            0 if self._reasons is None else int(self._reasons[index]),
         )
 
     def __iter__(self) -> Iterator[Result]:
+        count = len(self)
         rows = zip(
-            self.tx_ids.tolist(), self.statuses.tolist(), self.duplicate_of.tolist(), strict=True
+            self.tx_ids.tolist(),
+            self.statuses.tolist(),
+            self.duplicate_of.tolist(),
+            repeat(0, count)
+            if self._original_statuses is None
+            else self.original_statuses.tolist(),
+            repeat(0, count) if self._reasons is None else self.reasons.tolist(),
+            strict=True,
         )
-        for tx_id, status, first in rows:
-            yield Result(tx_id, _STATUSES[status], self.level, first or None)
+        return (self._result(*row) for row in rows)
+
+    def _result(self, tx_id: int, status: int, first: int, original: int, reason: int) -> Result:
+        if self.level < Level.COMPUTED and not status:
+            return Result(tx_id, None, self.level)
+        return Result(
+            tx_id,
+            status_of(status, reason),
+            self.level,
+            first or None,
+            status_of(original, 0) if first else None,
+            reason_of(reason),
+        )
 
     @property
     def failed_count(self) -> int:
-        """How many ended with a status other than NONE (duplicates included)."""
+        """How many ended with a status other than OK (duplicates included)."""
         return int(np.count_nonzero(self.statuses))
 
     @property
@@ -236,26 +286,42 @@ class Balances(Sequence[Balance]):
 
 @dataclass(frozen=True, slots=True)
 class TransactionStatus:
-    """How far a transaction has come, how it ended, and the link of a duplicate (else None)."""
+    """How far a transaction has come, how it ended, and the link of a duplicate (else None).
+
+    `status` is None while that is not known: `stage` is UNKNOWN (no such id yet) or PENDING.
+    `reason` as in `Result`.
+    """
 
     tx_id: int
     stage: Stage
-    status: Status | int
+    status: Status | FunctionStatus | None
     duplicate_of: int | None
+    reason: Reason | int = Reason.NONE
+
+
+def transaction_status(
+    tx_id: int, stage: int, status: int, duplicate_of: int, reason: int
+) -> TransactionStatus:
+    """From the bytes of a status row."""
+    at = Stage(stage)
+    known = status_of(status, reason) if at >= Stage.COMPUTED else None
+    return TransactionStatus(tx_id, at, known, duplicate_of or None, reason_of(reason))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TransactionStatuses(Sequence[TransactionStatus]):
     """Statuses of n transactions; a sequence of `TransactionStatus`.
 
-    `tx_ids` u64[n] as asked for, `stages` u8[n] (`Stage` codes), `statuses` u8[n] (`Status` codes),
-    `duplicate_of` u64[n] (0 = not a duplicate).
+    `tx_ids` u64[n] as asked for, `stages` u8[n] (`Stage` codes), `statuses` u8[n] (`Status` codes;
+    0 as well where `stages` is below COMPUTED and no status is known), `duplicate_of` u64[n] (0 =
+    not a duplicate), `reasons` u8[n] (`Reason` codes).
     """
 
     tx_ids: NDArray[np.uint64]
     stages: NDArray[np.uint8]
     statuses: NDArray[np.uint8]
     duplicate_of: NDArray[np.uint64]
+    reasons: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.tx_ids)
@@ -267,12 +333,12 @@ class TransactionStatuses(Sequence[TransactionStatus]):
     def __getitem__(self, index: int | slice) -> TransactionStatus | Sequence[TransactionStatus]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        first = int(self.duplicate_of[index])
-        return TransactionStatus(
+        return transaction_status(
             int(self.tx_ids[index]),
-            Stage(int(self.stages[index])),
-            _STATUSES[int(self.statuses[index])],
-            first or None,
+            int(self.stages[index]),
+            int(self.statuses[index]),
+            int(self.duplicate_of[index]),
+            int(self.reasons[index]),
         )
 
 
@@ -296,14 +362,16 @@ def encode_operations(operations: Operations) -> EncodedOperations:
     A numpy array must have shape (n,) and dtype `OPERATION_DTYPE`; it is taken as it is when
     contiguous and copied when not. An OperationBatch has function calls beside such an array. A
     sequence of operations is encoded into one preallocated array. Raises InvalidRequest for an
-    empty batch, another shape or dtype, names or parameters that do not fit the records, or an
-    operation whose fields do not fit the record.
+    empty batch, another shape or dtype, a record with an unknown kind or with anything but 0 in a
+    field that means nothing in it, names or parameters that do not fit the records, or an operation
+    whose fields do not fit the record.
     """
     if isinstance(operations, np.ndarray):
-        return EncodedOperations(_checked_records(operations))
+        return EncodedOperations(_checked_records(operations, 0)[0])
     if isinstance(operations, OperationBatch):
-        records = _checked_records(operations.records)
-        return EncodedOperations(records, tuple(operations.names), checked_params(operations))
+        records, calls = _checked_records(operations.records, len(operations.names))
+        params = checked_params(operations, calls)
+        return EncodedOperations(records, tuple(operations.names), params)
     if isinstance(operations, (str, bytes)) or not isinstance(operations, Sequence):
         raise InvalidRequest(
             "operations must be a sequence of operations, an array of OPERATION_DTYPE or an "
@@ -316,10 +384,10 @@ def encode_operations(operations: Operations) -> EncodedOperations:
     records = np.zeros(len(operations), RECORD_DTYPE)
     target = records.view(np.uint8).data
     names: dict[str, int] = {}
-    params: list[bytes] = []
+    rows: list[bytes] = []
     for index, operation in enumerate(operations):
-        _encode_into(target, index * RECORD_SIZE, operation, index, names, params)
-    return EncodedOperations(records, tuple(names), b"".join(params))
+        _encode_into(target, index * RECORD_SIZE, operation, index, names, rows)
+    return EncodedOperations(records, tuple(names), b"".join(rows))
 
 
 def encode_operation(operation: Operation) -> tuple[bytes, tuple[str, ...], bytes]:
@@ -329,6 +397,26 @@ def encode_operation(operation: Operation) -> tuple[bytes, tuple[str, ...], byte
     params: list[bytes] = []
     _encode_into(target, 0, operation, None, names, params)
     return bytes(target), tuple(names), b"".join(params)
+
+
+def user_ref_of(text: str | bytes) -> int:
+    """A `user_ref` for a key that is a text: an order number, a UUID, an idempotency key.
+
+    The first eight bytes of the SHA-256 of its UTF-8, as a big-endian number; 1 instead of 0. The
+    same text gives the same number always, in every process and language. Two texts that differ
+    have the same number once in 2^64.
+    """
+    if isinstance(text, str):
+        data = text.encode("utf-8", "surrogatepass")
+    elif isinstance(text, bytes):
+        data = text
+    else:
+        raise InvalidRequest(
+            f"text must be a str or bytes, not {type(text).__name__}", field="text", value=text
+        )
+    if not data:
+        raise InvalidRequest("text is empty: it names nothing", field="text", value=text)
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") or 1
 
 
 def deposits(
@@ -428,8 +516,14 @@ def _encode_into(
         _u64(user_ref, "user_ref", index),
         _u64(account, account_field, index),
         counterparty,
-        _u64(amount, "amount", index),
+        0 if kind is Kind.FUNCTION else _amount(amount, index),
     )
+
+
+def _amount(value: object, index: int | None) -> int:
+    if type(value) is int and 1 <= value <= MAX_AMOUNT:
+        return value
+    return check_int(value, "amount", 1, MAX_AMOUNT, index)
 
 
 def _u64(value: object, field: str, index: int | None) -> int:
@@ -457,7 +551,8 @@ def _encode_params(values: object, index: int | None) -> bytes:
     return _PARAMS.pack(*numbers, *[0] * (MAX_PARAMS - len(numbers)))
 
 
-def _checked_records(array: NDArray[Any]) -> Records:
+def _checked_records(array: NDArray[Any], names: int) -> tuple[Records, int]:
+    """The records, contiguous, and how many of them call one of the `names` functions."""
     if not isinstance(array, np.ndarray):
         raise InvalidRequest(
             f"records must be an array of OPERATION_DTYPE, not {type(array).__name__}",
@@ -480,7 +575,26 @@ def _checked_records(array: NDArray[Any]) -> Records:
         )
     if not len(array):
         raise _empty(array)
-    return np.ascontiguousarray(array)
+    records = np.ascontiguousarray(array)
+    try:
+        calls = count_calls(records, len(records), names)
+    except RecordFault as fault:
+        raise InvalidRequest(
+            str(fault), field=fault.field, value=fault.value, index=fault.index
+        ) from None
+    _check_amounts(records)
+    return records, calls
+
+
+def _check_amounts(records: Records) -> None:
+    # 0 wraps around to the largest number: one comparison finds it, and what is too large.
+    wrong = records["amount"] - _ONE >= _MAX_AMOUNT
+    if not wrong.any():
+        return
+    wrong &= records["kind"] != _FUNCTION
+    if wrong.any():
+        index = int(wrong.argmax())
+        check_int(int(records["amount"][index]), "amount", 1, MAX_AMOUNT, index)
 
 
 def _empty(value: object) -> InvalidRequest:

@@ -2,15 +2,15 @@
 
 Starts one process per service, restarts what dies, the first time at once and then with growing
 pauses, and stops all in pipeline order. A service that cannot recover (damage, a full disk, a wrong
-setting), or that another pipeline's keeps replacing, is not restarted in a loop: the supervisor
-says why, stops the others and exits with that service's code. While it works it holds a lock in the
-run folder, so that there is one of it.
+setting), that keeps ending in the same way, or that another pipeline's keeps replacing, is not
+restarted in a loop: the supervisor says why, stops the others and exits with that service's code.
+While it works it holds a lock in the data folder and one in the run folder, so that there is one of
+it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import os
 import select
@@ -18,29 +18,32 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tallybus.client.sync import Client
-from tallybus.common import exposure, logs, security
+from tallybus.common import addresses, cpus, exposure, logs, security, startup
 from tallybus.common import settings as configuration
 from tallybus.common.endpoints import reached_at
 from tallybus.common.errors import (
     EXIT_BUSY,
+    EXIT_HANGUP,
+    EXIT_HOPELESS,
     EXIT_REPLACED,
+    EXIT_SOFTWARE,
     FINAL_EXIT_CODES,
     ServiceError,
 )
+from tallybus.common.failures import Failures
 from tallybus.common.files import FileLock, FileMissing, Storage, StorageError
 from tallybus.common.keys import GATEWAY_NAME, ClientKey
-from tallybus.common.process import RESTARTS, SUPERVISED, run_service
-from tallybus.common.service import lock_run_folder
+from tallybus.common.process import RESTARTS, SUPERVISED, run_stage, stop_signals
+from tallybus.common.service import lock_run_folder, make_named_folder, own_run_folder
 from tallybus.common.settings import Settings
 from tallybus.errors import AccessDenied, TallybusError
 
@@ -62,7 +65,24 @@ HEALTHY_SECONDS: Final = 10.0
 """A service that ran this long counts as well again."""
 MOST_REPLACED: Final = 3
 """How often in a row a service may have been replaced by one that was not started here."""
+MOST_CRASHES: Final = 3
+"""How often in a row a service may crash in the same way before it was healthy."""
+MOST_ALIKE: Final = 10
+"""How often it may end with the same exit code that is not one of ours, which takes some 15 s."""
+LOOK_SECONDS: Final = 1.0
+"""How often the supervisor looks whether its lock is still there."""
 LOCK_NAME: Final = "supervisor"
+_CRASHES: Final = frozenset(
+    -number
+    for number in (
+        *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
+        *(signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
+    )
+)
+_PASSING: Final = frozenset({EXIT_BUSY, EXIT_REPLACED, EXIT_HANGUP, 0, -signal.SIGKILL})
+"""Ends that say nothing about the next start. SIGKILL comes from outside."""
+_COUNTED: Final = frozenset({EXIT_SOFTWARE})
+"""What a service itself counts, by the place in its code."""
 
 
 class StartFailed(ServiceError):
@@ -80,6 +100,20 @@ class StartFailed(ServiceError):
         self.code = code
 
 
+class CannotStart(ServiceError):
+    """The system starts no more processes. Fields: `service`, `reason`."""
+
+    exit_code: ClassVar[int] = EXIT_BUSY
+
+    def __init__(self, service: str, error: OSError) -> None:
+        super().__init__(
+            f"the process of the {service} cannot be started: {error.strerror or error}; look at "
+            "the limits of processes, memory and open files, and at the installation"
+        )
+        self.service = service
+        self.reason = str(error)
+
+
 @dataclasses.dataclass(slots=True)
 class Child:
     """One service's process and how often it was started."""
@@ -91,6 +125,10 @@ class Child:
     pause: float = 0.0
     due: float | None = None
     replaced: int = 0
+    ended: int = 0
+    """Exit code of the last time."""
+    alike: int = 0
+    """How often in a row it ended so before it was healthy."""
     handle: int | None = None
     """Descriptor of the process, readable once it has ended, where the system has such."""
 
@@ -108,6 +146,9 @@ class Supervisor:
         self._stopping = False
         self._hurried = False
         self._lock: FileLock | None = None
+        self._data_lock: FileLock | None = None
+        self._look = 0.0
+        self._lock_told = ""
         self._started = 0.0
         self._key: ClientKey | None = None
         self._environment = _environment(settings)
@@ -120,16 +161,32 @@ class Supervisor:
     def start(self) -> None:
         """Start all five; they find one another in any order.
 
-        Raises LockHeld when another supervisor works on this run folder, ExposedAddress and
-        KeyFileError when what the services would do on the network is not safe.
+        Raises LockHeld when another supervisor works on this data folder or run folder,
+        SettingsError, ExposedAddress and KeyFileError when the services could not or should not
+        run so, CannotStart when the system starts no process.
         """
         exposure.check(self.settings)
+        cpus.check(self.settings)
+        for name in START_ORDER:
+            addresses.check(self.settings, name)
         self._key = _own_key(self.settings)
+        storage = Storage()
         if self._lock is None:
-            self._lock = lock_run_folder(self.settings, Storage(), LOCK_NAME)
+            self._lock = lock_run_folder(self.settings, storage, LOCK_NAME)
+        if self._data_lock is None:
+            # A run folder may lie where temporary files are removed, and its locks with them.
+            folder = configuration.data_folder(self.settings)
+            make_named_folder(self.settings, storage, folder, "ledger.data")
+            self._data_lock = storage.lock_exclusive(folder / f"{LOCK_NAME}.lock")
         self._started = time.monotonic()
         for name in START_ORDER:
+            # Somebody has asked for it: what failed before may have been mended.
+            self._failures(name).forget()
             self._spawn(self.children[name])
+
+    def _failures(self, service: str) -> Failures:
+        storage = Storage()
+        return Failures(storage, lambda: own_run_folder(self.settings, storage), service)
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Until the pipeline answers. Raises `StartFailed`.
@@ -164,11 +221,13 @@ class Supervisor:
     def watch(self) -> None:
         """Restart what died and is due; note what cannot be restarted in `failed`."""
         now = time.monotonic()
+        if now >= self._look:
+            self._look = now + LOOK_SECONDS
+            self._keep_lock()
         for child in self.children.values():
             if child.process is None:
                 if child.due is not None and now >= child.due:
-                    child.restarts += 1
-                    self._spawn(child)
+                    self._spawn_again(child)
                 continue
             code = child.process.poll()
             if code is None:
@@ -177,10 +236,21 @@ class Supervisor:
             if now - child.started >= HEALTHY_SECONDS:
                 child.pause = 0.0
                 child.replaced = 0
+                child.alike = 0
             child.replaced += code == EXIT_REPLACED
+            child.alike = child.alike + 1 if code == child.ended else 1
+            child.ended = code
             busy = code == EXIT_BUSY and now - self._started > BUSY_SECONDS
             if code in FINAL_EXIT_CODES or busy or child.replaced >= MOST_REPLACED:
                 self._fail(child.name, code)
+                return
+            most = MOST_CRASHES if code in _CRASHES else MOST_ALIKE
+            if child.alike >= most and code not in _PASSING | _COUNTED:
+                self._log.error(
+                    "a service ended in the same way again and again, soon after its start",
+                    extra=logs.fields(service=child.name, code=code, times=child.alike),
+                )
+                self._fail(child.name, EXIT_HOPELESS)
                 return
             child.due = now + child.pause
             self._log.warning(
@@ -189,8 +259,33 @@ class Supervisor:
             )
             child.pause = min(max(child.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             if child.due <= now:
-                child.restarts += 1
-                self._spawn(child)
+                self._spawn_again(child)
+
+    def _spawn_again(self, child: Child) -> None:
+        child.restarts += 1
+        try:
+            self._spawn(child)
+        except CannotStart as error:
+            # That may pass, and the others go on meanwhile.
+            child.pause = min(max(child.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            child.due = time.monotonic() + child.pause
+            self._log.error(str(error), extra=logs.fields(pause=child.pause))
+
+    def _keep_lock(self) -> None:
+        """Whatever cleans temporary folders may take the lock away: take the new file's."""
+        lock = self._lock
+        if lock is None or lock.in_place:
+            return
+        try:
+            self._lock = lock_run_folder(self.settings, Storage(), LOCK_NAME)
+        except ServiceError as error:
+            # One that finds it free is refused by the lock in the data folder, and gives it back.
+            if str(error) != self._lock_told:
+                self._lock_told = str(error)
+                self._log.error("the lock in the run folder is gone: %s", error)
+        else:
+            self._lock_told = ""
+            lock.release()
 
     def wait(self, seconds: float) -> None:
         """Until `watch` has something to do, at most so long."""
@@ -220,6 +315,9 @@ class Supervisor:
             self._remove_sockets()
             self._lock.release()
             self._lock = None
+        if self._data_lock is not None:
+            self._data_lock.release()
+            self._data_lock = None
 
     def _end(self, name: str, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGTERM)
@@ -269,15 +367,14 @@ class Supervisor:
             lock.release()
 
     def run(self, on_ready: Callable[[], None] | None = None) -> int:
-        """Start, watch until SIGTERM or SIGINT or a failure, stop; returns the exit code."""
+        """Start, watch until SIGTERM, SIGINT, SIGHUP (the terminal is gone) or a failure, stop;
+        returns the exit code. Of these signals, those that are ignored already stay so."""
 
         def on_signal(_number: int, _frame: FrameType | None) -> None:
             self._hurried = self._stopping
             self._stopping = True
 
-        before = {
-            number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        before = {number: signal.signal(number, on_signal) for number in stop_signals()}
         logs.setup(
             "supervisor", level=self.settings.logging.level, format=self.settings.logging.format
         )
@@ -285,7 +382,7 @@ class Supervisor:
             self.start()
             self.wait_ready(math.inf)
             if on_ready is not None and not self._stopping:
-                on_ready()
+                self._tell_ready(on_ready)
             while not self._stopping and self.failed is None:
                 self.watch()
                 self.wait(WATCH_SECONDS)
@@ -301,25 +398,36 @@ class Supervisor:
                 signal.signal(number, handler)
         return self.failed[1] if self.failed is not None else 0
 
+    def _tell_ready(self, on_ready: Callable[[], None]) -> None:
+        try:
+            on_ready()
+        except (OSError, ValueError) as error:
+            # Nobody reads it, or the disk under it is full. The ledger is up all the same.
+            self._log.warning(
+                "that the ledger is up could not be told", extra=logs.fields(reason=str(error))
+            )
+
     def command(self, service: str) -> list[str]:
         """The process that runs a service."""
-        module = f"tallybus.services.{service}"
         restarts = str(self.children[service].restarts)
-        return [sys.executable, "-m", module, SUPERVISED, str(os.getpid()), RESTARTS, restarts]
+        arguments = [SUPERVISED, str(os.getpid()), RESTARTS, restarts]
+        return startup.command(f"tallybus.services.{service}", arguments)
 
     def _spawn(self, child: Child) -> None:
         child.due = None
         child.started = time.monotonic()
-        child.process = subprocess.Popen(
-            self.command(child.name),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stderr=self._stderr,
-            # A terminal's Ctrl-C is for the supervisor, which stops the services in their order.
-            start_new_session=True,
-        )
-        if hasattr(os, "pidfd_open"):
-            child.handle = os.pidfd_open(child.process.pid)
+        try:
+            child.process = subprocess.Popen(
+                self.command(child.name),
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stderr=self._stderr,
+                # A terminal's Ctrl-C is for the supervisor, which stops the services in order.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CannotStart(child.name, error) from error
+        child.handle = _handle(child.process.pid)
 
     @staticmethod
     def _forget(child: Child) -> None:
@@ -329,10 +437,20 @@ class Supervisor:
             child.handle = None
 
 
+def _handle(pid: int) -> int | None:
+    """A descriptor that is readable once the child has ended; None where the system gives none: an
+    old kernel has no such call, a sandbox may forbid it. Then `watch` finds out a little later."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
 def serve(stage: str, settings: Settings) -> int:
     """Run one service in this process until it is told to stop; returns the exit code."""
-    module = importlib.import_module(f"tallybus.services.{stage}.service")
-    return run_service(getattr(module, f"{stage.capitalize()}Service"), settings)
+    return run_stage(stage, settings)
 
 
 @contextmanager
@@ -390,4 +508,4 @@ def _environment(settings: Settings) -> Mapping[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(configuration.ENVIRONMENT_PREFIX)
     }
-    return {**others, **settings.to_environment()}
+    return startup.environment({**others, **settings.to_environment()})

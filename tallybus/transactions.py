@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tallybus.common.record import FunctionStatus, Reason, Status
 from tallybus.common.record import Kind as Kind
-from tallybus.common.record import Status
 
 
 class Direction(StrEnum):
@@ -45,6 +45,8 @@ class Transaction:
     for an unregistration. A client may have sent a kind that does not exist: then `kind` is its
     number, and the transaction failed.
 
+    `reason` says why a call failed where `status` alone does not, else it is `Reason.NONE`.
+
     `timestamp_ns` is Unix time in nanoseconds, given by the sequencer in its `term`. `user_ref` is
     0 where there was none. `entries` are in the order in which they were applied, none if the
     transaction failed; they net to zero. `duplicate_of` is the id of the first transaction with
@@ -55,7 +57,8 @@ class Transaction:
     timestamp_ns: int
     term: int
     kind: Kind | int
-    status: Status | int
+    status: Status | FunctionStatus
+    reason: Reason | int
     user_ref: int
     account: int | None
     source: int | None

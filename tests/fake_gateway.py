@@ -24,6 +24,8 @@ from crc32c import crc32c
 RECORD = struct.Struct("<BBHIQQQQ")
 FAILURE = struct.Struct("<IBBHQ")
 ENTRY = struct.Struct("<Qq")
+REJECTED = 999_999
+"""An amount that this ledger rejects."""
 TIMESTAMP = 1_700_000_000_123_456_789
 Script = Callable[["Message"], str]
 
@@ -84,7 +86,7 @@ class FakeLedger:
     def submit(
         self, records: bytes, names: list[str] | None = None, params: bytes = b""
     ) -> tuple[int, list[bytes]]:
-        """First id and failures. An amount of 0 is an INVALID_OPERATION, and consumes its
+        """First id and failures. An amount of REJECTED is an INVALID_OPERATION, and consumes its
         reference.
         """
         first, failures = self.next_id, []
@@ -104,7 +106,7 @@ class FakeLedger:
             if kind == 4:
                 status = self._call(kept, row, (names or [])[function], values)
             else:
-                status = 0 if amount else 5
+                status = 5 if amount in (0, REJECTED) else 0
                 kept.record = RECORD.pack(kind, status, 2 if not status else 0, *row[3:])
             if user_ref:
                 self.refs[user_ref] = (tx_id, status)
@@ -221,6 +223,7 @@ class FakeGateway:
         self.incarnation = incarnation
         self.silent = silent
         self.details: dict[str, Any] = {}
+        self.revision = 1
         self.seen: list[Message] = []
         self.pings: list[Message] = []
         self.held: list[tuple[Message, list[bytes]]] = []
@@ -322,8 +325,13 @@ class FakeGateway:
             "unknown": [item for item in pending if (message.client, item) not in held],
             "incarnation": self.incarnation,
             "protocol": 1,
+            "revision": self.revision,
             "max_batch": 16_384,
+            "max_reads": 65_536,
             "max_accounts": 1_000_000,
+            "max_request_wait_ms": 60_000,
+            "role": "admin",
+            "limits": {"in_flight": 0, "rate": 0, "message_bytes": 0},
         }
         return [self._header(message, fields)]
 

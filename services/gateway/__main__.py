@@ -1,8 +1,7 @@
 """`python -m tallybus.services.gateway`: this service as a process, with its settings from the
 environment."""
 
-from tallybus.common.process import run_service
-from tallybus.services.gateway.service import GatewayService
+from tallybus.common import startup
 
 if __name__ == "__main__":
-    raise SystemExit(run_service(GatewayService))
+    raise SystemExit(startup.run("gateway"))

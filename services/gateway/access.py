@@ -1,4 +1,5 @@
-"""Who may ask for what: the roles of clients' keys, by type of request. Pure.
+"""Who may ask for what: the roles of clients' keys, by type of request, and what they may submit.
+Pure.
 
 Without keys everyone may do everything. With them, a client whose key is unknown or revoked may do
 nothing, whatever it was let in for when it connected.
@@ -9,10 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from tallybus.common.keys import Grant, Role
-from tallybus.services.gateway.protocol import FORBIDDEN, ClientRequest, Refusal, Register, Submit
+import numpy as np
 
-NEEDS: Final[Mapping[type[ClientRequest], Role]] = {Submit: Role.SUBMIT, Register: Role.ADMIN}
+from tallybus.common.frames import shown, size
+from tallybus.common.function_names import is_function_name, name_matcher
+from tallybus.common.keys import Grant, Role
+from tallybus.common.record import RECORD_DTYPE, Kind
+from tallybus.services.gateway.protocol import (
+    FORBIDDEN,
+    AcceptClock,
+    ClientRequest,
+    Refusal,
+    Register,
+    Submit,
+)
+
+_FUNCTION: Final = np.uint8(Kind.FUNCTION)
+"""Of the column's own type: a plain number would have the whole column converted first."""
+
+NEEDS: Final[Mapping[type[ClientRequest], Role]] = {
+    Submit: Role.SUBMIT,
+    Register: Role.ADMIN,
+    AcceptClock: Role.ADMIN,
+}
 """The role that a type of request needs; all others need READ."""
 
 
@@ -41,10 +61,45 @@ class Access:
             )
         needs = NEEDS.get(type(request), Role.READ)
         if grant.role >= needs:
-            return None
+            # A registration is a submit, too, and calls nothing.
+            return _refused_submit(request, grant) if type(request) is Submit else None
         held, needed = grant.role.name.lower(), needs.name.lower()
         return Refusal(
             FORBIDDEN,
             f"this request needs the role {needed}, and the key {grant.name} has {held}",
             {"role": held, "needs": needed, "key": grant.name},
         )
+
+
+def _refused_submit(submit: Submit, grant: Grant) -> Refusal | None:
+    """Why the holder of this grant may not submit all of this: then nothing of it is done."""
+    if grant.functions is not None:
+        granted = name_matcher(grant.functions)
+        for name in submit.names:
+            if not granted(name):
+                told = name if is_function_name(name) else shown(name)
+                return Refusal(
+                    FORBIDDEN,
+                    f"the key {grant.name} may not call the function {told}",
+                    {"function": told, "key": grant.name},
+                )
+        if not grant.functions and size(submit.params):
+            return Refusal(
+                FORBIDDEN,
+                f"the key {grant.name} may call no function",
+                {"function": None, "key": grant.name},
+            )
+    if not grant.builtins:
+        kinds = np.frombuffer(submit.records, RECORD_DTYPE, submit.count)["kind"]
+        others = kinds != _FUNCTION
+        if others.any():
+            index = int(others.argmax())
+            kind = int(kinds[index])
+            what = Kind(kind).name if kind in set(Kind) else f"of the kind {kind}"
+            return Refusal(
+                FORBIDDEN,
+                f"the key {grant.name} may only call functions, and operation {index} of the "
+                f"request is {what}",
+                {"kind": kind, "index": index, "key": grant.name},
+            )
+    return None

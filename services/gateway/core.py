@@ -19,6 +19,7 @@ from tallybus.common.frames import (
     Answer,
     Assigned,
     Buffer,
+    ClockAnswer,
     FrameError,
     FunctionsAnswer,
     Message,
@@ -29,17 +30,21 @@ from tallybus.common.frames import (
     StageStatus,
     as_buffer,
 )
+from tallybus.common.keys import Role
 from tallybus.common.record import STATUS_DTYPE, Level
 from tallybus.common.stage import StageCore
 from tallybus.common.transaction import reply_fields, reply_payloads, transaction_in
 from tallybus.services.gateway import protocol
 from tallybus.services.gateway.access import Access
+from tallybus.services.gateway.clock import ClockQuestions
 from tallybus.services.gateway.desk import Desk
 from tallybus.services.gateway.functions import Registrations
+from tallybus.services.gateway.lateness import why_late
 from tallybus.services.gateway.progress import Progress
 from tallybus.services.gateway.protocol import (
     BadRequest,
     ClientRequest,
+    ClockRead,
     FunctionsRead,
     IndexRead,
     Limits,
@@ -79,6 +84,7 @@ class GatewayCore(StageCore):
         """`submit_ns`: what the calls of one submit may take of the transactor's time."""
         super().__init__(incarnation, heartbeat_ns)
         self.limits = limits
+        self._max_wait_ms = max_wait_ms
         self.access = Access()
         self.quotas = Quotas() if quotas is None else quotas
         self.denied: Callable[[ClientRequest, str, Refusal], None] | None = None
@@ -86,11 +92,16 @@ class GatewayCore(StageCore):
         self.desk = Desk(max_wait_ms * 1_000_000)
         self.reads = Reads()
         self.registrations = Registrations()
+        self.clock = ClockQuestions()
         self.progress = Progress()
         self.submissions = Submissions(
             incarnation, max_in_flight, limits.max_batch, self.desk, self.progress, submit_ns
         )
         self.link = self.submissions.link
+        self.submissions.work.charged = self._on_work
+        self.worked: Callable[[str, int], None] | None = None
+        """Called with the name of a client's key ("" without one) and the nanoseconds of the
+        transactor's time that its calls took, where somebody counts them."""
         self._heard: set[str] = set()
         self._services = Services()
         self._unready: list[ClientRequest] = []
@@ -116,7 +127,9 @@ class GatewayCore(StageCore):
             request = protocol.decode_request(client, frames, self.limits)
             if self.desk.holds(client, request.id) and not isinstance(request, Ping):
                 raise BadRequest(
-                    f"request id {request.id} is still in use on this connection", request.id
+                    f"request id {request.id} is still in use on this connection",
+                    request.id,
+                    field="id",
                 )
         except BadRequest as error:
             self.desk.refuse(client, error)
@@ -132,6 +145,8 @@ class GatewayCore(StageCore):
     ) -> None:
         """A request of somebody who may not do everything."""
         grant = self.access.grant(user)
+        if isinstance(request, Ping):
+            request.grant = grant
         refusal = self.access.refusal(request, user)
         if refusal is None and not isinstance(request, Ping):
             refusal = self.quotas.refusal(request, frames, grant, now_ns)
@@ -234,8 +249,13 @@ class GatewayCore(StageCore):
             "unknown": unknown,
             "incarnation": self.incarnation,
             "protocol": PROTOCOL_VERSION,
+            "revision": protocol.REVISION,
             "max_batch": self.limits.max_batch,
+            "max_reads": self.limits.max_reads,
             "max_accounts": self.limits.max_accounts,
+            "max_request_wait_ms": self._max_wait_ms,
+            "role": (Role.ADMIN if ping.grant is None else ping.grant.role).name.lower(),
+            "limits": self.quotas.told(ping.grant),
         }
         self.desk.reply(ping, fields)
 
@@ -259,6 +279,8 @@ class GatewayCore(StageCore):
                 progress.wait(request.level, request.tx_id, request)
         elif isinstance(request, FunctionsRead):
             self.registrations.read(request)
+        elif isinstance(request, ClockRead):
+            self.clock.ask(request)
         elif isinstance(request, Read):
             if request.min_tx_id > progress.snapshot:
                 progress.wait(Level.SNAPSHOT, request.min_tx_id, request)
@@ -295,6 +317,12 @@ class GatewayCore(StageCore):
         """The transactor no longer holds outcomes that this gateway missed."""
         self.submissions.on_results_gone(message)
 
+    def _on_work(self, owner: bytes, took_ns: int) -> None:
+        grant = self.access.grant(owner)
+        self.quotas.worked(owner, grant, took_ns, self._now_ns)
+        if self.worked is not None:
+            self.worked("" if grant is None else grant.name, took_ns)
+
     # -- functions -------------------------------------------------------------------------------
 
     def on_prepared(self, message: Prepared) -> None:
@@ -321,6 +349,14 @@ class GatewayCore(StageCore):
         for read in self.registrations.answered(message.query):
             self._finish(read, {"functions": message.functions})
 
+    # -- the ledger's time -----------------------------------------------------------------------
+
+    def on_clock(self, message: ClockAnswer) -> None:
+        """The sequencer's answer."""
+        read = self.clock.answered(message)
+        if read is not None:
+            self._finish(read, {"time": message.time, "wall": message.wall, "held": message.held})
+
     # -- broadcasts ------------------------------------------------------------------------------
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
@@ -334,7 +370,8 @@ class GatewayCore(StageCore):
             # It was replaced, or the log is about to tell that it follows this one.
             self._unfollowed = message
             return
-        self._heard.add(message.stage)
+        if message.stage != "wal":
+            self._heard.add(message.stage)
         if message.stage == "sequencer":
             self.submissions.on_sequencer(message, now_ns)
             self.term = self.submissions.term
@@ -358,7 +395,9 @@ class GatewayCore(StageCore):
             if passed_over is not None and passed_over.incarnation == message.peer:
                 self.on_status(passed_over, now_ns)
             if message.peer == self._transactor:
-                # Otherwise outcomes that are known here may not be those in the log.
+                # Otherwise outcomes that are known here may not be those in the log. Nor is it known
+                # how far the log is, until it was heard so for the first time.
+                self._heard.add("wal")
                 self._advance(Level.COMMITTED, message.durable)
         elif message.stage == "snapshotter":
             if message.incarnation != self._snapshotter:
@@ -437,11 +476,18 @@ class GatewayCore(StageCore):
         self.submissions.flush(now_ns)
         self.reads.flush(self.progress.snapshot)
         self.registrations.tick(now_ns)
+        self.clock.tick(now_ns)
         for request in self.desk.late(now_ns):
             self._time_out(request)
         self.link.check_stall(now_ns)
 
     def _time_out(self, request: ClientRequest) -> None:
+        silent = [
+            stage
+            for stage in ("sequencer", "transactor", "wal", "snapshotter")
+            if stage not in self._heard
+        ]
+        why = why_late(request, self.progress, silent)
         if isinstance(request, Submit) and self.submissions.waits(request):
             self._fail(
                 request,
@@ -453,20 +499,12 @@ class GatewayCore(StageCore):
             self._fail(
                 request,
                 protocol.TIMEOUT,
-                f"level {request.level.name} was not reached in time; it may still be",
+                why,
                 first=request.first if 0 < request.last <= self.progress.computed else None,
                 level=int(request.level),
             )
         else:
-            silent = [
-                stage
-                for stage in ("sequencer", "transactor", "wal", "snapshotter")
-                if stage not in self._heard
-            ]
-            why = (
-                f"the {', '.join(silent)} was not heard of yet" if silent else "it was not reached"
-            )
-            self._fail(request, protocol.TIMEOUT, f"not answered in time: {why}")
+            self._fail(request, protocol.TIMEOUT, why)
 
     def status(self) -> StageStatus:
         return StageStatus(

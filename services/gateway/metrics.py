@@ -26,6 +26,8 @@ CLIENTS_NS: Final = 60_000_000_000
 MAX_CLIENTS: Final = 65_536
 """Clients that are told apart within that time."""
 MALFORMED: Final = "malformed"
+NO_KEY: Final = "(no key)"
+"""All clients without a key, together. No key can have this name."""
 
 
 class GatewayMeter(Meter):
@@ -43,6 +45,7 @@ class GatewayMeter(Meter):
             (Submit, "", outcome): 0 for outcome in ("ok", OVERLOADED, TIMEOUT)
         }
         self._malformed: dict[str, int] = {}
+        self._work: dict[str, int] = {}
         self._waits: dict[Level | None, Histogram] = {level: times() for level in (*Level, None)}
         self._clients: set[bytes] = set()
         self._clients_before: set[bytes] = set()
@@ -65,6 +68,10 @@ class GatewayMeter(Meter):
         # An empty id is no client's on the network: the page's own.
         if request.client and len(self._clients) < MAX_CLIENTS:
             self._clients.add(request.client)
+
+    def worked(self, key: str, took_ns: int) -> None:
+        """The calls of a client have taken so much of the transactor's time; `key`: its name."""
+        self._work[key] = self._work.get(key, 0) + took_ns
 
     def samples(self) -> Iterator[Sample]:
         service, core = self._service, self._service.core
@@ -94,6 +101,11 @@ class GatewayMeter(Meter):
             yield Sample("tallybus_cut_connections_total", count, (reason,))
         for limit, count in tuple(service.limited.items()):
             yield Sample("tallybus_limited_requests_total", count, (limit,))
+        for key, took_ns in tuple(self._work.items()):
+            yield Sample("tallybus_client_work_seconds_total", took_ns / 1e9, (key or NO_KEY,))
+        work = core.submissions.work
+        yield Sample("tallybus_operations_waiting", work.operations)
+        yield Sample("tallybus_work_outstanding_seconds", work.outstanding_ns / 1e9)
         yield Sample("tallybus_answers_dropped_total", service.answers.dropped)
 
     def _clients_heard(self) -> int:

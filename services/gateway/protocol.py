@@ -2,12 +2,14 @@
 text.
 
 Decoding trusts nothing: whatever a client sends either becomes a checked request or raises
-`BadRequest`, which carries the id to answer to where one could be read.
+`BadRequest`, which carries the id to answer to where one could be read. It guesses nothing either:
+a key that a request does not have is a mistake of its sender, and refused by its name. So a client
+sends a key that came later only to a gateway that has it, which it knows by `REVISION`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,17 +31,20 @@ from tallybus.common.frames import (
 from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
 from tallybus.common.functions import UNREGISTERED
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
+from tallybus.common.submitted import RecordFault, count_calls
 
 if TYPE_CHECKING:
+    from tallybus.common.keys import Grant
     from tallybus.services.gateway.quotas import Usage
 
-_FUNCTION: Final = np.uint8(Kind.FUNCTION)
-"""Of the column's own type: a plain number would have the whole column converted first."""
+REVISION: Final = 1
+"""Counts what was added to version 1 of the protocol: the keys of requests that came later, each
+with the revision that has it (`docs/protocol.md`). A ping tells it."""
 MAX_NAMES: Final = 4096
-MAX_NAME_BYTES: Final = 256
 MAX_NAMES_BYTES: Final = 65_536
 """All names of a request together, so that a batch of several still has a short header."""
 MAX_PENDING: Final = 10_000
+MAX_KEY_SHOWN: Final = 64
 
 INVALID_REQUEST: Final = "invalid_request"
 UNSUPPORTED_VERSION: Final = "unsupported_version"
@@ -156,6 +161,16 @@ class ServicesRead(ClientRequest):
 
 
 @dataclass(slots=True, eq=False)
+class ClockRead(ClientRequest):
+    """The ledger's time, and whether the wall clock is followed."""
+
+
+@dataclass(slots=True, eq=False)
+class AcceptClock(ClockRead):
+    """The same, after the sequencer was told that the wall clock is right."""
+
+
+@dataclass(slots=True, eq=False)
 class Wait(ClientRequest):
     """Until the index of `level` has reached `tx_id`."""
 
@@ -165,9 +180,11 @@ class Wait(ClientRequest):
 
 @dataclass(slots=True, eq=False)
 class Ping(ClientRequest):
-    """Is this still the gateway that holds these requests?"""
+    """Is this still the gateway that holds these requests, and what may its client ask for?"""
 
     pending: list[int]
+    grant: Grant | None = None
+    """What a client was given that may not do everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +201,13 @@ def decode_request(client: bytes, frames: Sequence[Buffer], limits: Limits) -> C
     if not frames:
         raise BadRequest("a request has at least a header frame")
     try:
-        header = unpack_header(frames[0])
+        header = unpack_header(frames[0], unique=True)
     except FrameError as error:
         raise BadRequest(error.reason) from error
     raw_id = header.get("id")
     request_id = raw_id if _is_int(raw_id, 0, MAX_U64) else None
     version = header.get("v")
-    if version != PROTOCOL_VERSION:
+    if not _is_int(version, PROTOCOL_VERSION, PROTOCOL_VERSION):
         raise BadRequest(
             f"protocol version {shown(version)} is not spoken here, use {PROTOCOL_VERSION}",
             request_id,
@@ -198,238 +215,293 @@ def decode_request(client: bytes, frames: Sequence[Buffer], limits: Limits) -> C
             supported=PROTOCOL_VERSION,
         )
     if request_id is None:
-        raise BadRequest(f"field id must be a whole number from 0 to 2^64-1, not {shown(raw_id)}")
-    timeout = header.get("timeout_ms")
-    if timeout is not None and not _is_int(timeout, 0, MAX_U64):
         raise BadRequest(
-            f"field timeout_ms must be a whole number of milliseconds, not {shown(timeout)}",
-            request_id,
-            field="timeout_ms",
+            f"field id must be a whole number from 0 to 2^64-1, not {shown(raw_id)}", field="id"
         )
-    operation = header.get("op")
-    payloads = frames[1:]
-    if operation == "submit":
-        return _submit(client, request_id, timeout, header, payloads, limits)
-    if operation == "balances":
-        return _read(client, request_id, timeout, header, payloads, limits, "balances")
-    if operation == "status":
-        return _read(client, request_id, timeout, header, payloads, limits, "status")
-    if operation == "transaction":
-        return _transaction(client, request_id, timeout, header, payloads)
-    if operation == "register":
-        return _register(client, request_id, timeout, header, payloads)
-    if operation == "unregister":
-        _payloads(payloads, 0, 0, request_id)
-        return _registration(client, request_id, timeout, header, EMPTY)
-    if operation == "functions":
-        _payloads(payloads, 0, 0, request_id)
-        return FunctionsRead(client, request_id, timeout)
-    if operation == "index":
-        _payloads(payloads, 0, 0, request_id)
-        return IndexRead(client, request_id, timeout)
-    if operation == "services":
-        _payloads(payloads, 0, 0, request_id)
-        return ServicesRead(client, request_id, timeout)
-    if operation == "wait":
-        _payloads(payloads, 0, 0, request_id)
-        tx_id = _number(header, "tx_id", request_id)
-        return Wait(client, request_id, timeout, tx_id, _level(header, request_id))
-    if operation == "ping":
-        _payloads(payloads, 0, 0, request_id)
-        pending = header.get("pending", [])
-        if (
-            not isinstance(pending, list)
-            or len(pending) > MAX_PENDING
-            or not all(_is_int(item, 0, MAX_U64) for item in pending)
-        ):
-            raise BadRequest(
-                f"field pending must be a list of at most {MAX_PENDING} request ids",
-                request_id,
-                field="pending",
+    return _Message(client, request_id, header, frames, limits).request()
+
+
+class _Message:
+    """A message of a client while it is looked at. `refusal` makes what is raised about it."""
+
+    __slots__ = ("client", "frames", "header", "id", "limits", "timeout_ms")
+
+    def __init__(
+        self,
+        client: bytes,
+        request_id: int,
+        header: dict[str, Any],
+        frames: Sequence[Buffer],
+        limits: Limits,
+    ) -> None:
+        self.client = client
+        self.id = request_id
+        self.header = header
+        self.frames = frames
+        self.limits = limits
+        self.timeout_ms: int | None = None
+
+    def request(self) -> ClientRequest:
+        header = self.header
+        name = header.get("op")
+        operation = _OPERATIONS.get(name) if isinstance(name, str) else None
+        if operation is None:
+            raise self.refusal(
+                f"field op must be one of {', '.join(_OPERATIONS)}, not {shown(name)}", "op"
             )
-        return Ping(client, request_id, timeout, pending)
-    raise BadRequest(f"unknown operation {shown(operation)}", request_id, field="op")
+        if not header.keys() <= operation.keys:
+            key = next(key for key in header if key not in operation.keys)
+            raise self.refusal(
+                f"a {name} request has no field {shown(key)}; its fields are "
+                f"{', '.join(sorted(operation.keys))}",
+                key[:MAX_KEY_SHOWN] if isinstance(key, str) else shown(key),
+            )
+        if "timeout_ms" in header:
+            self.timeout_ms = self.number("timeout_ms")
+        least, most = operation.payloads
+        if not least <= len(self.frames) - 1 <= most:
+            wanted = str(least) if least == most else f"{least} to {most}"
+            raise self.refusal(
+                f"{len(self.frames) - 1} payload frames, a {name} request has {wanted}", "payload"
+            )
+        return operation.decode(self)
+
+    def refusal(self, message: str, field: str, **details: int) -> BadRequest:
+        """An `invalid_request` about this field."""
+        return BadRequest(message, self.id, INVALID_REQUEST, field=field, **details)
+
+    def number(self, name: str) -> int:
+        """A field that must be there."""
+        value = self.header.get(name)
+        if not _is_int(value, 0, MAX_U64):
+            raise self.refusal(
+                f"field {name} must be a whole number from 0 to 2^64-1, not {shown(value)}", name
+            )
+        assert isinstance(value, int)
+        return value
+
+    def optional(self, name: str) -> int:
+        """A field that may be left out; then it is 0."""
+        return self.number(name) if name in self.header else 0
+
+    def level(self) -> Level:
+        """The field `wait`, which must be there."""
+        value = self.header.get("wait")
+        if not _is_int(value, Level.NONE, Level.SNAPSHOT):
+            raise self.refusal(
+                "field wait must be there and say what to wait for, from 0 to 3 (none, computed, "
+                f"committed, snapshot), not {shown(value)}",
+                "wait",
+            )
+        assert isinstance(value, int)
+        return Level(value)
 
 
-def _submit(
-    client: bytes,
-    request_id: int,
-    timeout: int | None,
-    header: dict[str, Any],
-    payloads: Sequence[Buffer],
-    limits: Limits,
-) -> Submit:
-    _payloads(payloads, 1, 2, request_id)
-    count = _number(header, "count", request_id)
-    if not 1 <= count <= limits.max_batch:
-        raise BadRequest(
-            f"a request holds 1 to {limits.max_batch} operations, not {count}",
-            request_id,
-            field="count",
-            max_batch=limits.max_batch,
+def _submit(message: _Message) -> Submit:
+    count = message.number("count")
+    most = message.limits.max_batch
+    if not 1 <= count <= most:
+        raise message.refusal(
+            f"a request holds 1 to {most} operations, not {count}", "count", max_batch=most
         )
-    records = payloads[0]
+    _, records, *rest = message.frames
     if size(records) != count * RECORD_SIZE:
-        raise BadRequest(
+        raise message.refusal(
             f"{size(records)} bytes of records, {count} operations take {count * RECORD_SIZE}",
-            request_id,
-            field="records",
+            "records",
         )
-    params = payloads[1] if len(payloads) == 2 else EMPTY
-    names = header.get("names", [])
-    if (
-        not isinstance(names, list)
-        or len(names) > MAX_NAMES
-        or not all(isinstance(n, str) and name_length(n) <= MAX_NAME_BYTES for n in names)
-        or sum(name_length(n) for n in names) > MAX_NAMES_BYTES
-    ):
-        raise BadRequest(
-            f"field names must be a list of at most {MAX_NAMES} names of at most "
-            f"{MAX_NAME_BYTES} bytes, {MAX_NAMES_BYTES} bytes together",
-            request_id,
-            field="names",
+    params = rest[0] if rest else EMPTY
+    names = _names(message) if "names" in message.header else []
+    try:
+        calls = count_calls(records, count, len(names))
+    except RecordFault as fault:
+        why = str(fault)
+        raise message.refusal(why, fault.field, index=fault.index, value=fault.value) from fault
+    if size(params) != calls * PARAMS_SIZE or len(rest) != bool(calls):
+        wanted = f"take {calls * PARAMS_SIZE}" if calls else "come without that frame"
+        raise message.refusal(
+            f"{size(params)} bytes in a frame of parameters, {calls} function calls {wanted}",
+            "params",
         )
-    kinds = np.frombuffer(records, RECORD_DTYPE, count)["kind"]
-    functions = int(np.count_nonzero(kinds == _FUNCTION))
-    if size(params) != functions * PARAMS_SIZE:
-        raise BadRequest(
-            f"{size(params)} bytes of parameters, {functions} function calls take "
-            f"{functions * PARAMS_SIZE}",
-            request_id,
-            field="params",
-        )
-    level = _level(header, request_id)
-    return Submit(client, request_id, timeout, level, count, records, params, names)
+    level = message.level()
+    return Submit(
+        message.client, message.id, message.timeout_ms, level, count, records, params, names
+    )
 
 
-def _read(
-    client: bytes,
-    request_id: int,
-    timeout: int | None,
-    header: dict[str, Any],
-    payloads: Sequence[Buffer],
-    limits: Limits,
-    what: str,
-) -> Read:
-    _payloads(payloads, 1, 1, request_id)
-    length = size(payloads[0])
-    if length % 8 or not 8 <= length <= limits.max_reads * 8:
-        raise BadRequest(
-            f"{length} bytes of keys, 1 to {limits.max_reads} numbers of 8 bytes are allowed",
-            request_id,
-            field="keys",
-            max_reads=limits.max_reads,
+def _names(message: _Message) -> list[str]:
+    names = message.header["names"]
+    if not isinstance(names, list) or len(names) > MAX_NAMES:
+        raise message.refusal(
+            f"field names must be a list of at most {MAX_NAMES} names", "names", max_names=MAX_NAMES
         )
-    keys = np.frombuffer(payloads[0], "<u8")
-    if what == "balances":
-        highest = int(keys.max())
-        if highest >= limits.max_accounts:
-            raise BadRequest(
-                f"account {highest} does not exist: this ledger has the accounts 0 to "
-                f"{limits.max_accounts - 1}",
-                request_id,
-                field="account",
-                account=highest,
-                max_accounts=limits.max_accounts,
+    for index, name in enumerate(names):
+        if not is_function_name(name):
+            raise message.refusal(
+                f"name {index} must be {NAME_RULE}, not {shown(name)}", "names", index=index
             )
-    minimum = _number(header, "min_tx_id", request_id) if "min_tx_id" in header else 0
-    return Read(client, request_id, timeout, what, keys, minimum)
+    length = sum(map(len, names))  # of ASCII characters
+    if length > MAX_NAMES_BYTES:
+        raise message.refusal(
+            f"field names has {length} bytes of names, at most {MAX_NAMES_BYTES} are allowed",
+            "names",
+            max_bytes=MAX_NAMES_BYTES,
+        )
+    return names
 
 
-def _transaction(
-    client: bytes,
-    request_id: int,
-    timeout: int | None,
-    header: dict[str, Any],
-    payloads: Sequence[Buffer],
-) -> Read:
-    _payloads(payloads, 0, 0, request_id)
-    keys = np.array([_number(header, "tx_id", request_id)], "<u8")
-    minimum = _number(header, "min_tx_id", request_id) if "min_tx_id" in header else 0
-    return Read(client, request_id, timeout, "transaction", keys, minimum)
+def _read(message: _Message) -> Read:
+    what = message.header["op"]
+    frame = message.frames[1]
+    length, most = size(frame), message.limits.max_reads
+    if length % 8 or not 8 <= length <= most * 8:
+        raise message.refusal(
+            f"{length} bytes of keys, 1 to {most} numbers of 8 bytes are allowed",
+            "keys",
+            max_reads=most,
+        )
+    keys = np.frombuffer(frame, "<u8")
+    if what == "balances":
+        highest, accounts = int(keys.max()), message.limits.max_accounts
+        if highest >= accounts:
+            raise message.refusal(
+                f"account {highest} does not exist: this ledger has the accounts 0 to "
+                f"{accounts - 1}",
+                "account",
+                account=highest,
+                max_accounts=accounts,
+            )
+    least = message.optional("min_tx_id")
+    return Read(message.client, message.id, message.timeout_ms, what, keys, least)
 
 
-def _register(
-    client: bytes,
-    request_id: int,
-    timeout: int | None,
-    header: dict[str, Any],
-    payloads: Sequence[Buffer],
-) -> Register:
-    _payloads(payloads, 1, 1, request_id)
-    if not 1 <= size(payloads[0]) <= MAX_BINARY_BYTES:
-        raise BadRequest(
-            f"a module of {size(payloads[0])} bytes; 1 to {MAX_BINARY_BYTES} are allowed",
-            request_id,
-            field="binary",
+def _transaction(message: _Message) -> Read:
+    keys = np.array([message.number("tx_id")], "<u8")
+    least = message.optional("min_tx_id")
+    return Read(message.client, message.id, message.timeout_ms, "transaction", keys, least)
+
+
+def _register(message: _Message) -> Register:
+    binary = message.frames[1]
+    if not 1 <= size(binary) <= MAX_BINARY_BYTES:
+        raise message.refusal(
+            f"a module of {size(binary)} bytes; 1 to {MAX_BINARY_BYTES} are allowed",
+            "binary",
             max_bytes=MAX_BINARY_BYTES,
         )
-    if crc32c(payloads[0]) == UNREGISTERED:
-        raise BadRequest(
+    if crc32c(binary) == UNREGISTERED:
+        raise message.refusal(
             "the module's CRC-32C is 0, which says `unregistered` in the log; add a byte to one of "
             "its custom sections",
-            request_id,
-            field="binary",
+            "binary",
         )
-    return _registration(client, request_id, timeout, header, payloads[0])
+    return _registration(message, binary)
 
 
-def _registration(
-    client: bytes, request_id: int, timeout: int | None, header: dict[str, Any], binary: Buffer
-) -> Register:
-    name = header.get("name")
+def _unregister(message: _Message) -> Register:
+    return _registration(message, EMPTY)
+
+
+def _registration(message: _Message, binary: Buffer) -> Register:
+    name = message.header.get("name")
     if not is_function_name(name):
-        raise BadRequest(
-            f"field name must be {NAME_RULE}, not {shown(name)}", request_id, field="name"
-        )
-    override = header.get("override", False)
+        raise message.refusal(f"field name must be {NAME_RULE}, not {shown(name)}", "name")
+    override = message.header.get("override", False)
     if not isinstance(override, bool):
-        raise BadRequest(
-            f"field override must be true or false, not {shown(override)}",
-            request_id,
-            field="override",
+        raise message.refusal(
+            f"field override must be true or false, not {shown(override)}", "override"
         )
     record = np.zeros(1, RECORD_DTYPE)
     record["kind"] = Kind.FUNCTION_REGISTERED
     record["function"] = crc32c(binary)
-    record["user_ref"] = _number(header, "user_ref", request_id) if "user_ref" in header else 0
+    record["user_ref"] = message.optional("user_ref")
     record["account"] = override
-    level = _level(header, request_id)
-    records = record.tobytes()
+    level = message.level()
     return Register(
-        client, request_id, timeout, level, 1, records, EMPTY, [str(name)], binary=binary
+        message.client,
+        message.id,
+        message.timeout_ms,
+        level,
+        1,
+        record.tobytes(),
+        EMPTY,
+        [str(name)],
+        binary=binary,
     )
 
 
-def _payloads(payloads: Sequence[Buffer], least: int, most: int, request_id: int) -> None:
-    if not least <= len(payloads) <= most:
-        wanted = str(least) if least == most else f"{least} to {most}"
-        raise BadRequest(
-            f"{len(payloads)} payload frames, this operation takes {wanted}", request_id
+def _wait(message: _Message) -> Wait:
+    tx_id = message.number("tx_id")
+    return Wait(message.client, message.id, message.timeout_ms, tx_id, message.level())
+
+
+def _ping(message: _Message) -> Ping:
+    pending = message.header.get("pending", [])
+    if (
+        not isinstance(pending, list)
+        or len(pending) > MAX_PENDING
+        or not all(_is_int(item, 0, MAX_U64) for item in pending)
+    ):
+        raise message.refusal(
+            f"field pending must be a list of at most {MAX_PENDING} request ids",
+            "pending",
+            max_pending=MAX_PENDING,
         )
+    return Ping(message.client, message.id, message.timeout_ms, pending)
 
 
-def _number(header: dict[str, Any], name: str, request_id: int) -> int:
-    value = header.get(name)
-    if not _is_int(value, 0, MAX_U64):
-        raise BadRequest(
-            f"field {name} must be a whole number from 0 to 2^64-1, not {shown(value)}",
-            request_id,
-            field=name,
-        )
-    assert isinstance(value, int)
-    return value
+def _index(message: _Message) -> IndexRead:
+    return IndexRead(message.client, message.id, message.timeout_ms)
 
 
-def _level(header: dict[str, Any], request_id: int) -> Level:
-    value = header.get("wait", 0)
-    if not _is_int(value, Level.NONE, Level.SNAPSHOT):
-        raise BadRequest(
-            f"field wait must be 0 to 3 (none, computed, committed, snapshot), not {shown(value)}",
-            request_id,
-            field="wait",
-        )
-    return Level(value)
+def _clock(message: _Message) -> ClockRead:
+    return ClockRead(message.client, message.id, message.timeout_ms)
+
+
+def _accept_clock(message: _Message) -> AcceptClock:
+    return AcceptClock(message.client, message.id, message.timeout_ms)
+
+
+def _services(message: _Message) -> ServicesRead:
+    return ServicesRead(message.client, message.id, message.timeout_ms)
+
+
+def _functions(message: _Message) -> FunctionsRead:
+    return FunctionsRead(message.client, message.id, message.timeout_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """What reads an `op`, the keys that its header may have, and its least and most payloads."""
+
+    decode: Callable[[_Message], ClientRequest]
+    keys: frozenset[str]
+    payloads: tuple[int, int]
+
+
+def _operation(
+    decode: Callable[[_Message], ClientRequest], *keys: str, payloads: tuple[int, int] = (0, 0)
+) -> _Operation:
+    return _Operation(decode, frozenset(("v", "op", "id", "timeout_ms", *keys)), payloads)
+
+
+_OPERATIONS: Final[Mapping[str, _Operation]] = {
+    "submit": _operation(_submit, "wait", "count", "names", payloads=(1, 2)),
+    "register": _operation(_register, "name", "override", "user_ref", "wait", payloads=(1, 1)),
+    "unregister": _operation(_unregister, "name", "user_ref", "wait"),
+    "functions": _operation(_functions),
+    "transaction": _operation(_transaction, "tx_id", "min_tx_id"),
+    "balances": _operation(_read, "min_tx_id", payloads=(1, 1)),
+    "status": _operation(_read, "min_tx_id", payloads=(1, 1)),
+    "index": _operation(_index),
+    "services": _operation(_services),
+    "clock": _operation(_clock),
+    "accept_clock": _operation(_accept_clock),
+    "wait": _operation(_wait, "tx_id", "wait"),
+    "ping": _operation(_ping, "pending"),
+}
+"""What a client may ask for. A key that came later than revision 1 is told in `docs/protocol.md`
+with the revision that has it."""
 
 
 def _is_int(value: object, least: int, most: int) -> bool:

@@ -4,6 +4,9 @@ A client is a key, with all its connections; without keys it is a connection. Wh
 weighed in operations and keys of reads; any other request weighs 1. Limits are the gateway's,
 unless the key's grant has its own; 0 is none.
 
+Beside operations, the time that a client's calls of functions take is counted, once it is known:
+who has used a second's worth up calls none until that is paid off.
+
 At a time: a request weighs on its client from when it is taken until it is answered. In a second:
 a client may save up one second's worth. A request may weigh more than what is left of it, and the
 client then waits until that is paid off; so a batch larger than the rate passes, once.
@@ -28,7 +31,8 @@ from tallybus.services.gateway.protocol import (
 IN_FLIGHT: Final = "in_flight"
 RATE: Final = "rate"
 MESSAGE_BYTES: Final = "message_bytes"
-LIMITS: Final = (IN_FLIGHT, RATE, MESSAGE_BYTES)
+WORK_MS: Final = "work_ms"
+LIMITS: Final = (IN_FLIGHT, RATE, MESSAGE_BYTES, WORK_MS)
 SECOND_NS: Final = 1_000_000_000
 MAX_IDLE: Final = 65_536
 """Clients without a request under way that are remembered at most, for the sake of their rate."""
@@ -38,14 +42,16 @@ SWEEP_FROM: Final = 1_024
 class Usage:
     """What one client has under way, and how far ahead of its rate it is.
 
-    `paid_ns` is when everything it has asked for so far will be paid off at its rate.
+    `paid_ns` is when everything it has asked for so far will be paid off at its rate, `worked_ns`
+    when the time that its calls took will be.
     """
 
-    __slots__ = ("heard_ns", "in_flight", "paid_ns")
+    __slots__ = ("heard_ns", "in_flight", "paid_ns", "worked_ns")
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.paid_ns = 0
+        self.worked_ns = 0
         self.heard_ns = 0
 
 
@@ -54,11 +60,14 @@ class Quotas:
     gateway's own limits; `weigh` and `take` are for requests of which that is true, or that come
     with a grant."""
 
-    def __init__(self, in_flight: int = 0, rate: int = 0, message_bytes: int = 0) -> None:
-        self.limited = bool(in_flight or rate or message_bytes)
+    def __init__(
+        self, in_flight: int = 0, rate: int = 0, message_bytes: int = 0, work_ms: int = 0
+    ) -> None:
+        self.limited = bool(in_flight or rate or message_bytes or work_ms)
         self._in_flight = in_flight
         self._rate = rate
         self._message_bytes = message_bytes
+        self._work_ms = work_ms
         self._usages: dict[bytes, Usage] = {}
         self._sweep_at = SWEEP_FROM
 
@@ -69,14 +78,14 @@ class Quotas:
         self, request: ClientRequest, frames: Sequence[Buffer], grant: Grant | None, now_ns: int
     ) -> Refusal | None:
         """Why this request is beyond its client's limits; None: it may be taken."""
-        in_flight, rate, message_bytes = self._limits(grant)
+        in_flight, rate, message_bytes, work_ms = self._limits(grant)
         if message_bytes and (length := sum(map(size, frames))) > message_bytes:
             return Refusal(
                 INVALID_REQUEST,
                 f"the request has {length} bytes; this client may send {message_bytes} in one",
                 {"limit": MESSAGE_BYTES, "allowed": message_bytes},
             )
-        if not (in_flight or rate):
+        if not (in_flight or rate or work_ms):
             return None
         weight = weight_of(request)
         if in_flight and weight > in_flight:
@@ -105,20 +114,31 @@ class Quotas:
                 f"done, try again in {retry_ms} ms",
                 {"limit": RATE, "allowed": rate, "retry_ms": retry_ms},
             )
+        if work_ms and isinstance(request, Submit) and size(request.params):
+            early_ns = usage.worked_ns - now_ns - SECOND_NS
+            if early_ns >= 0:
+                retry_ms = early_ns // 1_000_000 + 1
+                return Refusal(
+                    OVERLOADED,
+                    f"this client's calls may take {work_ms} ms of the ledger's time in a second; "
+                    f"nothing was done, try again in {retry_ms} ms",
+                    {"limit": WORK_MS, "allowed": work_ms, "retry_ms": retry_ms},
+                )
         return None
+
+    def worked(self, owner: bytes, grant: Grant | None, took_ns: int, now_ns: int) -> None:
+        """The calls of this client, with this grant, have taken so much of the ledger's time."""
+        work_ms = self._limits(grant)[3]
+        if work_ms:
+            usage = self._usage(owner, now_ns)
+            usage.worked_ns = max(usage.worked_ns, now_ns) + took_ns * 1_000 // work_ms
 
     def take(self, request: ClientRequest, grant: Grant | None, now_ns: int, held: bool) -> None:
         """Count a request that was taken; one that is `held` until `let_go`."""
-        in_flight, rate, _ = self._limits(grant)
+        in_flight, rate, _, _ = self._limits(grant)
         if not (in_flight or rate):
             return
-        owner = _owner(request, grant)
-        usage = self._usages.get(owner)
-        if usage is None:
-            if len(self._usages) >= self._sweep_at:
-                self._sweep(now_ns)
-            usage = self._usages[owner] = Usage()
-        usage.heard_ns = now_ns
+        usage = self._usage(_owner(request, grant), now_ns)
         weight = weight_of(request)
         if rate:
             usage.paid_ns = max(usage.paid_ns, now_ns) + -(-weight * SECOND_NS // rate)
@@ -126,13 +146,27 @@ class Quotas:
             usage.in_flight += weight
             request.usage = usage
 
-    def _limits(self, grant: Grant | None) -> tuple[int, int, int]:
+    def _usage(self, owner: bytes, now_ns: int) -> Usage:
+        usage = self._usages.get(owner)
+        if usage is None:
+            if len(self._usages) >= self._sweep_at:
+                self._sweep(now_ns)
+            usage = self._usages[owner] = Usage()
+        usage.heard_ns = now_ns
+        return usage
+
+    def told(self, grant: Grant | None) -> dict[str, int]:
+        """A client's limits by name, as a ping tells them. 0: none."""
+        return dict(zip(LIMITS, self._limits(grant), strict=True))
+
+    def _limits(self, grant: Grant | None) -> tuple[int, int, int, int]:
         if grant is None:
-            return self._in_flight, self._rate, self._message_bytes
+            return self._in_flight, self._rate, self._message_bytes, self._work_ms
         return (
             grant.max_in_flight or self._in_flight,
             grant.max_rate or self._rate,
             grant.max_message_bytes or self._message_bytes,
+            grant.max_work_ms or self._work_ms,
         )
 
     def _sweep(self, now_ns: int) -> None:
@@ -140,7 +174,7 @@ class Quotas:
         kept = {
             owner: usage
             for owner, usage in self._usages.items()
-            if usage.in_flight or usage.paid_ns > now_ns
+            if usage.in_flight or max(usage.paid_ns, usage.worked_ns) > now_ns
         }
         idle = [owner for owner, usage in kept.items() if not usage.in_flight]
         if len(idle) > MAX_IDLE:

@@ -17,6 +17,7 @@ from tallybus.common.frames import (
     Answer,
     Assigned,
     Buffer,
+    ClockAnswer,
     FunctionsAnswer,
     Message,
     Prepared,
@@ -83,6 +84,7 @@ class GatewayService(Shell):
                 settings.gateway.client_in_flight,
                 settings.gateway.client_rate,
                 settings.gateway.client_message_bytes,
+                settings.gateway.client_work_ms,
             ),
             settings.functions.submit_ms * 1_000_000,
         )
@@ -102,6 +104,7 @@ class GatewayService(Shell):
         self.endpoint = self._clients.endpoint
         self._snapshotter = self.bus.dealer("snapshotter")
         self._transactor = self.bus.dealer("transactor")
+        self._sequencer = self.bus.dealer("sequencer")
         self.read(
             self.bus.subscriber(
                 ["sequencer", "transactor", "wal", "snapshotter"],
@@ -112,6 +115,7 @@ class GatewayService(Shell):
         )
         self.read(self._snapshotter, self._on_answer, most=256)
         self.read(self._transactor, self._on_answer, most=256)
+        self.read(self._sequencer, self._on_answer, most=256)
         self.read(
             self._clients,
             self._on_client,
@@ -120,6 +124,7 @@ class GatewayService(Shell):
         )
         if isinstance(self.meter, GatewayMeter):
             self.core.desk.answered = self.meter.answered
+            self.core.worked = self.meter.worked
             self.core.submissions.gathered = self.meter.batch_transactions.observe
         self.log.info("listening", extra=logs.fields(endpoint=self.endpoint))
         self._metrics_heard: dict[str, tuple[StageMetrics, int]] = {}
@@ -230,6 +235,10 @@ class GatewayService(Shell):
             self._transactor.send(encode(question))
         core.requests.clear()
         core.registrations.questions.clear()
+        for asked in core.clock.questions:
+            # Not queued for one that is away: it is repeated.
+            self._sequencer.send(encode(asked))
+        core.clock.questions.clear()
         queries = core.reads.queries
         sent = 0
         # What the socket does not take now goes out in a later turn, in order.
@@ -265,6 +274,8 @@ class GatewayService(Shell):
             self.core.on_prepared(message)
         elif isinstance(message, FunctionsAnswer):
             self.core.on_functions(message)
+        elif isinstance(message, ClockAnswer):
+            self.core.on_clock(message)
 
     def _on_client(self, frames: list[Buffer], now_ns: int) -> None:
         clients = self._clients

@@ -1,8 +1,7 @@
 """`python -m tallybus.services.sequencer`: this service as a process, with its settings from the
 environment."""
 
-from tallybus.common.process import run_service
-from tallybus.services.sequencer.service import SequencerService
+from tallybus.common import startup
 
 if __name__ == "__main__":
-    raise SystemExit(run_service(SequencerService))
+    raise SystemExit(startup.run("sequencer"))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from tallybus.common.frames import (
     Assigned,
+    ClockAnswer,
+    ClockQuery,
     Hello,
     Message,
     Refused,
@@ -20,6 +22,7 @@ from tallybus.common.frames import (
 )
 from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
 from tallybus.common.stage import Fenced, StageCore
+from tallybus.services.sequencer.clock import LedgerClock, Moment
 
 
 class SequencerCore(StageCore):
@@ -35,7 +38,7 @@ class SequencerCore(StageCore):
         self._max_in_flight = max_in_flight
         self._gateways: dict[int, LinkReceiver] = {}
         self._assigned: list[list[int]] = []
-        self._last_timestamp = 0
+        self.clock = LedgerClock()
         self._accepted_by_transactor = False
         self._durable = 0
 
@@ -57,7 +60,7 @@ class SequencerCore(StageCore):
         """Whether gateways' requests may be read; otherwise back-pressure holds them."""
         return self.link is not None and not self.link.full
 
-    def on_welcome(self, message: Welcome, now_ns: int) -> None:
+    def on_welcome(self, message: Welcome, now: Moment) -> None:
         """The transactor's answer to a hello."""
         if message.peer != self.incarnation:
             return
@@ -71,6 +74,7 @@ class SequencerCore(StageCore):
         self.start = message.next
         self._durable = message.durable
         self.link = LinkSender(message.next, self._max_in_flight, "the transactor")
+        self.clock.start(message.stamp, message.elapsed, now)
         for gateway, expected in message.gateways.items():
             self._gateways[gateway] = LinkReceiver(expected, peer=gateway)
 
@@ -79,8 +83,8 @@ class SequencerCore(StageCore):
         if message.peer == self.incarnation:
             raise Fenced(self.stage, self.incarnation, f"a sequencer of term {message.term}")
 
-    def on_request(self, message: Request, wall_ns: int) -> None:
-        """Number one gateway's request. `wall_ns`: the wall clock; stamps never go backwards."""
+    def on_request(self, message: Request, now: Moment) -> None:
+        """Number one gateway's request and give it the ledger's time."""
         if self.link is None or message.term != self.term:
             # A gateway that has not heard of this term may still tell clients what the last one
             # announced. It sends again when it has.
@@ -97,7 +101,6 @@ class SequencerCore(StageCore):
         if message.told and message.told != first:
             self._assigned.append([message.gateway, message.request, 0, message.count])
             return
-        self._last_timestamp = max(self._last_timestamp, wall_ns)
         self.link.offer(
             first,
             message.count,
@@ -106,7 +109,7 @@ class SequencerCore(StageCore):
                 incarnation=self.incarnation,
                 first=first,
                 count=message.count,
-                timestamp=self._last_timestamp,
+                timestamp=self.clock.look(now),
                 gateway=message.gateway,
                 request=message.request,
                 names=message.names,
@@ -120,6 +123,19 @@ class SequencerCore(StageCore):
         )
         if message.tell:
             self._assigned.append([message.gateway, message.request, first, message.count])
+
+    def on_clock_query(self, peer: bytes, message: ClockQuery, now: Moment) -> None:
+        """A gateway asks for the ledger's time, or an operator accepts the wall clock."""
+        if self.link is None:
+            return  # it has no time yet, and is asked again
+        if message.accept:
+            self.clock.accept(now)
+        else:
+            self.clock.look(now)
+        clock = self.clock
+        self.replies.append(
+            (peer, ClockAnswer(message.query, clock.time_ns, now.wall_ns, clock.held))
+        )
 
     def on_status(self, message: StageStatus, now_ns: int) -> None:
         """The transactor's broadcast."""

@@ -20,6 +20,8 @@ from tallybus.common.logreader import LogRun, read_log
 from tallybus.common.record import STATUS_DTYPE, Stage, Status
 from tallybus.services.snapshotter.core import QueryRefused
 
+OLD_STATUSES: Final = "old_statuses"
+"""The limit's name, as clients are told it."""
 MAX_COLD_IDS: Final = 4096
 MAX_COLD_TRANSACTIONS: Final = 20_000_000
 MAX_FOUND_SINGLY: Final = 256
@@ -37,7 +39,7 @@ class TooManyColdStatuses(QueryRefused):
         super().__init__(
             f"statuses that are no longer in memory are read from the log, and this query needs "
             f"{asked} {unit}, more than the limit of {limit}: ask for fewer at once",
-            {"asked": asked, "limit": limit},
+            {"limit": OLD_STATUSES, "asked": asked, "allowed": limit},
         )
         self.asked = asked
         self.limit = limit

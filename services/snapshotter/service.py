@@ -183,7 +183,8 @@ class SnapshotterService(Shell):
                     "cannot read a transaction",
                     extra=logs.fields(transaction=lookup.tx_id, reason=str(error)),
                 )
-                self.core.lookup_failed(lookup, str(error), {"tx_id": lookup.tx_id})
+                path = str(error.path).encode(errors="replace").decode()
+                self.core.lookup_failed(lookup, str(error), {"tx_id": lookup.tx_id, "path": path})
             else:
                 self.core.looked_up(lookup, found)
 

@@ -1,8 +1,7 @@
 """`python -m tallybus.services.transactor`: this service as a process, with its settings from the
 environment."""
 
-from tallybus.common.process import run_service
-from tallybus.services.transactor.service import TransactorService
+from tallybus.common import startup
 
 if __name__ == "__main__":
-    raise SystemExit(run_service(TransactorService))
+    raise SystemExit(startup.run("transactor"))

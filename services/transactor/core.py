@@ -41,6 +41,7 @@ from tallybus.common.payload import Payload
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind
 from tallybus.common.stage import Fenced, StageCore
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
+from tallybus.services.transactor.stamps import LastStamp
 
 RESULTS_KEPT: Final = 4_194_304
 """Transactions whose outcomes can be asked for again."""
@@ -159,6 +160,7 @@ class TransactorCore(StageCore):
         self._followed_by: int | None = None
         self._retired: set[int] = set()
         self._granting: tuple[bytes, Hello] | None = None
+        self._stamp = LastStamp()
         self.count: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], None] | None = None
         """Called with the records and failures of each batch, where somebody counts them."""
         self.modules: deque[Module] = deque()
@@ -217,14 +219,20 @@ class TransactorCore(StageCore):
             raise Fenced(self.stage, self.incarnation, "a newer transactor")
 
     def recovered(
-        self, engine: Executor, registrar: Registers, results: Sequence[Results] = ()
+        self,
+        engine: Executor,
+        registrar: Registers,
+        results: Sequence[Results] = (),
+        stamp: int = 0,
     ) -> None:
         """The shell has replayed the log: `engine` and `registrar` hold the state after
         `welcome.next - 1`.
 
         `results`: outcomes of the last transactions in the log, for gateways that missed them.
+        `stamp`: the last transaction's time.
         """
         assert self.welcome is not None
+        self._stamp.recovered(stamp)
         for outcome in results:
             self._keep(outcome)
         self._engine = engine
@@ -287,6 +295,8 @@ class TransactorCore(StageCore):
                     durable=self._durable,
                     cluster=0 if self.welcome is None else self.welcome.cluster,
                     gateways={gateway: last + 1 for gateway, last in self._gateways.items()},
+                    stamp=self._stamp.value,
+                    elapsed=self._stamp.elapsed_ns,
                 ),
             )
         )
@@ -305,6 +315,7 @@ class TransactorCore(StageCore):
             return
         self._gateways[message.gateway] = message.request
         self._sharing.add(message.gateway)
+        self._stamp.given(message.timestamp)
         first = message.first + skip
         count = message.count - skip
         records = np.frombuffer(message.records, RECORD_DTYPE, count, skip * RECORD_SIZE)
@@ -461,6 +472,7 @@ class TransactorCore(StageCore):
 
     def tick(self, now_ns: int) -> None:
         """Once a turn: hello, stall check, broadcast."""
+        self._stamp.tick(now_ns)
         if not self._accepted_by_log and self.hello_due(now_ns):
             self.requests.append(Hello(self.stage, self.incarnation, self.term))
         if self.link is None:

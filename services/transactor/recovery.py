@@ -37,13 +37,14 @@ BATCHES_TOLD: Final = 1_024
 @dataclass(frozen=True, slots=True)
 class RecoveredEngine:
     """What recovery made: the engine, its functions, recent outcomes in order, snapshots that were
-    passed over."""
+    passed over; and the last transaction's time."""
 
     engine: Engine
     registrar: Registrar
     results: list[Results]
     rejected: list[DamagedSnapshot]
     replayed: int
+    stamp: int
 
 
 class Interrupted(Exception):
@@ -87,7 +88,7 @@ def recover_engine(
     first = min(engine.next_id, window_first)
     warm_for_replay(engine.window, last - window_first + 1)
     results: list[Results] = []
-    replayed = 0
+    replayed = stamp = 0
 
     def runs() -> Iterator[LogRun]:
         each = max(first, last - EACH_BLOCK + 1)
@@ -116,6 +117,7 @@ def recover_engine(
             window=run.first_id >= window_first,
         )
         replayed += len(run.records)
+        stamp = run.header.timestamp_ns
         if run.first_id < tail:
             continue
         if run.batches is None or run.first_id > last - EACH_BLOCK:
@@ -131,7 +133,7 @@ def recover_engine(
             compiling(done, total)
 
     registrar.restore(registry, live_binaries(folder, registry), begins)
-    return RecoveredEngine(engine, registrar, results, rejected, replayed)
+    return RecoveredEngine(engine, registrar, results, rejected, replayed, stamp)
 
 
 def live_binaries(folder: Path, registry: FunctionRegistry) -> dict[int, bytes]:

@@ -175,7 +175,9 @@ class TransactorService(Shell):
         if self._registrar.any_live:
             # Before anything is executed.
             self._watch(self._registrar)
-        self.core.recovered(recovered.engine, recovered.registrar, recovered.results)
+        self.core.recovered(
+            recovered.engine, recovered.registrar, recovered.results, recovered.stamp
+        )
         if self.settings.bus.transport != "inproc":
             # An embedded ledger is opened for a moment more often than for good.
             self._warmer = WindowWarmer(recovered.engine.window)

@@ -24,6 +24,7 @@ from tallybus.cli import connect
 from tallybus.cli.drive import Source
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.workload import Workload, first_ref
+from tallybus.common import startup
 from tallybus.common.record import Level
 
 if TYPE_CHECKING:
@@ -139,12 +140,8 @@ def background(
         "key": key,
     }
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tallybus.cli.background",
-            json.dumps(asked),
-        ],
+        startup.command("tallybus.cli.background", [json.dumps(asked)]),
+        env=startup.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

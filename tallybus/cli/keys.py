@@ -17,14 +17,40 @@ import click
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.options import WholeNumber, json_option
 from tallybus.cli.output import note, print_json, print_table
+from tallybus.cli.pipes import print_or_fail
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.files import Storage, StorageError
+from tallybus.common.function_names import PATTERN_RULE, is_function_pattern
 from tallybus.common.keys import LIMITS, MAX_LIMIT, Grant, Role
 from tallybus.keyring import Keyring, KeyringError, write_new
 
 STDOUT: Final = "-"
 STORAGE = Storage()
 """Where everything is written; tests put one there that fails."""
+
+READ: Final = Role.READ.name.lower()
+ALL_FUNCTIONS: Final = ("all",)
+NO_FUNCTIONS: Final = "none"
+
+
+class FunctionPatterns(click.ParamType[tuple[str, ...]]):
+    """Names of functions, perhaps with * and ?, separated by commas; or `all`, or `none`."""
+
+    name = "functions"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        if value == NO_FUNCTIONS:
+            return ()
+        names = tuple(each.strip() for each in str(value).split(","))
+        for each in names:
+            if not is_function_pattern(each):
+                self.fail(f"{each[:40]!r} names no functions; give {PATTERN_RULE}", param, ctx)
+        return names
+
 
 _LIMIT: Final = WholeNumber("number", 1, MAX_LIMIT)
 _FOLDER: Final = click.option(
@@ -70,12 +96,33 @@ def keys_command() -> None:
     metavar="N",
     help="Bytes of one request.  [default: gateway.client_message_bytes]",
 )
+@click.option(
+    "--max-work-ms",
+    type=WholeNumber("number", 1, 1_000),
+    metavar="N",
+    help="Milliseconds of the ledger's time that its calls of functions may take in a second.  "
+    "[default: gateway.client_work_ms]",
+)
+@click.option(
+    "--functions",
+    type=FunctionPatterns(),
+    metavar="NAME,…",
+    help="Functions that it may call, with * and ? for any characters; none: no function.  "
+    "[default: all]",
+)
+@click.option(
+    "--no-builtins",
+    is_flag=True,
+    help="It may call functions, and submit nothing else: no deposits, withdrawals, transfers.",
+)
 @_FOLDER
 @settings_options
 def create_command(
     name: str,
     role: str,
     out: str | None,
+    functions: tuple[str, ...] | None,
+    no_builtins: bool,
     folder: str | None,
     config: str | None,
     assignments: tuple[str, ...],
@@ -86,6 +133,11 @@ def create_command(
     The first call makes the folder, and in it the key pairs of the gateway and of the services.
     Hand the file over on a way that you trust, and keep no copy: it is all that its holder needs.
     """
+    granted = None if functions == ALL_FUNCTIONS else functions
+    if role == READ and (granted is not None or no_builtins):
+        raise click.UsageError("--functions and --no-builtins are of no use to the role read")
+    if granted == () and no_builtins:
+        raise click.UsageError("nothing would be left to submit; take --role read")
     keyring = _keyring(folder, config, assignments)
     given = {limit: value for limit, value in limits.items() if value is not None}
     target = None if out == STDOUT else Path(out if out is not None else f"{name}.key")
@@ -96,7 +148,14 @@ def create_command(
     def hand_over(text: str) -> None:
         nonlocal written
         if target is None:
-            click.echo(text, nl=False)
+            try:
+                print_or_fail(text)
+            except OSError as error:
+                raise CommandFailed(
+                    f"the key cannot be written to standard output ({error.strerror}); "
+                    "nothing was made",
+                    ExitCode.FAILED,
+                ) from error
             return
         with _as_ourselves():
             write_new(target, text, STORAGE)
@@ -104,7 +163,9 @@ def create_command(
 
     with _told(), _as_owner(keyring.folder):
         try:
-            made = keyring.create(name, Role[role.upper()], given, hand_over)
+            made = keyring.create(
+                name, Role[role.upper()], given, hand_over, granted, builtins=not no_builtins
+            )
         except BaseException:
             if written and target is not None:
                 # Nobody would let it in.
@@ -133,7 +194,11 @@ def list_command(
         print_json({"keys": [_as_json(grant) for grant in grants]})
         return
     print_table(
-        ("name", "role", "created", "revoked", "in flight", "rate", "message bytes", "public key"),
+        (
+            *("name", "role", "created", "revoked", "in flight", "rate", "message bytes"),
+            "work ms",
+            *("public key", "may submit"),
+        ),
         [
             (
                 grant.name,
@@ -142,6 +207,7 @@ def list_command(
                 grant.revoked,
                 *(getattr(grant, limit) or "" for limit in LIMITS),
                 grant.public.decode(),
+                _may_submit(grant),
             )
             for grant in grants
         ],
@@ -224,6 +290,16 @@ def _told() -> Iterator[None]:
         raise CommandFailed(str(error), ExitCode.FAILED) from error
 
 
+def _may_submit(grant: Grant) -> str:
+    if grant.role < Role.SUBMIT:
+        return "nothing"
+    if grant.functions is None:
+        return "everything" if grant.builtins else "calls of all functions"
+    calls = f"calls of {', '.join(grant.functions)}" if grant.functions else ""
+    builtins = "built-in operations" if grant.builtins else ""
+    return ", ".join(filter(None, (builtins, calls))) or "nothing"
+
+
 def _as_json(grant: Grant) -> dict[str, Any]:
     return {
         "name": grant.name,
@@ -231,5 +307,7 @@ def _as_json(grant: Grant) -> dict[str, Any]:
         "created": grant.created,
         "revoked": grant.revoked or None,
         **{limit: getattr(grant, limit) or None for limit in LIMITS},
+        "functions": None if grant.functions is None else list(grant.functions),
+        "builtins": grant.builtins,
         "public": grant.public.decode(),
     }

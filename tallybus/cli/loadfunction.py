@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from crc32c import crc32c
-
+from tallybus.common.checksum import crc32c
 from tallybus.errors import AlreadyExists
 
 if TYPE_CHECKING:

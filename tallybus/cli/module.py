@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.extras import need_server
 
 MAGIC: Final = b"\0asm"
 MAX_FILE_BYTES: Final = 64 << 20
@@ -41,6 +42,7 @@ def read_module(path: str) -> bytes:
 
 
 def _assembled(path: str, text: str) -> bytes:
+    need_server(f"{path} is in the text format (WAT), and to assemble it", ("wasmtime",))
     from wasmtime import WasmtimeError, wat2wasm
 
     try:

@@ -7,8 +7,10 @@ from typing import Final
 
 import click
 
+from tallybus.cli import streams
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.settings import SERVICES, Settings, load
+from tallybus.extras import need_server
 
 DATA_HELP: Final = "Folder of the log and the snapshots: ledger.data."
 ENDPOINT_HELP: Final = "Where the ledger listens for clients: gateway.endpoint."
@@ -25,10 +27,19 @@ def up_command(
 
     Prints the endpoint on standard output when the ledger is up.
     """
+    need_server("`tallybus up`")
     from tallybus.supervisor import Supervisor
 
     settings = _settings(data, endpoint, config, assignments)
-    sys.exit(Supervisor(settings).run(on_ready=lambda: click.echo(settings.gateway.endpoint)))
+
+    def tell() -> None:
+        try:
+            click.echo(settings.gateway.endpoint)
+        except OSError:
+            streams.abandon()
+            raise
+
+    sys.exit(Supervisor(settings).run(on_ready=tell))
 
 
 @click.command("serve")
@@ -44,6 +55,7 @@ def serve_command(
     assignments: tuple[str, ...],
 ) -> None:
     """Run one service in this process until stopped; the others run elsewhere."""
+    need_server("`tallybus serve`")
     from tallybus.supervisor import serve
 
     sys.exit(serve(stage, _settings(data, endpoint, config, assignments)))

@@ -19,7 +19,7 @@ from tallybus.cli.options import (
     min_tx_id_option,
 )
 from tallybus.cli.output import note, print_json, print_table, print_values
-from tallybus.cli.transact import status_text
+from tallybus.cli.transact import reason_text, status_json, status_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -177,8 +177,20 @@ def status_command(
         for each in statuses
     ]
     if as_json:
-        names = ("tx_id", "stage", "status", "duplicate_of")
-        print_json({"transactions": [dict(zip(names, row, strict=True)) for row in rows]})
+        print_json(
+            {
+                "transactions": [
+                    {
+                        "tx_id": each.tx_id,
+                        "stage": each.stage.name,
+                        "status": status_json(each.status),
+                        "reason": reason_text(each.reason),
+                        "duplicate_of": each.duplicate_of,
+                    }
+                    for each in statuses
+                ]
+            }
+        )
     else:
         print_table(
             ("transaction", "stage", "status", "duplicate of"),

@@ -15,6 +15,7 @@ import click
 
 from tallybus.cli import transports
 from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.extras import need_server
 
 FULL_BELOW_BYTES: Final = 1 << 20
 """A disk with less room than this stands in the way, whatever the error says."""
@@ -74,6 +75,7 @@ def target(
         with _telling_of_a_full_disk(base):
             yield Target(endpoint, base, None, key)
         return
+    need_server("a ledger of one's own (--spawn)")
     from tallybus.common.settings import load, run_folder
     from tallybus.supervisor import running_pipeline
 

@@ -21,7 +21,7 @@ from tallybus.cli.options import (
     wait_option,
 )
 from tallybus.cli.output import print_json
-from tallybus.common.record import Level, Status
+from tallybus.common.record import Level, Reason, Status, json_name, status_of
 from tallybus.operations import Deposit, Function, Operation, Transfer, Withdrawal
 
 if TYPE_CHECKING:
@@ -39,6 +39,17 @@ MEANINGS: Final[dict[Status | int, str]] = {
     Status.ZERO_SUM_VIOLATION: "what the function credited is not what it debited",
     Status.ENTRY_LIMIT_EXCEEDED: "the function made more than 255 entries",
     Status.QUOTA_EXCEEDED: "the function used up its fuel",
+}
+REASONS: Final[dict[Reason | int, str]] = {
+    Reason.TRAP: "the function trapped, or could not be started",
+    Reason.UNKNOWN_FUNCTION: "there is no function of this name",
+    Reason.BAD_RETURN: "the function returned what is no status",
+    Reason.WORK: "the calls before it used up what one request may take; send it again",
+    Reason.ENTRIES: "the calls before it made as many entries as one request may; send it again",
+    Reason.STOPPED: "an operator has suspended the function; its user_ref can be used again",
+    Reason.INTERRUPTED: "an operator suspended the function while it ran; it was undone, and its "
+    "user_ref can be used again",
+    Reason.TIME: "the function ran for longer than its fuel explains",
 }
 CALL_MEANINGS: Final = MEANINGS | {
     Status.INVALID_OPERATION: "there is no such function, or it trapped, or it returned what is "
@@ -114,14 +125,17 @@ def _submit(
 ) -> None:
     with connect.open_client(endpoint, timeout, key) as client:
         result = client.submit_and_wait(operation, level)
-    known = result.level >= Level.COMPUTED
+    known = result.status is not None
     if as_json:
         print_json(
             {
                 "tx_id": result.tx_id,
-                "status": status_text(result.status) if known else None,
+                "ok": result.ok if known else None,
+                "status": status_json(result.status),
+                "reason": reason_text(result.reason),
                 "level": result.level.name,
                 "duplicate_of": result.duplicate_of,
+                "original_status": status_json(result.original_status),
             }
         )
     elif result.ok:
@@ -134,15 +148,34 @@ def _submit(
 
 
 def _rejection(result: Result, operation: Operation) -> str:
-    status = result.status
+    status = result.status or Status.OK
     meanings = CALL_MEANINGS if isinstance(operation, Function) else MEANINGS
     meaning = meanings.get(status, "the function's own status")
     text = f"transaction {result.tx_id} rejected: {status_text(status)}"
     if status == Status.DUPLICATE:
         text = f"rejected: {status_text(status)} of transaction {result.duplicate_of}"
+        meaning = f"{meaning}; that one ended with {result.original_status}"
+    elif result.reason in REASONS:
+        meaning = REASONS[Reason(result.reason)]
     return f"{text}: {meaning}"
 
 
-def status_text(status: Status | int) -> str:
-    """Name of a status; a function's own code as FUNCTION_n."""
-    return status.name if isinstance(status, Status) else f"FUNCTION_{status}"
+def status_text(status: Status | int | None) -> str:
+    """Name of a status for people: OK for success, a function's own code as FUNCTION_n, and nothing
+    where it is not known.
+    """
+    if status is None:
+        return ""
+    return status.name if isinstance(status, Status) else status_of(int(status), 0).name
+
+
+def status_json(status: Status | int | None) -> str | None:
+    """The same for programs, which have always read NONE for success."""
+    return None if status is None else json_name(status)
+
+
+def reason_text(reason: Reason | int) -> str | None:
+    """Name of a reason; None where there is none."""
+    if not reason:
+        return None
+    return reason.name if isinstance(reason, Reason) else f"REASON_{reason}"

@@ -9,7 +9,7 @@ import click
 from tallybus.cli import connect
 from tallybus.cli.options import TX_ID, client_options, json_option, min_tx_id_option
 from tallybus.cli.output import print_json, print_table, print_values
-from tallybus.cli.transact import status_text
+from tallybus.cli.transact import reason_text, status_json, status_text
 from tallybus.common.record import Kind
 from tallybus.common.times import utc_text
 
@@ -83,7 +83,8 @@ def _as_json(found: Transaction) -> dict[str, Any]:
         "timestamp_ns": found.timestamp_ns,
         "term": found.term,
         "kind": _kind_text(found.kind),
-        "status": status_text(found.status),
+        "status": status_json(found.status),
+        "reason": reason_text(found.reason),
         "user_ref": found.user_ref,
         "account": found.account,
         "source": found.source,
@@ -108,6 +109,8 @@ def _as_values(found: Transaction) -> dict[str, object]:
         "status": status_text(found.status),
         "user_ref": found.user_ref or "none",
     }
+    if found.reason:
+        values["reason"] = reason_text(found.reason)
     for name in ("account", "source", "target", "amount"):
         value = getattr(found, name)
         if value is not None:

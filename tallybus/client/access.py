@@ -104,7 +104,7 @@ class Access:
         """Number of the connection to have; None: none for now."""
         self.look: Look | None = None
         """What to find out now; `looked` is told until it is another one, or None."""
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._key = key
         self._connected_at = now
         self._refusal: Refusal | None = None
@@ -236,7 +236,7 @@ class Access:
         self._suspicious = seen is Handshake.CLOSED
         self.connection = None
         self._again_at = now + PAUSE_NS
-        self._refusal = _refusal(seen, self._endpoint, self._key)
+        self._refusal = _refusal(seen, self.endpoint, self._key)
         return self._refusal
 
 

@@ -15,21 +15,22 @@ import asyncio
 import random
 import time
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 import zmq
 from numpy.typing import ArrayLike
 
-from tallybus.client import requests
+from tallybus.client import forks, requests
 from tallybus.client.access import Access
+from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
-from tallybus.client.core import SECOND, Call, Core, CoreSettings
+from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, new_call
 from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions
-from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS
-from tallybus.client.wire import FramePool, Wire
-from tallybus.common.record import Level
-from tallybus.errors import ClientClosed
+from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, INTERRUPTED
+from tallybus.client.wire import FramePool, Wire, places_of
+from tallybus.common.record import WaitLevel
+from tallybus.errors import ClientClosed, ForkedProcess, WrongEventLoop
 from tallybus.functions import FunctionInfo, FunctionVersion
 from tallybus.operations import (
     Balance,
@@ -41,10 +42,11 @@ from tallybus.operations import (
     TransactionStatus,
     TransactionStatuses,
 )
-from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+from tallybus.pipeline import GatewayInfo, LedgerTime, PipelineIndex, ServiceInfo
 from tallybus.transactions import Transaction
 
 T = TypeVar("T")
+LATE: Final = 100 * MILLISECOND
 
 
 class AsyncClient:
@@ -65,35 +67,39 @@ class AsyncClient:
         context: zmq.Context[Any] | None = None,
     ) -> None:
         self._timeout = timeout
-        held = usable_key(key, endpoint)
-        self._wire: Wire | None = Wire(endpoint, context, held)
-        name = None if held is None else held.name
-        access = Access(endpoint, name, time.monotonic_ns(), self._wire.places)
-        self._core = Core(random.random, self._settings, access)
+        self._endpoint = endpoint
+        self._key = usable_key(key, endpoint)
+        self._context = context
         self._closed = False
-        self._frames = FramePool(endpoint)
+        self._torn = False
+        """Somebody is inside a step, or was thrown out of one: then `_mend` comes first."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
+        self._core = Core(random.random, self._settings, self._new_access())
+        self._frames = FramePool(endpoint)
+        self._wire: Wire | None = Wire(endpoint, context, self._key)
+        forks.watch(self)
 
     async def submit(self, operation: Operation, *, timeout: float | None = None) -> int:
         """Submits one operation and returns its transaction id as soon as it has one."""
-        return (await self._call(requests.submit_one(operation, Level.NONE), timeout)).tx_id
+        return (await self._call(requests.submit_one(operation, WaitLevel.NONE), timeout)).tx_id
 
     async def submit_and_wait(
         self,
         operation: Operation,
-        level: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
         *,
         timeout: float | None = None,
     ) -> Result:
-        """Submits one operation and waits until its transaction has reached `level`."""
-        return await self._call(requests.submit_one(operation, level), timeout)
+        """Submits one operation and waits until its transaction has reached `wait`."""
+        return await self._call(requests.submit_one(operation, wait), timeout)
 
     async def submit_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> BatchResult:
         """Submits a batch and waits until all its transactions are at `wait`; see `Client`."""
@@ -104,7 +110,8 @@ class AsyncClient:
     def begin_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> asyncio.Future[BatchResult]:
         """Sends a batch now and returns the future of its outcome; order as for
@@ -168,12 +175,15 @@ class AsyncClient:
         name: str,
         binary: bytes | bytearray | memoryview,
         override: bool = False,
+        *,
         timeout: float | None = None,
     ) -> FunctionVersion:
         """Registers a function; returns its version once it is on disk and live, see `Client`."""
         return await self._call(requests.register_function(name, binary, override), timeout)
 
-    async def unregister_function(self, name: str, timeout: float | None = None) -> FunctionVersion:
+    async def unregister_function(
+        self, name: str, *, timeout: float | None = None
+    ) -> FunctionVersion:
         """Unregisters a function, and returns its last version; see `Client`."""
         return await self._call(requests.unregister_function(name), timeout)
 
@@ -192,13 +202,25 @@ class AsyncClient:
     async def wait_for(
         self,
         tx_id: int,
-        level: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
-    ) -> Level:
-        """Waits until every transaction up to `tx_id` has reached `level`; returns the level
+    ) -> WaitLevel:
+        """Waits until every transaction up to `tx_id` has reached `wait`; returns the level
         reached.
         """
-        return await self._call(requests.wait_for(tx_id, level), timeout)
+        return await self._call(requests.wait_for(tx_id, wait), timeout)
+
+    async def clock(self, *, timeout: float | None = None) -> LedgerTime:
+        """The ledger's time, and whether it follows the wall clock."""
+        return await self._call(ReadClock(), timeout)
+
+    async def accept_clock(self, *, timeout: float | None = None) -> LedgerTime:
+        """Tells that a wall clock which has jumped ahead is right: the ledger's time follows it.
+
+        Where it has not jumped nothing changes. With keys it takes the role admin.
+        """
+        return await self._call(AcceptClock(), timeout)
 
     async def gateway_info(self, *, timeout: float | None = None) -> GatewayInfo:
         """Who answers, and its limits."""
@@ -206,12 +228,11 @@ class AsyncClient:
 
     async def close(self, wait: bool = True) -> None:
         """Closes the client; may be called again. `wait` as for `Client.close`."""
-        if self._closed:
-            return
+        outstanding = () if self._closed or not wait else self._core.outstanding
         self._closed = True
         try:
-            futures = [call.owner for call in self._core.outstanding]
-            if wait and futures:
+            futures = [call.owner for call in outstanding if call.owner is not None]
+            if futures:
                 await asyncio.wait(futures)
         finally:
             self._shut()
@@ -230,50 +251,143 @@ class AsyncClient:
     def _shut(self) -> None:
         self._core.close()
         self._settle()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._drop_timer()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            self._unwatch(wire)
+            wire.close()
+
+    def _new_access(self) -> Access:
+        name = None if self._key is None else self._key.name
+        return Access(self._endpoint, name, time.monotonic_ns(), places_of(self._endpoint))
+
+    def _watch(self, wire: Wire) -> None:
+        if self._loop is not None:
+            self._loop.add_reader(wire.fd, self._step)
+            if wire.monitor_fd is not None:
+                self._loop.add_reader(wire.monitor_fd, self._step, True)
+
+    def _unwatch(self, wire: Wire) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(wire.fd)
+            if wire.monitor_fd is not None:
+                self._loop.remove_reader(wire.monitor_fd)
+
+    def _drop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _forked(self) -> None:
+        """Now in a child: connection, loop and calls are the parent's, and are not touched."""
+        forks.abandon((self._wire, self._core, self._context, self._loop, self._timer))
+        self._wire = None
+        self._context = None
+        self._loop = None
+        self._timer = None
+        self._torn = False
+        self._core = Core(random.random, self._settings, self._new_access())
+        self._frames = FramePool(self._endpoint)
+
+    def _mend(self) -> None:
+        """Makes whole what is not, as `Client` does: after an exception from outside left a step in
+        the middle, and in a child that was forked.
+        """
+        if self._wire is None and not self._torn:
+            if self._endpoint.startswith("inproc:"):
+                raise ForkedProcess(
+                    f"{self._endpoint} is inside the process that made this client, of which this "
+                    "one was forked; make a client after the fork"
+                )
+            wire = Wire(self._endpoint, self._context, self._key)
+            self._watch(wire)
+            self._wire = wire
+            return
+        old, self._wire = self._wire, None
+        if old is not None:
+            self._unwatch(old)
+            old.close()
+        core = self._core.resumed(self._new_access(), INTERRUPTED, time.monotonic_ns())
+        self._core = core
+        self._frames = FramePool(self._endpoint)
+        wire = Wire(self._endpoint, self._context, self._key)
+        self._watch(wire)
+        self._wire = wire
+        self._settle()
+        self._torn = False
+
+    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
+        """To the event loop that uses it now. Calls of one that is closed ended with it."""
+        if self._loop is not None and not self._loop.is_closed():
+            raise WrongEventLoop(
+                "an AsyncClient belongs to the event loop that used it first, which is still open; "
+                "make one for each loop"
+            )
+        if self._loop is not None:
             self._timer = None
+            self._core.close()
+            self._core.finished.clear()
+        self._loop = loop
         if self._wire is not None:
-            if self._loop is not None:
-                self._loop.remove_reader(self._wire.fd)
-                if self._wire.monitor_fd is not None:
-                    self._loop.remove_reader(self._wire.monitor_fd)
-            self._wire.close()
-            self._wire = None
+            self._watch(self._wire)
 
     def _start(self, request: Request[T], timeout: float | None) -> asyncio.Future[T]:
-        if self._closed or self._wire is None:
+        if self._closed:
             raise ClientClosed("this client is closed")
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-            loop.add_reader(self._wire.fd, self._step)
-            if self._wire.monitor_fd is not None:
-                loop.add_reader(self._wire.monitor_fd, self._step, True)
-        elif self._loop is not loop:
-            raise RuntimeError("an AsyncClient belongs to the event loop that used it first")
-        seconds = self._timeout if timeout is None else timeout
-        call = self._core.start(request, time.monotonic_ns(), seconds)
+        now = time.monotonic_ns()
+        call = new_call(request, now, self._timeout if timeout is None else timeout)
+        if self._loop is not loop:
+            self._move(loop)
+        if self._torn or self._wire is None:
+            self._mend()
         future: asyncio.Future[T] = loop.create_future()
         call.owner = future
-        self._step()
-        if not future.done():
-            future.add_done_callback(lambda done: self._forget(call) if done.cancelled() else None)
+        try:
+            self._torn = True
+            self._core.begin(call, now)
+            self._advance(now)
+            self._torn = False
+            if not future.done():
+                future.add_done_callback(
+                    lambda done: self._forget(call) if done.cancelled() else None
+                )
+        except BaseException:
+            call.abandoned = True
+            raise
         return future
 
     async def _call(self, request: Request[T], timeout: float | None) -> T:
         return await self._start(request, timeout)
 
     def _forget(self, call: Call[Any]) -> None:
+        call.abandoned = True
+        if self._torn or self._wire is None:
+            return  # what mends it forgets the call
+        self._torn = True
         self._core.forget(call)
         self._settle()
+        self._torn = False
 
     def _step(self, told: bool = False) -> None:
         """Does everything that can be done without waiting."""
+        if self._wire is None:
+            return
+        try:
+            if self._torn:
+                self._mend()
+            self._torn = True
+            self._advance(time.monotonic_ns(), told)
+            self._torn = False
+        except BaseException:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_later(0.01, self._step)
+            raise
+
+    def _advance(self, now: int, told: bool = False) -> None:
         core, wire = self._core, self._wire
         if wire is None:
             return
-        now = time.monotonic_ns()
         core.tick(now)
         wire.pump(core, now, told)
         self._settle()
@@ -282,8 +396,8 @@ class AsyncClient:
         """Hands finished calls to their futures and keeps the timer at the next time to act."""
         for call in self._core.finished:
             self._frames.recycle(call)
-            future: asyncio.Future[Any] = call.owner
-            if future.done():
+            future: asyncio.Future[Any] | None = call.owner
+            if future is None or future.done():
                 continue
             if call.error is None:
                 future.set_result(call.value)
@@ -293,12 +407,12 @@ class AsyncClient:
         wake = self._core.next_wake()
         if self._loop is None or wake is None:
             return
-        if self._timer is None or wake < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
+        now = time.monotonic_ns()
+        # A timer that is late has been lost: an exception came while the loop took it up.
+        if self._timer is None or wake < self._timer_at or self._timer_at < now - LATE:
+            self._drop_timer()
             self._timer_at = wake
-            left = max(0, wake - time.monotonic_ns()) / SECOND
-            self._timer = self._loop.call_later(left, self._on_timer)
+            self._timer = self._loop.call_later(max(0, wake - now) / SECOND, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import reprlib
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tallybus.checks import MAX_U64
 from tallybus.common.record import (
+    REASON_MASK,
     STATUS_DTYPE,
     STATUS_SIZE,
     Level,
@@ -33,11 +34,13 @@ from tallybus.operations import (
     Balances,
     TransactionStatus,
     TransactionStatuses,
-    status_of,
+    transaction_status,
 )
 from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
 PROTOCOL_VERSION: Final = 1
+REVISION: Final = 1
+"""The revision of the protocol that this client has all fields of."""
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_MESSAGE_CHARS: Final = 1000
 """How much of a gateway's error text is shown."""
@@ -50,7 +53,7 @@ Payload: TypeAlias = Any
 _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
 _FAILURE: Final = struct.Struct("<IBBHQ")
-_STATUS: Final = struct.Struct("<BB6xQ")
+_STATUS: Final = struct.Struct("<BB4xBxQ")
 
 
 class ErrorCode(StrEnum):
@@ -86,6 +89,9 @@ class Request(ABC, Generic[T]):
     """True if the request changes nothing, so that sending it again is always safe."""
     count: int = 1
     level: Level | None = None
+    newer: ClassVar[Mapping[str, int]] = {}
+    """Header fields that came after revision 1 of the protocol, each with the revision that has it.
+    A request with one of them is sent only to a gateway that has told to have come that far."""
     committed_tx_id: int | None = None
     """Of a request that completes another one: the transaction that is on disk already."""
 
@@ -96,6 +102,12 @@ class Request(ABC, Generic[T]):
     def fields_again(self) -> Header:
         """The same for a sending after one that was lost."""
         return self.fields()
+
+    def newest(self) -> tuple[int, str]:
+        """The revision of the protocol that a gateway needs for this request, and the field that it
+        needs it for."""
+        used = [(self.newer[name], name) for name in self.fields() if name in self.newer]
+        return max(used, default=(0, ""))
 
     def payload(self) -> Sequence[Payload]:
         """Payload frames, in order."""
@@ -211,13 +223,31 @@ def read_pong(header: Header, payload: Sequence[bytes]) -> tuple[GatewayInfo, li
     unknown = header.get("unknown")
     if not isinstance(unknown, list) or not all(_is_u64(item) for item in unknown):
         raise bad_field("unknown", unknown, "a list of ids")
-    info = GatewayInfo(
+    return _gateway_info(header), unknown
+
+
+def _gateway_info(header: Header) -> GatewayInfo:
+    # What a gateway of an earlier revision does not tell keeps its default.
+    added: dict[str, Any] = {
+        name: u64_field(header, name)
+        for name in ("revision", "max_reads", "max_request_wait_ms")
+        if name in header
+    }
+    if "role" in header:
+        added["role"] = text_field(header, "role")
+    limits = header.get("limits", {})
+    if not isinstance(limits, dict) or not all(
+        isinstance(name, str) and _is_u64(value) for name, value in limits.items()
+    ):
+        raise bad_field("limits", limits, "a map of names to numbers")
+    return GatewayInfo(
         u64_field(header, "incarnation"),
         u64_field(header, "protocol"),
         u64_field(header, "max_batch"),
         u64_field(header, "max_accounts"),
+        limits=limits,
+        **added,
     )
-    return info, unknown
 
 
 class _Balances(Request[T]):
@@ -315,10 +345,10 @@ class ReadStatus(_Statuses[TransactionStatus]):
         return (_U64.pack(self.tx_id),)
 
     def decode(self, header: Header, payload: Sequence[bytes]) -> TransactionStatus:
-        stage, status, first = _STATUS.unpack(self._read(header, payload))
+        stage, status, reason, first = _STATUS.unpack(self._read(header, payload))
         if stage > max(Stage):
             raise bad_field("stage", stage, "a stage")
-        return TransactionStatus(self.tx_id, Stage(stage), status_of(status), first or None)
+        return transaction_status(self.tx_id, stage, status, first, reason)
 
 
 class ReadStatuses(_Statuses[TransactionStatuses]):
@@ -337,8 +367,13 @@ class ReadStatuses(_Statuses[TransactionStatuses]):
         rows = np.frombuffer(self._read(header, payload), STATUS_DTYPE)
         if (rows["stage"] > max(Stage)).any():
             raise ProtocolError("the gateway sent a status with an unknown stage")
-        columns = (np.ascontiguousarray(rows[name]) for name in ("stage", "status", "duplicate_of"))
-        return TransactionStatuses(self.tx_ids, *columns)
+        return TransactionStatuses(
+            self.tx_ids,
+            np.ascontiguousarray(rows["stage"]),
+            np.ascontiguousarray(rows["status"]),
+            np.ascontiguousarray(rows["duplicate_of"]),
+            rows["reason"] & np.uint8(REASON_MASK),
+        )
 
 
 class ReadIndex(Request[PipelineIndex]):

@@ -4,7 +4,8 @@ A shell (`sync`, `aio`) owns the socket and the clock, and drives one `Core`:
 
 1. `start` a request; `Call.done` tells when it is over.
 2. While `next_message` gives frames, send them without blocking; after each one that the socket
-   took, call `message_sent`. If the socket takes none, try again when it can.
+   took, call `message_sent`. If the socket takes none, call `message_refused` and try again when it
+   can. Where neither can be said, as an exception came between, go on with `resumed`.
 3. Hand every message that arrives to `receive`, and tell how handshakes went: see `access`.
 4. Call `tick` at the time that `next_wake` gives, or later.
 5. After each of these, hand the calls in `finished` to those who wait for them, and clear it. Set
@@ -53,7 +54,9 @@ from tallybus.errors import (
     TallybusError,
     Timeout,
     Unavailable,
+    Unreachable,
 )
+from tallybus.pipeline import GatewayInfo
 
 T = TypeVar("T")
 
@@ -87,6 +90,8 @@ class Call(Generic[T]):
     """
 
     __slots__ = (
+        "abandoned",
+        "at_large",
         "attempts",
         "deadline",
         "done",
@@ -117,6 +122,10 @@ class Call(Generic[T]):
         self.sent_at = 0
         self.refusal: ErrorReply | None = None
         self.retry_at = _NEVER
+        self.at_large = False
+        """A sending may be out that nothing has been heard of: it could have any effect."""
+        self.abandoned = False
+        """Whoever asked has been interrupted, and waits no more."""
 
     def result(self) -> T:
         """The value of a call that is done; raises its error."""
@@ -139,7 +148,7 @@ class Core:
         """Whether there is to be a connection, and what is to be found out about it."""
         self._random = random
         self._settings = settings or CoreSettings()
-        self._calls: set[Call[Any]] = set()
+        self._calls: dict[Call[Any], None] = {}
         self._queue: deque[Call[Any]] = deque()
         self._sent: dict[int, Call[Any]] = {}
         self._next_id = 1
@@ -148,66 +157,114 @@ class Core:
         self._ping_due = False
         self._pings: list[int] = []
         self._heard_at: int | None = None
+        self._pinging = False
+        """Whether the last `next_message` was a ping."""
+        self._revision: int | None = None
+        """Of the protocol, as the gateway told it over this connection."""
+        self._asking = False
+        """The next request waits until a ping has told the revision."""
 
     @property
     def outstanding(self) -> tuple[Call[Any], ...]:
-        """The calls that are not done, in no order."""
+        """The calls that are not done, in the order of their begin."""
         return tuple(self._calls)
 
     @property
     def has_message(self) -> bool:
         """Whether `next_message` may have something."""
-        return bool(self._queue) or self._ping_due
+        return (bool(self._queue) and not self._asking) or self._ping_due
 
     def start(self, request: Request[T], now: int, seconds: float) -> Call[T]:
         """Takes a request that may take `seconds` from `now`."""
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise InvalidRequest(
-                f"timeout must be a number of seconds, not {type(seconds).__name__}",
-                field="timeout",
-                value=seconds,
-            )
-        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            raise InvalidRequest(
-                f"timeout must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds, "
-                f"not {seconds}",
-                field="timeout",
-                value=seconds,
-            )
-        call = Call(request, seconds, now + int(seconds * SECOND))
+        call = new_call(request, now, seconds)
+        self.begin(call, now)
+        return call
+
+    def begin(self, call: Call[Any], now: int) -> None:
+        """Takes a call that `new_call` has made."""
         refusal = self.access.refusal(now)
         if refusal is not None:
             self._fail(call, refusal.error())
-            return call
-        self._calls.add(call)
+            return
+        self._calls[call] = None
         self._queue.append(call)
         self._wake = min(self._wake, call.deadline)
-        return call
+
+    def resumed(self, access: Access, why: str, now: int) -> Core:
+        """A core that goes on with these calls over a new connection, after this one was left in
+        the middle of a step by an exception that came from outside (`why`).
+
+        Whatever this core holds may be half done, but for what each call says of itself. What may
+        have been sent is sent again where that cannot apply anything twice, else its outcome is
+        unknown. Calls that nobody waits for are dropped.
+        """
+        core = Core(self._random, self._settings, access)
+        # The gateway knows the new connection by another name, but ids are never used twice.
+        core._next_id = self._next_id + 1
+        core._heard_at = self._heard_at
+        core.finished = [call for call in self.finished if call.done]
+        for call in list(self._calls):
+            if not call.done and not call.abandoned:
+                core._adopt(call, why, now)
+        return core
+
+    def _adopt(self, call: Call[Any], why: str, now: int) -> None:
+        call.error = None
+        self._calls[call] = None
+        self._wake = min(self._wake, call.deadline)
+        if call.at_large:
+            call.at_large = False
+            if not self._take_loss(call, why):
+                return
+            if not call.attempts:
+                call.attempts = 1
+        if call.refusal is not None and call.retry_at != _NEVER:
+            self._wake = min(self._wake, call.retry_at)
+        else:
+            self._enqueue(call)
 
     def next_message(self, now: int) -> list[Payload] | None:
         """Frames to send next, or None. The same again until `message_sent`."""
+        self._pinging = False
+        asking = False
         while self._queue:
             call = self._queue[0]
             request = call.request
             if request is not None and not call.done:
-                return encode(request, self._next_id, self._time_left(call, now), call.unsure)
+                asking = bool(request.newer) and self._must_ask(call, request)
+                if asking:
+                    break
+                if not call.done:
+                    self._asking = False
+                    # Before the first byte: whoever is interrupted while sending cannot tell.
+                    call.at_large = True
+                    return encode(request, self._next_id, self._time_left(call, now), call.unsure)
             self._queue.popleft()
+        self._ping_due = self._ping_due or (asking and not self._asking)
+        self._asking = asking
         if self._ping_due:
             pending = list(islice(self._sent, MAX_PENDING_IDS))
-            if pending:
+            if pending or asking:
+                self._pinging = True
                 return encode_ping(self._next_id, pending)
             self._ping_due = False
         return None
+
+    def message_refused(self) -> None:
+        """The socket has taken nothing of the frames of `next_message`."""
+        if self._queue:
+            self._queue[0].at_large = False
 
     def message_sent(self, now: int) -> None:
         """The socket has taken the frames of `next_message`."""
         if self.access.is_stalled:
             self.access.calm()
-        if self._queue:
+        if not self._pinging:
             call = self._queue.popleft()
             call.sent_id = self._next_id
             call.sent_at = now
             call.attempts += 1
+            call.at_large = True
             self._sent[self._next_id] = call
             if self._ping_at == _NEVER:
                 self._ping_at = now + self._settings.ping_after
@@ -252,8 +309,11 @@ class Core:
             # The answer is known, and what is left to ask for has not been sent before.
             call.request = answer
             call.unsure = False
+            call.at_large = False
             self._enqueue(call)
         else:
+            if isinstance(answer, GatewayInfo):
+                self._learn(answer)
             call.value = answer
             self._finish(call)
 
@@ -286,6 +346,8 @@ class Core:
 
     def handshake(self, seen: Handshake, now: int) -> None:
         """How the handshake of the connection ended; a refusal ends every call."""
+        # Another connection, perhaps to a gateway of another release.
+        self._revision = None
         self._deny(self.access.handshake(seen, now))
 
     def looked(self, seen: Handshake, now: int) -> None:
@@ -301,7 +363,7 @@ class Core:
         """Fails what is left: OutcomeUnknown for submits that were sent, else ClientClosed."""
         for call in list(self._calls):
             request = call.request
-            if request is not None and not request.reads and call.attempts:
+            if request is not None and not request.reads and (call.attempts or call.at_large):
                 self._fail(call, _outcome_unknown(request, "the client was closed"))
             else:
                 self._fail(
@@ -329,6 +391,7 @@ class Core:
     def _enqueue(self, call: Call[Any]) -> None:
         call.retry_at = _NEVER
         call.refusal = None
+        call.at_large = False
         self._queue.append(call)
 
     def _time_left(self, call: Call[Any], now: int) -> int:
@@ -337,6 +400,10 @@ class Core:
         return max(1, left // MILLISECOND)
 
     def _plan_ping(self, now: int) -> None:
+        if self._asking:
+            self._ping_due = True
+            self._ping_at = now + self._settings.ping_after
+            return
         if not self._sent:
             self._ping_at = _NEVER
             self._pings.clear()
@@ -352,15 +419,44 @@ class Core:
     def _take_pong(self, ping_id: int, header: dict[str, Any], payload: Sequence[bytes]) -> None:
         self._pings = [other for other in self._pings if other > ping_id]
         if "error" in header:
-            read_error(header)
+            self._take_ping_error(read_error(header))
             return
-        _, unknown = read_pong(header, payload)
+        info, unknown = read_pong(header, payload)
+        self._learn(info)
         for sent_id in unknown:
             if sent_id >= ping_id:
                 raise ProtocolError("the gateway's answer to a ping names a request sent after it")
             call = self._sent.pop(sent_id, None)
             if call is not None and self._take_loss(call, "the connection was lost after sending"):
                 self._enqueue(call)
+
+    def _take_ping_error(self, reply: ErrorReply) -> None:
+        if self._asking and reply.code is ErrorCode.FORBIDDEN and self._queue:
+            # The request that waits for this ping would fare no better.
+            call, self._asking = self._queue[0], False
+            if call.request is not None and not call.done:
+                self._fail_without_effect(call, _error_of(call.request, reply, call.seconds))
+
+    def _learn(self, info: GatewayInfo) -> None:
+        self._revision = info.revision
+        self._asking = False
+
+    def _must_ask(self, call: Call[Any], request: Request[Any]) -> bool:
+        """Whether it is not known if the gateway takes the fields of this request. Fails the call
+        if it is known that it does not."""
+        needed, field = request.newest()
+        if not needed or (self._revision is not None and self._revision >= needed):
+            return False
+        if self._revision is None:
+            return True
+        error = InvalidRequest(
+            f"the gateway does not know the field {field} of the {request.op} request: it has come "
+            f"to revision {self._revision} of the protocol, the field came with {needed}; nothing "
+            "was sent. Use a gateway of a later release, or do without what needs the field",
+            field=field,
+        )
+        self._fail_without_effect(call, error)
+        return False
 
     def _take_loss(self, call: Call[Any], why: str, first_tx_id: int | None = None) -> bool:
         """A sending was lost, and nobody can say what it did. True if the call may go on."""
@@ -399,6 +495,7 @@ class Core:
     def _pause(self, call: Call[Any], now: int, at_least: int = 0) -> None:
         """Sends again after a pause; of `at_least` so many nanoseconds, as the gateway asks for."""
         settings = self._settings
+        call.at_large = False
         longest = min(settings.first_backoff << min(call.attempts - 1, 30), settings.max_backoff)
         pause = longest // 2 + int(self._random() * (longest - longest // 2))
         if at_least:
@@ -415,22 +512,42 @@ class Core:
         if refusal is None:
             self._fail(call, self._timeout(call, request, now))
             return
-        kind = Overloaded if refusal.code is ErrorCode.OVERLOADED else Unavailable
-        self._fail_without_effect(
-            call,
-            kind(
-                f"the ledger refused the {request.op} request {call.attempts} times within "
-                f"{call.seconds:g} s, the last time with: {refusal.message} ({refusal.code}); "
-                "nothing was sequenced, try again later",
+        text = (
+            f"the ledger refused the {request.op} request {call.attempts} times within "
+            f"{call.seconds:g} s, the last time with: {refusal.message} ({refusal.code}); "
+            "nothing was sequenced, try again later"
+        )
+        error: Overloaded | Unavailable
+        if refusal.code is ErrorCode.OVERLOADED:
+            limit, allowed = _limit(refusal)
+            hint = _retry_hint(refusal) // MILLISECOND
+            error = Overloaded(
+                text,
                 request=request.op,
                 attempts=call.attempts,
-            ),
-        )
+                limit=limit,
+                allowed=allowed,
+                retry_ms=hint or None,
+            )
+        else:
+            error = Unavailable(text, request=request.op, attempts=call.attempts)
+        self._fail_without_effect(call, error)
 
-    def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout:
+    def _timeout(self, call: Call[Any], request: Request[Any], now: int) -> Timeout | Unreachable:
         if not call.attempts:
-            why = "it was never sent, as there is no connection to the gateway"
-        elif self._heard_at is None:
+            where = (
+                f"the gateway at {self.access.endpoint}" if self.access.endpoint else "the gateway"
+            )
+            asked = self._asking and self._pings
+            why = f"{where} has not said what it knows" if asked else f"no connection to {where}"
+            return Unreachable(
+                f"{why} within {call.seconds:g} s: the {request.op} request was never sent"
+                f"{_committed(request)}",
+                request=request.op,
+                endpoint=self.access.endpoint,
+                seconds=call.seconds,
+            )
+        if self._heard_at is None:
             why = "nothing has ever been heard from the gateway"
         else:
             why = f"the gateway was last heard {(now - self._heard_at) / SECOND:.3g} s ago"
@@ -462,12 +579,30 @@ class Core:
         self._finish(call)
 
     def _finish(self, call: Call[Any]) -> None:
+        # In this order: a call that is done is in `finished`, wherever an interruption comes.
+        self.finished.append(call)
         call.done = True
-        self._calls.discard(call)
+        self._calls.pop(call, None)
         if not self._calls and self.access.is_stalled:
             self.access.calm()
         self._sent.pop(call.sent_id, None)
-        self.finished.append(call)
+
+
+def new_call(request: Request[T], now: int, seconds: float) -> Call[T]:
+    """A call that may take `seconds` from `now`, for `Core.begin`. Raises InvalidRequest."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise InvalidRequest(
+            f"timeout must be a number of seconds, not {type(seconds).__name__}",
+            field="timeout",
+            value=seconds,
+        )
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise InvalidRequest(
+            f"timeout must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds, not {seconds}",
+            field="timeout",
+            value=seconds,
+        )
+    return Call(request, seconds, now + int(seconds * SECOND))
 
 
 def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> TallybusError:
@@ -475,11 +610,14 @@ def _error_of(request: Request[Any], reply: ErrorReply, seconds: float) -> Tally
     match code:
         case ErrorCode.INVALID_REQUEST:
             field, index = details.get("field"), details.get("index")
+            limit, allowed = _limit(reply)
             return InvalidRequest(
                 f"the gateway refused the {request.op} request: {text}",
                 field=field if isinstance(field, str) else None,
                 value=details.get("value"),
                 index=index if type(index) is int else None,
+                limit=limit,
+                allowed=allowed,
             )
         case ErrorCode.INVALID_FUNCTION:
             name, reason = details.get("name"), details.get("reason")
@@ -536,6 +674,16 @@ def _retry_hint(reply: ErrorReply) -> int:
     """Nanoseconds after which the gateway says that trying again is of use."""
     hint = reply.details.get("retry_ms")
     return min(hint, MAX_HINT_MS) * MILLISECOND if type(hint) is int and hint > 0 else 0
+
+
+def _limit(reply: ErrorReply) -> tuple[str | None, int | None]:
+    """The limit that a request was beyond, and how much it allows, where the gateway tells it."""
+    limit, allowed = reply.details.get("limit"), reply.details.get("allowed")
+    if limit is None and type(reply.details.get("max_batch")) is int:
+        limit, allowed = "max_batch", reply.details["max_batch"]
+    if not isinstance(limit, str) or type(allowed) is not int:
+        return None, None
+    return limit[:MAX_MESSAGE_CHARS], allowed
 
 
 def _first_tx_id(reply: ErrorReply) -> int | None:

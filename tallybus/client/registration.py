@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from crc32c import crc32c
-
 from tallybus.checks import MAX_U64
 from tallybus.client.codec import (
     Header,
@@ -24,7 +22,8 @@ from tallybus.client.codec import (
 )
 from tallybus.client.submit import read_result
 from tallybus.client.transaction import TransactionRequest
-from tallybus.common.record import Kind, Level, Reason, Status
+from tallybus.common.checksum import crc32c
+from tallybus.common.record import Kind, Level, Reason, Status, status_of
 from tallybus.errors import (
     AlreadyExists,
     InvalidFunction,
@@ -33,7 +32,7 @@ from tallybus.errors import (
     TallybusError,
 )
 from tallybus.functions import FunctionInfo, FunctionVersion
-from tallybus.operations import Result, status_of
+from tallybus.operations import Result
 
 MAX_CRC: Final = 2**32 - 1
 
@@ -75,9 +74,9 @@ class _Registration(Request[FunctionVersion]):
         """What a rejected registration raises."""
         return InvalidFunction(
             f"the ledger rejected transaction {result.tx_id}, the {self.op} of function "
-            f"{self.name}, with status {_status_text(result.status)}",
+            f"{self.name}, with status {result.status}",
             name=self.name,
-            reason=f"status {_status_text(result.status)}",
+            reason=f"status {result.status}",
         )
 
 
@@ -219,7 +218,3 @@ def _nanoseconds(row: Header, name: str) -> float | None:
     if value is not None and type(value) not in (int, float):
         raise bad_field(name, value, "a number, or nil")
     return None if value is None else float(value)
-
-
-def _status_text(status: Status | int) -> str:
-    return status.name if isinstance(status, Status) else str(status)

@@ -45,7 +45,7 @@ def checked_level(value: object, field: str) -> Level:
 def submit_one(operation: Operation, level: Level) -> SubmitOne:
     """A submit of one operation."""
     record, names, params = encode_operation(operation)
-    return SubmitOne(record, checked_level(level, "level"), names, params)
+    return SubmitOne(record, checked_level(level, "wait"), names, params)
 
 
 def submit_batch(
@@ -81,7 +81,7 @@ def read_statuses(tx_ids: ArrayLike, min_tx_id: int | None) -> ReadStatuses:
 
 def wait_for(tx_id: int, level: Level) -> WaitFor:
     """A wait for the index of a level."""
-    return WaitFor(check_int(tx_id, "tx_id"), checked_level(level, "level"))
+    return WaitFor(check_int(tx_id, "tx_id"), checked_level(level, "wait"))
 
 
 def read_transaction(tx_id: int, min_tx_id: int | None) -> ReadTransaction:

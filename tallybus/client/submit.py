@@ -27,12 +27,21 @@ from tallybus.client.codec import (
     level_field,
     u64_field,
 )
-from tallybus.common.record import FAILURE_DTYPE, FAILURE_SIZE, RECORD_DTYPE, Level, Status
+from tallybus.common.record import (
+    FAILURE_DTYPE,
+    FAILURE_SIZE,
+    REASON_MASK,
+    RECORD_DTYPE,
+    Level,
+    Status,
+    reason_of,
+    status_of,
+)
 from tallybus.errors import ProtocolError
-from tallybus.operations import BatchResult, Result, status_of
+from tallybus.operations import BatchResult, Result
 
 T = TypeVar("T")
-_FAILURE: Final = struct.Struct("<IBBHQ")
+_FAILURE: Final = struct.Struct("<IBBBBQ")
 
 
 class _Submit(Request[T]):
@@ -126,20 +135,18 @@ class SubmitBatch(_Submit[BatchResult]):
 
     def _result(self, header: Header, payload: Sequence[bytes], again: bool) -> BatchResult:
         first, level, failures = read_submitted(header, payload, self.count, self.level)
-        statuses = np.zeros(self.count, np.uint8)
-        duplicate_of = np.zeros(self.count, np.uint64)
+        result = BatchResult(
+            first,
+            None,
+            np.zeros(self.count, np.uint8),
+            level,
+            np.zeros(self.count, np.uint64),
+        )
         if failures:
-            self._apply(failures, first, statuses, duplicate_of, again)
-        return BatchResult(first, None, statuses, level, duplicate_of)
+            self._apply(failures, first, result, again)
+        return result
 
-    def _apply(
-        self,
-        failures: bytes,
-        first: int,
-        statuses: NDArray[np.uint8],
-        duplicate_of: NDArray[np.uint64],
-        again: bool,
-    ) -> None:
+    def _apply(self, failures: bytes, first: int, result: BatchResult, again: bool) -> None:
         rows = np.frombuffer(failures, FAILURE_DTYPE)
         offsets, codes, links = rows["offset"], rows["status"], rows["duplicate_of"]
         duplicates = codes == Status.DUPLICATE
@@ -152,9 +159,14 @@ class SubmitBatch(_Submit[BatchResult]):
             or (rows["original_status"] == Status.DUPLICATE).any()
         ):
             raise ProtocolError("the gateway sent failures with impossible links of duplicates")
+        statuses = result.statuses
         statuses[offsets] = codes
+        if rows["reason"].any():
+            result.reasons[offsets] = rows["reason"] & np.uint8(REASON_MASK)
         offsets, links = offsets[duplicates], links[duplicates]
-        duplicate_of[offsets] = links
+        result.duplicate_of[offsets] = links
+        if len(offsets):
+            result.original_statuses[offsets] = rows["original_status"][duplicates]
         if again and len(offsets):
             # Executed by an earlier sending of this very batch: report that execution. An operation
             # that repeats a reference of an earlier one in the batch was a duplicate then as well.
@@ -190,13 +202,21 @@ def read_result(header: Header, payload: Sequence[bytes], asked: Level, again: b
     """The outcome of one operation; `again`: a duplicate stands for what a lost sending did."""
     tx_id, level, failures = read_submitted(header, payload, 1, asked)
     if not failures:
-        return Result(tx_id, Status.NONE, level)
-    offset, status, original, _, duplicate_of = _FAILURE.unpack(failures)
+        return Result(tx_id, Status.OK if level >= Level.COMPUTED else None, level)
+    offset, status, original, reason, _, duplicate_of = _FAILURE.unpack(failures)
     _check_failure(offset == 0, status, original, duplicate_of, tx_id)
     if status != Status.DUPLICATE:
-        return Result(tx_id, status_of(status), level)
-    status = original if again else status
-    return Result(duplicate_of, status_of(status), level, duplicate_of)
+        return Result(tx_id, status_of(status, reason), level, reason=reason_of(reason))
+    # What does not use up a `user_ref` is never the first: below 128 it is a function's own.
+    was = status_of(original, 0)
+    return Result(
+        duplicate_of,
+        was if again else Status.DUPLICATE,
+        level,
+        duplicate_of,
+        was,
+        reason_of(reason),
+    )
 
 
 def _check_failure(

@@ -4,6 +4,10 @@ It owns a socket and the clock and decides nothing. There is no thread in the ba
 waits drives the socket for all. One thread at a time polls, without the lock; the others sleep
 until their call is done or the one that polls leaves. Whoever sends also receives everything that
 has arrived, because sending may use up the socket's wake-up signal.
+
+Handlers of signals may raise, anywhere. So the lock is only ever held by `with`; a step that
+changes the core or the socket is marked in `_torn`, and whoever finds the mark makes both anew
+(docs/adr/0019); and nobody waits for another thread for longer than that one may poll.
 """
 
 from __future__ import annotations
@@ -13,21 +17,23 @@ import select
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypeVar
 
 import zmq
 from numpy.typing import ArrayLike
 
-from tallybus.client import requests
+from tallybus.client import forks, requests
 from tallybus.client.access import Access
+from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
-from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings
+from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, new_call
 from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions
-from tallybus.client.wire import FramePool, Wire
-from tallybus.common.record import Level
-from tallybus.errors import ClientClosed, Timeout
+from tallybus.client.wire import FramePool, Wire, places_of
+from tallybus.common.record import WaitLevel
+from tallybus.errors import ClientClosed, ForkedProcess, Timeout
 from tallybus.functions import FunctionInfo, FunctionVersion
 from tallybus.operations import (
     Balance,
@@ -39,11 +45,16 @@ from tallybus.operations import (
     TransactionStatus,
     TransactionStatuses,
 )
-from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
+from tallybus.pipeline import GatewayInfo, LedgerTime, PipelineIndex, ServiceInfo
 from tallybus.transactions import Transaction
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
+LEASE: Final = 50 * MILLISECOND
+"""A thread that polls for all is back so soon after the time it named, unless it was interrupted in
+the very moment in which it would have told the others."""
+SHUT_PATIENCE: Final = 500 * MILLISECOND
+INTERRUPTED: Final = "an exception from outside, as of a signal, interrupted the client"
 
 
 class Pending:
@@ -59,7 +70,7 @@ class Pending:
         """Whether `result` returns or raises at once. Never blocks."""
         return self._client._poll_call(self._call)
 
-    def result(self, timeout: float | None = None) -> BatchResult:
+    def result(self, *, timeout: float | None = None) -> BatchResult:
         """Waits for the batch's outcome; raises its error, as `Client.submit_batch` does.
 
         With `timeout` (seconds) it raises Timeout after that time, and the batch stays on its way:
@@ -99,47 +110,43 @@ class Client:
         context: zmq.Context[Any] | None = None,
     ) -> None:
         self._timeout = timeout
-        held = usable_key(key, endpoint)
-        self._wire: Wire | None = Wire(endpoint, context, held)
-        name = None if held is None else held.name
-        access = Access(endpoint, name, time.monotonic_ns(), self._wire.places)
-        self._core = Core(random.random, self._settings, access)
+        self._endpoint = endpoint
+        self._key = usable_key(key, endpoint)
+        self._context = context
         self._lock = threading.Lock()
         self._closed = False
-        self._frames = FramePool(endpoint)
-        self._waker, self._wakee = socket.socketpair()
-        self._waker.setblocking(False)
-        self._wakee.setblocking(False)
-        self._wakee_fd = self._wakee.fileno()
-        self._poller = select.poll()
-        self._poller.register(self._wire.fd, select.POLLIN)
-        self._poller.register(self._wakee, select.POLLIN)
-        self._monitor_fd = self._wire.monitor_fd
-        if self._monitor_fd is not None:
-            self._poller.register(self._monitor_fd, select.POLLIN)
+        self._torn = False
+        """Somebody is inside a step, or was thrown out of one: then `_mend` comes first."""
+        self._waker: socket.socket | None = None
+        self._wakee: socket.socket | None = None
         self._driver: Call[Any] | None = None  # whose thread polls, and until when
         self._driver_wake = 0
-        self._driver_left = threading.Condition(self._lock)
         self._sleepers: dict[threading.Lock, None] = {}
+        self._wire: Wire | None = None
+        self._core = Core(random.random, self._settings, self._new_access())
+        self._frames = FramePool(endpoint)
+        self._connect()
+        forks.watch(self)
 
     def submit(self, operation: Operation, *, timeout: float | None = None) -> int:
         """Submits one operation and returns its transaction id as soon as it has one."""
-        return self._call(requests.submit_one(operation, Level.NONE), timeout).tx_id
+        return self._call(requests.submit_one(operation, WaitLevel.NONE), timeout).tx_id
 
     def submit_and_wait(
         self,
         operation: Operation,
-        level: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
         *,
         timeout: float | None = None,
     ) -> Result:
-        """Submits one operation and waits until its transaction has reached `level`."""
-        return self._call(requests.submit_one(operation, level), timeout)
+        """Submits one operation and waits until its transaction has reached `wait`."""
+        return self._call(requests.submit_one(operation, wait), timeout)
 
     def submit_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> BatchResult:
         """Submits a batch and waits until all its transactions have reached `wait`.
@@ -154,7 +161,8 @@ class Client:
     def begin_batch(
         self,
         operations: Operations,
-        wait: Level = Level.COMMITTED,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
         timeout: float | None = None,
     ) -> Pending:
         """Submits a batch as `submit_batch` does, and returns without waiting for the answer.
@@ -210,6 +218,7 @@ class Client:
         name: str,
         binary: bytes | bytearray | memoryview,
         override: bool = False,
+        *,
         timeout: float | None = None,
     ) -> FunctionVersion:
         """Registers a function, and returns its version once it is on disk and live.
@@ -221,7 +230,7 @@ class Client:
         """
         return self._call(requests.register_function(name, binary, override), timeout)
 
-    def unregister_function(self, name: str, timeout: float | None = None) -> FunctionVersion:
+    def unregister_function(self, name: str, *, timeout: float | None = None) -> FunctionVersion:
         """Unregisters a function, and returns its last version, which has no binary and the CRC 0.
 
         From then on calls of it end with INVALID_OPERATION. Raises NotRegistered when there is no
@@ -242,12 +251,27 @@ class Client:
         return self._call(ReadServices(), timeout)
 
     def wait_for(
-        self, tx_id: int, level: Level = Level.COMMITTED, timeout: float | None = None
-    ) -> Level:
-        """Waits until every transaction up to `tx_id` has reached `level`; returns the level
+        self,
+        tx_id: int,
+        wait: WaitLevel = WaitLevel.COMMITTED,
+        *,
+        timeout: float | None = None,
+    ) -> WaitLevel:
+        """Waits until every transaction up to `tx_id` has reached `wait`; returns the level
         reached.
         """
-        return self._call(requests.wait_for(tx_id, level), timeout)
+        return self._call(requests.wait_for(tx_id, wait), timeout)
+
+    def clock(self, *, timeout: float | None = None) -> LedgerTime:
+        """The ledger's time, and whether it follows the wall clock."""
+        return self._call(ReadClock(), timeout)
+
+    def accept_clock(self, *, timeout: float | None = None) -> LedgerTime:
+        """Tells that a wall clock which has jumped ahead is right: the ledger's time follows it.
+
+        Where it has not jumped nothing changes. With keys it takes the role admin.
+        """
+        return self._call(AcceptClock(), timeout)
 
     def gateway_info(self, *, timeout: float | None = None) -> GatewayInfo:
         """Who answers, and its limits."""
@@ -260,10 +284,8 @@ class Client:
         once: OutcomeUnknown for batches that were sent, ClientClosed for the rest.
         """
         with self._lock:
-            if self._closed:
-                return
+            outstanding = () if self._closed or not wait else self._core.outstanding
             self._closed = True
-            outstanding = self._core.outstanding if wait else ()
         try:
             for call in outstanding:
                 self._await(call, None)
@@ -282,43 +304,171 @@ class Client:
         self.close(wait=exc_type is None)
 
     def _shut(self) -> None:
+        patience = time.monotonic_ns() + SHUT_PATIENCE
+        while True:
+            with self._lock:
+                if not self._torn and self._wire is not None:
+                    self._torn = True
+                    self._core.close()
+                    self._settle()
+                    self._torn = False
+                # Nobody should poll on a descriptor that is closed, and perhaps reused, meanwhile.
+                if self._driver is None or time.monotonic_ns() > patience:
+                    break
+                self._nudge()
+            time.sleep(0.001)
         with self._lock:
-            self._core.close()
-            self._settle()
-            # Nobody may poll on a descriptor that is closed, and perhaps reused, meanwhile.
-            while self._driver is not None:
-                self._driver_left.wait()
-            if self._wire is not None:
-                self._wire.close()
-                self._wire = None
-            self._waker.close()
-            self._wakee.close()
+            wire, self._wire = self._wire, None
+            if self._torn:
+                self._core.close()
+                self._wake_all()
+                self._torn = False
+            if wire is not None:
+                wire.close()
+            self._close_wakers()
 
-    def _start(self, request: Request[T], timeout: float | None) -> Call[T]:
+    def _close_wakers(self) -> None:
+        for end in (self._waker, self._wakee):
+            if end is not None:
+                end.close()
+        self._waker = self._wakee = None
+
+    def _new_access(self) -> Access:
+        name = None if self._key is None else self._key.name
+        return Access(self._endpoint, name, time.monotonic_ns(), places_of(self._endpoint))
+
+    def _connect(self) -> None:
+        """Makes a connection that nothing was sent over yet, and what polls on it."""
+        wire = Wire(self._endpoint, self._context, self._key)
+        if self._waker is None:
+            try:
+                self._waker, self._wakee = _socket_pair()
+            except BaseException:
+                wire.close()
+                raise
+            self._wakee_fd = self._wakee.fileno()
+        poller = select.poll()
+        poller.register(wire.fd, select.POLLIN)
+        poller.register(self._wakee_fd, select.POLLIN)
+        if wire.monitor_fd is not None:
+            poller.register(wire.monitor_fd, select.POLLIN)
+        self._poller = poller
+        self._monitor_fd = wire.monitor_fd
+        self._wire = wire
+
+    def _forked(self) -> None:
+        """Now in a child: the connection is the parent's, and so are the calls under way."""
+        forks.abandon((self._wire, self._core, self._context))
+        for call in self._core.outstanding:
+            call.error = ForkedProcess(
+                "the process that began this request is another one, of which this one was forked; "
+                "its outcome is told there"
+            )
+            call.done = True
+        self._lock = threading.Lock()
+        self._torn = False
+        self._driver = None
+        self._sleepers = {}
+        self._wire = None
+        self._context = None
+        self._core = Core(random.random, self._settings, self._new_access())
+        self._frames = FramePool(self._endpoint)
+        self._close_wakers()
+
+    def _mend(self) -> None:
+        """Makes whole what is not: after an exception that came from outside (Ctrl-C, a handler
+        of a signal) left a step in the middle, and in a child that was forked. Called with the
+        lock.
+
+        Nobody can say what the socket has sent and received of a message then, so the connection
+        is given up, and what was under way goes on over a new one as after any lost connection.
+        """
+        if self._wire is None and not self._torn:
+            if self._closed:
+                return
+            self._reconnect_in_child()
+            return
+        self._torn = True
+        old, self._wire = self._wire, None
+        if old is not None:
+            old.close()
+        if self._closed:
+            self._core.close()
+        else:
+            core = self._core.resumed(self._new_access(), INTERRUPTED, time.monotonic_ns())
+            self._core = core
+            self._connect()
+            self._frames = FramePool(self._endpoint)
+            self._settle()
+        self._wake_all()
+        self._torn = False
+
+    def _reconnect_in_child(self) -> None:
+        if self._endpoint.startswith("inproc:"):
+            raise ForkedProcess(
+                f"{self._endpoint} is inside the process that made this client, of which this one "
+                "was forked; make a client, or open a ledger, after the fork"
+            )
+        self._connect()
+
+    def _wake_all(self) -> None:
+        while self._sleepers:
+            self._sleepers.popitem()[0].release()
+        if self._driver is not None:
+            self._nudge()
+
+    def _begin(self, call: Call[Any], now: int) -> None:
         with self._lock:
             if self._closed:
                 raise ClientClosed("this client is closed")
-            now = time.monotonic_ns()
-            seconds = self._timeout if timeout is None else timeout
-            call = self._core.start(request, now, seconds)
+            if self._torn or self._wire is None:
+                self._mend()
+            self._torn = True
+            self._core.begin(call, now)
             self._step(now)
+            self._torn = False
+
+    def _start(self, request: Request[T], timeout: float | None) -> Call[T]:
+        now = time.monotonic_ns()
+        call = new_call(request, now, self._timeout if timeout is None else timeout)
+        try:
+            self._begin(call, now)
+        except BaseException:
+            self._give_up(call)
+            raise
         return call
 
     def _call(self, request: Request[T], timeout: float | None) -> T:
-        call = self._start(request, timeout)
+        now = time.monotonic_ns()
+        call = new_call(request, now, self._timeout if timeout is None else timeout)
         try:
-            self._await(call, None)
+            self._begin(call, now)
+            if not call.done:
+                self._await(call, None)
         except BaseException:
-            with self._lock:
-                self._core.forget(call)
-                self._settle()
+            self._give_up(call)
             raise
         return call.result()
+
+    def _give_up(self, call: Call[Any]) -> None:
+        """Its caller was interrupted: it is not sent any more, and its answer is ignored."""
+        call.abandoned = True
+        with self._lock:
+            if self._torn or self._wire is None:
+                return  # what mends it forgets the call
+            self._torn = True
+            self._core.forget(call)
+            self._settle()
+            self._torn = False
 
     def _poll_call(self, call: Call[Any]) -> bool:
         with self._lock:
             if not call.done:
+                if self._torn or self._wire is None:
+                    self._mend()
+                self._torn = True
                 self._step(time.monotonic_ns())
+                self._torn = False
             return call.done
 
     def _wait_call(self, call: Call[T], timeout: float | None) -> T:
@@ -335,58 +485,97 @@ class Client:
 
     def _await(self, call: Call[Any], until: int | None) -> None:
         """Returns when the call is done or the time `until` has come."""
-        self._lock.acquire()
+        drives = False
+        sleeper: threading.Lock | None = None
+        ready: list[tuple[int, int]] = []
         try:
-            while not call.done and (until is None or time.monotonic_ns() < until):
-                if self._driver is None:
-                    self._drive(call, until)
-                else:
-                    self._sleep(call, until)
-        finally:
-            if self._driver is None:
-                self._driver_left.notify_all()
-                if self._sleepers:
-                    self._sleepers.popitem()[0].release()
-            self._lock.release()
+            while True:
+                with self._lock:
+                    if self._torn or self._wire is None:
+                        self._mend()
+                    now = time.monotonic_ns()
+                    if drives:
+                        drives = False
+                        if self._driver is call:
+                            self._driver = None
+                        self._torn = True
+                        self._take(ready, now)
+                        self._torn = False
+                    elif sleeper is not None:
+                        self._forget_sleeper(call, sleeper)
+                        sleeper = None
+                    if call.done or (until is not None and now >= until):
+                        if self._driver is None:
+                            self._pass_on()
+                        return
+                    if self._driver is None or now > self._driver_wake + LEASE:
+                        # A driver that is late was interrupted where it could not say so.
+                        wake = self._wake_of(call, until)
+                        self._driver_wake = wake
+                        self._driver = call
+                        drives = True
+                        poller = self._poller
+                    else:
+                        wake = self._driver_wake + LEASE
+                        if until is not None and until < wake:
+                            wake = until
+                        sleeper = self._new_sleeper(call)
+                if drives:
+                    # Rounded up: waking a moment early would mean polling again for nothing.
+                    ready = poller.poll(max(0, -((time.monotonic_ns() - wake) // MILLISECOND)))
+                elif sleeper is not None:
+                    sleeper.acquire(timeout=max(0, wake - time.monotonic_ns()) / SECOND)
+        except BaseException:
+            self._leave(call, drives, sleeper)
+            raise
 
-    def _drive(self, call: Call[Any], until: int | None) -> None:
-        """Polls for all threads until something happens. Called and left with the lock."""
+    def _wake_of(self, call: Call[Any], until: int | None) -> int:
+        """How long to poll."""
         wake = self._core.next_wake()
-        if until is not None and (wake is None or until < wake):
-            wake = until
-        # Rounded up: waking a moment early would mean polling again for nothing.
-        left = None if wake is None else -((time.monotonic_ns() - wake) // MILLISECOND)
-        self._driver = call
-        self._driver_wake = wake or 0
-        self._lock.release()
-        try:
-            ready = self._poller.poll(left if left is None else max(0, left))
-        finally:
-            self._lock.acquire()
-            self._driver = None
-        if (self._wakee_fd, select.POLLIN) in ready:
-            self._wakee.recv(4096)
-        self._step(time.monotonic_ns(), told=(self._monitor_fd, select.POLLIN) in ready)
+        if wake is None or call.deadline < wake:
+            wake = call.deadline
+        return wake if until is None or wake < until else until
 
-    def _sleep(self, call: Call[Any], until: int | None) -> None:
-        """Sleeps while another thread polls. Called and left with the lock."""
+    def _take(self, ready: list[tuple[int, int]], now: int) -> None:
+        """Takes what polling has shown. Called with the lock, inside of a step."""
+        told = False
+        for fd, _ in ready:
+            if fd == self._wakee_fd and self._wakee is not None:
+                with suppress(BlockingIOError):
+                    self._wakee.recv(4096)
+            elif fd == self._monitor_fd:
+                told = True
+        self._step(now, told)
+
+    def _new_sleeper(self, call: Call[Any]) -> threading.Lock:
+        """A lock that is released when the call is done, or nobody drives. Called with the lock."""
         sleeper = threading.Lock()
         sleeper.acquire()
         if call.owner is None:
             call.owner = []
         call.owner.append(sleeper)
         self._sleepers[sleeper] = None
-        self._lock.release()
-        try:
-            if until is None:
-                sleeper.acquire()
-            else:
-                sleeper.acquire(timeout=max(0, until - time.monotonic_ns()) / SECOND)
-        finally:
-            self._lock.acquire()
-            self._sleepers.pop(sleeper, None)
-            if call.owner is not None:
-                call.owner.remove(sleeper)
+        return sleeper
+
+    def _forget_sleeper(self, call: Call[Any], sleeper: threading.Lock) -> None:
+        self._sleepers.pop(sleeper, None)
+        if call.owner is not None and sleeper in call.owner:
+            call.owner.remove(sleeper)
+
+    def _pass_on(self) -> None:
+        """Nobody drives any more: wakes one of those who sleep. Called with the lock."""
+        if self._sleepers:
+            self._sleepers.popitem()[0].release()
+
+    def _leave(self, call: Call[Any], drives: bool, sleeper: threading.Lock | None) -> None:
+        """This thread was interrupted while it waited."""
+        with self._lock:
+            if drives and self._driver is call:
+                self._driver = None
+            if sleeper is not None:
+                self._forget_sleeper(call, sleeper)
+            if self._driver is None:
+                self._pass_on()
 
     def _step(self, now: int, told: bool = False) -> None:
         """Does everything that can be done without waiting. Called with the lock."""
@@ -399,17 +588,29 @@ class Client:
 
     def _settle(self) -> None:
         """Wakes those whose calls are done, and whoever polls for longer than is right now."""
-        for call in self._core.finished:
-            self._frames.recycle(call)
-            for sleeper in call.owner or ():
-                if sleeper in self._sleepers:
-                    del self._sleepers[sleeper]
-                    sleeper.release()
-        self._core.finished.clear()
+        core = self._core
+        if core.finished:
+            for call in core.finished:
+                self._frames.recycle(call)
+                for sleeper in call.owner or ():
+                    if sleeper in self._sleepers:
+                        del self._sleepers[sleeper]
+                        sleeper.release()
+            core.finished.clear()
         if self._driver is not None:
-            wake = self._core.next_wake()
+            wake = core.next_wake()
             if self._driver.done or (wake is not None and wake < self._driver_wake):
-                try:
-                    self._waker.send(b"\0")
-                except BlockingIOError:
-                    return  # its buffer is full of wake-ups already
+                self._nudge()
+
+    def _nudge(self) -> None:
+        """Wakes whoever polls."""
+        if self._waker is not None:
+            with suppress(BlockingIOError):  # its buffer is full of wake-ups already
+                self._waker.send(b"\0")
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    waker, wakee = socket.socketpair()
+    waker.setblocking(False)
+    wakee.setblocking(False)
+    return waker, wakee

@@ -20,14 +20,13 @@ from tallybus.client.codec import (
     text_field,
     u64_field,
 )
-from tallybus.common.record import ENTRY_SIZE, RECORD_SIZE, Kind
+from tallybus.common.record import ENTRY_SIZE, RECORD_SIZE, Kind, reason_of, status_of
 from tallybus.errors import ProtocolError, TransactionNotFound
 from tallybus.functions import MAX_PARAMS
-from tallybus.operations import status_of
 from tallybus.transactions import Transaction, entry_of
 
 T = TypeVar("T")
-_RECORD: Final = struct.Struct("<BBHIQQQQ")
+_RECORD: Final = struct.Struct("<BBBBIQQQQ")
 _ENTRY: Final = struct.Struct("<Qq")
 
 
@@ -92,7 +91,9 @@ class _Subject:
 def _transaction(
     tx_id: int, snapshot: int, header: Header, record: bytes, entries: bytes
 ) -> Transaction:
-    kind, status, entry_count, crc32c, user_ref, account, other, amount = _RECORD.unpack(record)
+    kind, status, entry_count, reason, crc32c, user_ref, account, other, amount = _RECORD.unpack(
+        record
+    )
     # The record counts the entries of a function; those of a built-in follow from it.
     if len(entries) % ENTRY_SIZE or (
         kind == Kind.FUNCTION and status == 0 and len(entries) != entry_count * ENTRY_SIZE
@@ -105,7 +106,8 @@ def _transaction(
         timestamp_ns=u64_field(header, "timestamp"),
         term=u64_field(header, "term"),
         kind=known,
-        status=status_of(status),
+        status=status_of(status, reason),
+        reason=reason_of(reason),
         user_ref=user_ref,
         account=subject.account,
         source=subject.source,

@@ -29,7 +29,7 @@ from tallybus.client.keys import UNENCRYPTED
 from tallybus.client.submit import SubmitBatch
 from tallybus.common import endpoints
 from tallybus.common.curve import secure_client
-from tallybus.common.endpoints import Place
+from tallybus.common.endpoints import Place, as_given
 from tallybus.common.keys import ClientKey
 from tallybus.common.monitor import SocketEvent, SocketMonitor
 from tallybus.errors import InvalidRequest
@@ -90,6 +90,8 @@ class FramePool:
         request, call.request = call.request, None
         if not self._reuses or call.error is not None or not isinstance(request, SubmitBatch):
             return
+        if call.unsure:
+            return  # a connection that was given up may still be reading it
         for frame in (request.frame, request.params):
             if not isinstance(frame, zmq.Frame) or len(frame) < MIN_REUSED_BYTES:
                 continue
@@ -98,6 +100,11 @@ class FramePool:
             frames = self._free.setdefault(len(frame), [])
             if len(frames) < MAX_FREE_FRAMES:
                 frames.append(frame)
+
+
+def places_of(endpoint: object) -> int:
+    """At how many places the gateway at this endpoint may be found."""
+    return len(endpoints.to_connect(endpoint)) if isinstance(endpoint, str) else 1
 
 
 class Wire:
@@ -139,11 +146,6 @@ class Wire:
         self.fd: int = self._socket.FD
         self.monitor_fd: int | None = None if self._monitor is None else self._monitor.socket.FD
 
-    @property
-    def places(self) -> int:
-        """At how many places the gateway may be found."""
-        return len(self._places)
-
     def _open(self) -> None:
         self._socket = self._context.socket(zmq.DEALER, socket_class=zmq.Socket)
         options: dict[int, int | bytes] = {
@@ -175,8 +177,8 @@ class Wire:
             if not self._endpoint.startswith(UNENCRYPTED):
                 self._monitor = SocketMonitor(self._socket, looks.VERDICTS)
             self._connect_to(self._places[0])
-        except zmq.ZMQError as error:
-            if error.errno == errno.EMFILE:
+        except (zmq.ZMQError, UnicodeError) as error:
+            if getattr(error, "errno", 0) == errno.EMFILE:
                 raise
             raise InvalidRequest(
                 f"cannot connect to {self._endpoint!r}: {error}",
@@ -191,7 +193,10 @@ class Wire:
         """
         try:
             while True:
-                while (frames := core.next_message(now)) is not None and self._send(frames):
+                while (frames := core.next_message(now)) is not None:
+                    if not self._send(frames):
+                        core.message_refused()
+                        break
                     core.message_sent(now)
                 # Asking for the events, and nothing else, arms the descriptor again.
                 while (events := int(self._socket.get(_EVENTS))) & _IN:
@@ -242,7 +247,7 @@ class Wire:
         if self._connection is not None:
             # What libzmq has given up it does not connect again by itself; this forgets it.
             with suppress(zmq.ZMQError):
-                self._socket.disconnect(self._places[self._place].endpoint)
+                self._socket.disconnect(as_given(self._places[self._place].endpoint))
         self._connection = connection
         if connection is not None:
             self._place = place % len(self._places)
@@ -251,7 +256,7 @@ class Wire:
     def _connect_to(self, place: Place) -> None:
         # What is set holds for the connections made from then on.
         self._socket.set(zmq.IPV6, place.ipv6)
-        self._socket.connect(place.endpoint)
+        self._socket.connect(as_given(place.endpoint))
 
     def _look_for(self, look: Look | None) -> None:
         if self._looking is not None:

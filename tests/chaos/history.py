@@ -192,7 +192,6 @@ class Operations:
         records["amount"][odd < 0.02] = INVALID_AMOUNT
         records["account"][(odd >= 0.02) & (odd < 0.03)] = self.max_accounts + 7
         records["account"][(odd >= 0.03) & (odd < 0.04)] = 0
-        records["kind"][(odd >= 0.04) & (odd < 0.045)] = 77
         records["counterparty"][records["kind"] != Kind.TRANSFER] = 0
         serials = self._take(count)
         records["amount"] |= serials
@@ -228,7 +227,7 @@ class Operations:
 
 
 def to_operation(record: Any) -> Deposit | Withdrawal | Transfer:
-    """One record as the object that a single submit takes (an unknown kind becomes a deposit)."""
+    """One record as the object that a single submit takes."""
     account, amount, user_ref = (int(record[n]) for n in ("account", "amount", "user_ref"))
     if record["kind"] == Kind.TRANSFER:
         return Transfer(account, int(record["counterparty"]), amount, user_ref)

@@ -221,6 +221,11 @@ class _Parser:
         raise PromqlError(f"{self._text}: {sign!r} between these is not known here")
 
     def _single(self) -> Value:
+        if self.token == "-":
+            self._next()
+            if self._kind != "number":
+                raise PromqlError(f"{self._text}: {self.token!r} is not known here")
+            return -float(self._next())
         if self._kind == "number":
             return float(self._next())
         if self.token == "(":

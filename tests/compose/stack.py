@@ -115,7 +115,9 @@ class Stack:
 
     def importing(self, csv: str, batch: int) -> subprocess.Popen[str]:
         """An import by a container of its own, which outlives every service."""
-        command = self._command("import", csv, "--batch", str(batch), "--timeout", "120", "--json")
+        command = self._command(
+            *("import", csv, "--batch", str(batch), "--timeout", "120", "--again", "--json")
+        )
         return subprocess.Popen(
             [
                 *(self.docker.command, "run", "--rm", "--interactive", "--read-only"),

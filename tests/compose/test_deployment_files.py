@@ -105,7 +105,7 @@ def scraped(ledger: dict[str, str], host: str, value: float) -> list[Series]:
                     names = [metric.name + part for part in PARTS_OF_HISTOGRAMS]
                 for name in names:
                     more = {"le": "+Inf"} if name.endswith("_bucket") else {}
-                    worth = 0.0 if name == "tallybus_ready" else value
+                    worth = WORTH.get(name, value)
                     levels = STAGES if name == "tallybus_pipeline_index" else ("",)
                     for level in levels:
                         own = {**labels, **more, **place}
@@ -115,6 +115,8 @@ def scraped(ledger: dict[str, str], host: str, value: float) -> list[Series]:
     return found
 
 
+WORTH = {"tallybus_ready": 0.0, "tallybus_clock_held": 1.0}
+"""What an alert waits for, where that is no large number."""
 LEVELS = dict(zip(STAGES, ("sequenced", "computed", "committed", "snapshot"), strict=True))
 
 

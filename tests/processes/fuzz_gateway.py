@@ -108,6 +108,8 @@ class GoodClient(threading.Thread):
         self.first = GOOD_ACCOUNTS + 2 * number
         self.report = report
         self.stop = threading.Event()
+        self.funded = threading.Event()
+        """Set once it has its money: hostile deposits may bring account 0 to its limit."""
         self.rounds = 0
 
     def run(self) -> None:
@@ -116,11 +118,14 @@ class GoodClient(threading.Thread):
                 self._work(client)
         except (TallybusError, AssertionError) as error:
             self.report.problem(f"{self.name}: {type(error).__name__}: {error}")
+            self.funded.set()
 
     def _work(self, client: Client) -> None:
         one, two = self.first, self.first + 1
         held = [1_000_000, 0]
-        assert client.submit_and_wait(Deposit(one, held[0])).ok
+        result = client.submit_and_wait(Deposit(one, held[0]))
+        assert result.ok, result
+        self.funded.set()
         while not self.stop.is_set():
             started = time.monotonic()
             amount = 1 + self.rounds % 100
@@ -142,14 +147,23 @@ class GoodClient(threading.Thread):
 
 
 def records(random_: random.Random, count: int) -> bytes:
-    """Operations, mostly plausible, on accounts that are not the good clients'."""
+    """Operations on accounts that are not the good clients'; in one of four submits one of them has
+    something in it that no operation has."""
     parts = []
     for _ in range(count):
-        kind = random_.choice([1, 2, 3, 3, 3, random_.randrange(256)])
-        account, other = random_.randrange(500), random_.randrange(500)
+        kind = random_.choice([1, 2, 3, 3, 3, Kind.FUNCTION])
+        call = kind == Kind.FUNCTION
+        account = 0 if call else random_.randrange(500)
+        other = random_.randrange(500) if kind == Kind.TRANSFER else 0
         amount = random_.choice([1, 5, 2**62, 2**63 - 1, random_.getrandbits(64)])
         ref = random_.choice([0, random_.randrange(1, 100), random_.getrandbits(64)])
+        amount = 0 if call else amount
         parts.append(struct.pack("<BBHIQQQQ", kind, 0, 0, 0, ref, account, other, amount))
+    if random_.random() < 0.25:
+        place = random_.randrange(count)
+        spoilt = bytearray(parts[place])
+        spoilt[random_.choice([0, 1, 2, 3, 4, 7, 24, 31])] = random_.randrange(256)
+        parts[place] = bytes(spoilt)
     return b"".join(parts)
 
 
@@ -237,7 +251,8 @@ def spoil_header(random_: random.Random, header: dict[Any, Any]) -> dict[Any, An
             names_ = ["op", "wait", "count", "names", "pending", "min_tx_id", "tx_id", "v"]
             spoilt[random_.choice(names_)] = odd_value(random_)
         else:
-            spoilt[random_.choice(["extra", 5, b"raw", 1.5, None, True])] = odd_value(random_)
+            names_ = ["extra", "wiat", 5, b"raw", 1.5, None, True]
+            spoilt[random_.choice(names_)] = odd_value(random_)
     return spoilt
 
 
@@ -573,6 +588,8 @@ def fuzz(pipeline: Pipeline, seconds: float, seed: int, good: int = 3) -> Report
     attacker = Attacker(pipeline.endpoint, random_, report)
     for client in clients:
         client.start()
+        if not client.funded.wait(PATIENCE_S):
+            report.problem(f"{client.name} could not deposit")
     until = time.monotonic() + seconds
     try:
         attacks: list[Callable[[Attacker], None]] = []
@@ -617,6 +634,12 @@ def _check_ledger(pipeline: Pipeline, report: Report) -> None:
             assert_balances(client, log.oracle, 1_000, last)
             total = sum(log.oracle.balances.values())
             assert total == 0
+            if len(log.records):
+                calls = log.records["kind"] == Kind.FUNCTION
+                assert ((log.records["kind"] >= 1) & (log.records["kind"] <= 4)).all(), "kinds"
+                one_sided = log.records["kind"] < Kind.TRANSFER
+                others = log.records["counterparty"][calls | one_sided]
+                assert not others.any(), "a field that means nothing got into the log"
         except AssertionError as error:
             report.problem(f"the ledger and the oracle differ: {error}")
     report.counts["transactions"] = last

@@ -36,6 +36,20 @@ def frame(data: bytes, *, more: bool = False) -> bytes:
     return bytes([flags | LONG]) + struct.pack(">Q", len(data)) + data
 
 
+def mechanism(endpoint: str) -> bytes:
+    """The mechanism that a server greets with: it tells who has sent no more than 11 bytes."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as looking:
+        looking.sendall(GREETING[:11])
+        greeting = b""
+        while len(greeting) < len(GREETING):
+            part = looking.recv(len(GREETING) - len(greeting))
+            if not part:
+                raise ConnectionResetError("the gateway has closed the connection")
+            greeting += part
+    return greeting[12:32].rstrip(b"\0")
+
+
 class RawClient:
     """A connection that has greeted, and does with its messages what it likes."""
 

@@ -4,6 +4,7 @@
 `python -m tests.processes.fuzz_gateway --seconds 60 --seed 1`.
 """
 
+import itertools
 import os
 import random
 import struct
@@ -56,48 +57,65 @@ def ask(dealer: "zmq.Socket[bytes]", frames: list[bytes]) -> dict[str, object]:
     return header
 
 
-def record(kind: int, amount: int, ref: int = 0, function: int = 0) -> bytes:
-    return struct.pack("<BBHIQQQQ", kind, 0, 0, function, ref, 1, 2, amount)
+def record(kind: int, amount: int, ref: int = 0) -> bytes:
+    """An operation on account 1, of a transfer on account 2 too, and of a call on none."""
+    account, other = int(kind != 4), 2 * (kind == 3)
+    return struct.pack("<BBHIQQQQ", kind, 0, 0, 0, ref, account, other, amount)
 
 
-def test_operations_of_any_kind_and_amount_are_rejected_and_logged(
+def test_operations_of_any_kind_and_amount_are_rejected_and_logged_or_refused(
     start_pipeline: Callable[..., Pipeline],
 ) -> None:
     pipeline = start_pipeline()
     pids = pipeline.pids()
     context = zmq.Context()
+    logged = 0
     with context, context.socket(zmq.DEALER) as dealer:
         dealer.connect(pipeline.endpoint)
-        request_id = 0
-        for kind in (0, 4, 5, 6, 128, 255):
-            for amount in (0, 1, 7, 8, 9, 2**31, 2**63, 2**64 - 1):
-                request_id += 1
-                header = {
-                    "v": 1,
-                    "op": "submit",
-                    "id": request_id,
-                    "wait": 2,
-                    "count": 2,
-                    "names": ["fee"],
+        cases = itertools.product(
+            (0, 1, 2, 3, 4, 5, 6, 128, 255), (0, 1, 7, 8, 9, 2**31, 2**63, 2**64 - 1)
+        )
+        for request_id, (kind, amount) in enumerate(cases):
+            header = {
+                "v": 1,
+                "op": "submit",
+                "id": request_id,
+                "wait": 2,
+                "count": 2,
+                "names": ["fee"],
+            }
+            payloads = [record(kind, amount) * 2]
+            if kind == 4:
+                payloads.append(struct.pack("<8q", 1, -2, 3, 0, 0, 0, 7, 0) * 2)
+            answer = ask(dealer, [msgpack.packb(header), *payloads])
+            assert answer["id"] == request_id
+            assert pipeline.pids() == pids, (kind, amount)
+            if kind in (1, 2, 3) or (kind, amount) == (4, 0):
+                assert answer["first"] == logged + 1, "nothing that was refused has an id"
+                logged += 2
+                if kind == 4 or not 0 < amount < 2**63:
+                    assert answer["failures"] == 2, (kind, amount, answer)
+            else:
+                assert answer["error"] == "invalid_request", (kind, amount, answer)
+                assert answer["details"] == {
+                    "field": "amount" if kind == 4 else "kind",
+                    "index": 0,
+                    "value": amount if kind == 4 else kind,
                 }
-                payloads = [record(kind, amount) * 2]
-                if kind == 4:
-                    payloads.append(struct.pack("<8q", 1, -2, 3, 0, 0, 0, 7, 0) * 2)
-                answer = ask(dealer, [msgpack.packb(header), *payloads])
-                assert answer["id"] == request_id
-                assert answer.get("failures", 2) == 2, (kind, amount, answer)
-                assert answer.get("error", "invalid_request") == "invalid_request"
-                assert pipeline.pids() == pids, (kind, amount)
         dealer.setsockopt(zmq.LINGER, 0)
+    accounts = [0, 1, 2]
     with pipeline.client() as client:
         assert client.submit_and_wait(Deposit(1, 5), WaitLevel.SNAPSHOT).ok
+        assert client.pipeline_index().committed == logged + 1
+        balances = client.get_balances(accounts).balances.tolist()
     # And what was logged can be read again.
     pipeline.kill()
     pipeline.supervisor.start()
     pipeline.supervisor.wait_ready()
     with pipeline.client() as client:
         last = client.pipeline_index().committed
-        assert client.get_balance(1, min_tx_id=last).balance == 5
+        assert last == logged + 1
+        assert client.get_balances(accounts, min_tx_id=last).balances.tolist() == balances
 
 
 def gateway_rss(pipeline: Pipeline) -> int:

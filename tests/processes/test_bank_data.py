@@ -53,8 +53,8 @@ def assert_bank_balances(client: Client, bank: BankFile, last_tx_id: int) -> Non
     assert sum(read.balances.tolist()) == 0
 
 
-def import_file(endpoint: str, bank: BankFile) -> dict[str, object]:
-    done = run_command("import", bank.path, "--endpoint", endpoint, "--json")
+def import_file(endpoint: str, bank: BankFile, *options: str) -> dict[str, object]:
+    done = run_command("import", bank.path, "--endpoint", endpoint, "--json", *options)
     assert done.returncode == 0, done.stderr
     report: dict[str, object] = json.loads(done.stdout)
     assert report["rows"] == bank.rows
@@ -99,7 +99,7 @@ def test_an_imported_bank_has_the_banks_balances_also_after_sigkill_of_every_pro
     with Client(endpoint, timeout=PATIENCE_S) as client:
         assert client.pipeline_index().committed == bank.rows
         assert_bank_balances(client, bank, bank.rows)
-        report = import_file(endpoint, bank)
+        report = import_file(endpoint, bank, "--again")
         assert report["applied"] == 0
         assert report["rejected"] == {}
         assert report["duplicates"] == bank.rows

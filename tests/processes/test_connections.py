@@ -12,11 +12,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from tallybus import Client, Deposit, Timeout, deposits
+from tallybus import Client, Deposit, Unreachable, deposits
 from tallybus.common.keys import Role
 from tests.processes.encrypted import Keys
 from tests.processes.pipeline import PATIENCE_S, Pipeline, eventually
-from tests.processes.raw_client import GREETING, RawClient, frame
+from tests.processes.raw_client import GREETING, RawClient, frame, mechanism
 from tests.processes.services import log_lines
 
 MIB = 1 << 20
@@ -206,7 +206,7 @@ def test_a_key_takes_no_more_connections_than_it_leaves_to_others(
         served = 0
         for _ in range(12):
             client = stack.enter_context(open_client(greedy, 1.0))
-            with suppress(Timeout):
+            with suppress(Unreachable):
                 client.get_balance(1)
                 served += 1
         assert 1 <= served < 12, "not all of them"
@@ -261,3 +261,24 @@ def test_who_does_not_speak_the_transport_is_told_to_the_operator(
     assert lines[0]["reason"] == "bad_handshake"
     assert lines[0]["why"] == "it encrypts"
     assert len(lines) <= 10, "a flood writes few lines"
+
+
+def test_the_greeting_tells_that_there_are_no_keys(pipeline: Pipeline) -> None:
+    assert mechanism(pipeline.endpoint) == b"NULL"
+
+
+def test_an_older_connection_with_the_same_routing_id_hears_nothing_more(
+    pipeline: Pipeline,
+) -> None:
+    held = {"op": "wait", "id": 2, "tx_id": 10**9, "wait": 2, "timeout_ms": 500}
+    with RawClient(pipeline.endpoint, identity=b"\x01twin") as older:
+        assert older.ask({"op": "ping", "id": 1})["id"] == 1
+        older.send(held)
+        assert older.ask({"op": "ping", "id": 3, "pending": [2]})["unknown"] == []
+        with RawClient(pipeline.endpoint, identity=b"\x01twin") as newer:
+            assert newer.ask({"op": "ping", "id": 1, "pending": [2]})["unknown"] == []
+            older.send({"op": "ping", "id": 4})
+            answer = msgpack.unpackb(newer.receive()[0])
+            assert (answer["id"], answer["error"]) == (2, "timeout"), "the answer goes to the newer"
+            assert newer.ask({"op": "ping", "id": 5})["id"] == 5
+            assert not older.closed_within(0.5), "it stays open, and what it sends is dropped"

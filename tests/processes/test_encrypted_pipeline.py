@@ -36,6 +36,7 @@ from tests.processes.pipeline import (
     pipeline_of,
     run_command,
 )
+from tests.processes.raw_client import mechanism
 from tests.processes.services import Services, log_lines
 from tests.processes.test_metrics import scrape, value
 
@@ -347,6 +348,10 @@ def test_strangers_inject_nothing_and_hear_nothing(running: Pipeline, keys: Keys
             eventually(lambda s=stage: refusals(running, s), f"the {stage} has logged it")
             if reason is not None:
                 eventually(lambda s=stage: counted(running, s, reason), "and counted it")
+
+
+def test_the_greeting_tells_that_keys_are_needed(running: Pipeline) -> None:
+    assert mechanism(running.endpoint) == b"CURVE"
 
 
 def test_a_friend_hears_the_broadcasts(running: Pipeline, keys: Keys) -> None:

@@ -147,7 +147,7 @@ def test_a_second_up_on_one_data_folder_gives_up_and_the_first_goes_on(tmp_path:
         before = up.services()
         with Up(elsewhere, tmp_path) as second:
             assert second.wait() == EXIT_BUSY
-            assert str(settings.ledger.data / "wal.lock") in second.text
+            assert str(settings.ledger.data / "supervisor.lock") in second.text
             assert left_over(elsewhere) == []
         load.goes_on()
         load.finish()
@@ -338,13 +338,14 @@ def test_a_gateway_that_missed_a_term_takes_nothing_of_the_one_before_for_commit
                 next=index + 1,
                 durable=fields.get("durable", 0),
                 start=fields.get("start", 0),
+                peer=fields.get("peer", 0),
             ),
             0,
         )
 
     hear("sequencer", 1, 11, 0, start=1)
-    hear("transactor", 1, 12, 0)
-    hear("wal", 1, 13, 0)
+    hear("wal", 1, 13, 0, peer=12)
+    hear("transactor", 1, 12, 0, start=1)
     hear("snapshotter", 1, 14, 0)
     records = deposits([1, 2], [10, 20])
     header = {"v": 1, "op": "submit", "id": 5, "wait": int(WaitLevel.COMMITTED), "count": 2}
@@ -360,8 +361,9 @@ def test_a_gateway_that_missed_a_term_takes_nothing_of_the_one_before_for_commit
     assert not core.desk.answers, "computed, not committed"
     # Term 2 gave the ids 1 to 9 to clients of another gateway; this one hears of term 3 only.
     hear("sequencer", 3, 31, 9, start=10)
-    hear("transactor", 3, 32, 9, durable=9)
-    hear("wal", 3, 13, 9, durable=9)
+    hear("wal", 3, 13, 9, durable=9, peer=32)
+    hear("transactor", 3, 32, 9, durable=9, start=10)
+    hear("wal", 3, 13, 9, durable=9, peer=32)
     core.tick(0)
     for _, frames in core.desk.answers:
         answer = unpackb(bytes(frames[0]))

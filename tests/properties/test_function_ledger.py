@@ -46,6 +46,7 @@ from tests.oracle import (
 )
 from tests.processes.pipeline import PATIENCE_S, make_settings
 from tests.processes.services import Services
+from tests.unchecked import amounts_unchecked
 
 ACCOUNTS: Final = 40
 """Of each range; the first are 1, 101 and 201."""
@@ -59,6 +60,12 @@ BINARIES: Final = {
     name: binary_path("fee_transfer", language).read_bytes()
     for name, language in zip(NAMES, LANGUAGES, strict=True)
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _every_amount_is_sent() -> Iterator[None]:
+    with amounts_unchecked():
+        yield
 
 
 def fee(host: Host, params: tuple[int, ...]) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tallybus.common.record import FAILURE_DTYPE, Level, Stage, Status
 from tests.simulation.disk import Disk
 from tests.simulation.functions import KINDS, FunctionOracle
+from tests.simulation.times import Times
 from tests.simulation.world import check
 
 
@@ -23,8 +24,9 @@ def identity(row: Any) -> int:
 class Judge:
     """Follows the durable log with the oracle and compares everything that is told with it."""
 
-    def __init__(self, disk: Disk, max_accounts: int, *, strict: bool) -> None:
+    def __init__(self, disk: Disk, max_accounts: int, times: Times, *, strict: bool) -> None:
         self.disk = disk
+        self.times = times
         self.strict = strict
         self.max_accounts = max_accounts
         self.oracle = FunctionOracle(max_accounts, disk.segment_size)
@@ -55,6 +57,7 @@ class Judge:
             return
         for block in self.disk.read(self.durable + 1, durable):
             check(block.first == self.durable + 1, f"id {self.durable + 1} is missing in the log")
+            self.times.in_log(block.timestamp)
             links = iter(block.payload.links.tolist())
             rest = block.payload
             while len(rest.records):

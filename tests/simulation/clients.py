@@ -41,6 +41,8 @@ class Call:
     retry_at: int | None = None
     unsure: bool = False
     """An earlier sending may have had an effect."""
+    bad: bool = False
+    """It breaks the protocol, and must be refused."""
 
     @property
     def submits(self) -> bool:
@@ -89,6 +91,9 @@ class Client:
         if self.pipeline.functions and rng.random() < 0.3:
             self.queue.append(self._register(header) if rng.random() < 0.3 else self._call(header))
             return
+        if rng.random() < 0.02:
+            self.queue.append(self._bad(header))
+            return
         if kind < 0.75:
             payload = self._operations(
                 rng.choice((1, 1, 1, 2, 3, rng.randint(1, self.pipeline.max_batch)))
@@ -120,6 +125,20 @@ class Client:
             header |= {"op": "index"}
         self.queue.append(Call(header["op"], header, payload))
 
+    def _bad(self, header: dict[str, Any]) -> Call:
+        """A submit with something in it that no submit has."""
+        rng = self.pipeline.world.rng
+        records = self._operations(rng.choice((1, 2, rng.randint(1, self.pipeline.max_batch))))
+        header |= {"op": "submit", "count": len(records), "wait": rng.randint(0, 3)}
+        wrong = rng.choice(("kind", "function", "status", "entry_count", "reason", "level", "key"))
+        if wrong == "level":
+            del header["wait"]
+        elif wrong == "key":
+            header["wiat"] = 3
+        else:
+            records[wrong][rng.randrange(len(records))] = rng.randint(6, 255)
+        return Call("submit", header, records, bad=True)
+
     def _register(self, header: dict[str, Any]) -> Call:
         """Register, replace or end a function."""
         rng = self.pipeline.world.rng
@@ -144,7 +163,8 @@ class Client:
             if rng.random() < 0.3:
                 continue
             place = rng.randrange(len(NAMES))
-            row["kind"], row["function"], row["amount"] = Kind.FUNCTION, place, 0
+            row["kind"], row["function"] = Kind.FUNCTION, place
+            row["account"] = row["counterparty"] = row["amount"] = 0
             row["user_ref"] = ref = pipeline.new_ref()
             call = [rng.randrange(pipeline.max_accounts + 1) for _ in range(3)]
             call += [rng.randint(0, 100), rng.choice((0, 50, 10_001)), 0, 0, 0]
@@ -161,15 +181,13 @@ class Client:
         records = np.zeros(count, RECORD_DTYPE)
         refs = rng.choice(("none", "own", "own", "mixed", "shared"))
         for row in records:
-            row["kind"] = rng.choice(
-                (1, 1, 1, 2, 3, 3, 3, 3, rng.randint(0, 255) if rng.random() < 0.1 else 3)
-            )
-            row["account"] = rng.randrange(1, pipeline.max_accounts)
+            row["kind"] = rng.choice((1, 1, 1, 2, 3, 3, 3, 3, 3))
+            # Now and then one that the ledger cannot execute.
+            beyond = pipeline.max_accounts * (rng.random() < 0.02)
+            row["account"] = rng.randrange(1, pipeline.max_accounts) + beyond
             if row["kind"] == Kind.TRANSFER:
                 row["counterparty"] = rng.randrange(pipeline.max_accounts + 1)
             row["amount"] = pipeline.new_amount()
-            if row["kind"] in (Kind.FUNCTION, Kind.FUNCTION_REGISTERED):
-                row["kind"] = 99  # the log counts parameters in their amounts
             if refs == "own" or (refs == "mixed" and rng.random() < 0.5):
                 row["user_ref"] = pipeline.new_ref()
             elif refs == "shared":
@@ -248,6 +266,7 @@ class Client:
         if "error" in header:
             self._failed(call, header)
         else:
+            check(not call.bad, f"taken, though it breaks the protocol: {call.header}")
             self.completed += 1
             self._answered(call, header, frames[1:])
 
@@ -301,7 +320,7 @@ class Client:
         elif code in ("timeout", "outcome_unknown"):
             check(code == "timeout" or not self.pipeline.strict, f"unknown: {header}")
             self._again(call, sure=False)
-        elif code == "invalid_request" and call.op == "status":
+        elif code == "invalid_request" and (call.bad or call.op == "status"):
             self.completed += 1
         else:
             raise SimulationFailure(f"{call.op} was answered with {header}")

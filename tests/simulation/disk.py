@@ -45,6 +45,7 @@ class Block:
     first: int
     gateway: int
     request: int
+    timestamp: int
     payload: Payload
 
     @property
@@ -56,11 +57,12 @@ class Block:
         return self.first + len(self.records) - 1
 
     def same(self, other: Block) -> bool:
-        return (self.term, self.first, self.gateway, self.request) == (
+        return (self.term, self.first, self.gateway, self.request, self.timestamp) == (
             other.term,
             other.first,
             other.gateway,
             other.request,
+            other.timestamp,
         ) and all(
             mine.tobytes() == its.tobytes()
             for mine, its in zip(self.payload, other.payload, strict=True)
@@ -185,6 +187,7 @@ class Disk:
                 run.first_id,
                 run.header.gateway,
                 run.header.request,
+                run.header.timestamp_ns,
                 Payload(run.records, run.links, run.params, run.entries),
             )
             for run in self.read_log(1, log.next_id - 1, merge_small=False)
@@ -207,7 +210,9 @@ class Disk:
         while len(payload.records):
             room = self.segment_size - (first - 1) % self.segment_size
             head, payload = payload.split(min(room, len(payload.records)))
-            self.blocks.append(Block(batch.term, first, batch.gateway, batch.request, head))
+            self.blocks.append(
+                Block(batch.term, first, batch.gateway, batch.request, batch.timestamp_ns, head)
+            )
             first += len(head.records)
 
     def lose_power(self) -> None:
@@ -238,6 +243,7 @@ class Disk:
                 block.first + low,
                 block.gateway,
                 block.request,
+                block.timestamp,
                 block.payload.slice(low, high),
             )
 

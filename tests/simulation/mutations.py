@@ -23,6 +23,7 @@ from tallybus.common.functions import FunctionRegistry
 from tallybus.common.link import LinkReceiver, LinkSender, Verdict
 from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.submissions import Submissions
+from tallybus.services.sequencer.clock import LedgerClock, Moment
 from tallybus.services.sequencer.core import SequencerCore
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import Engine
@@ -81,11 +82,11 @@ def _accept_gap() -> Changes:
 def _accept_gap_in_requests() -> Changes:
     on_request = SequencerCore.on_request
 
-    def mutant(self: Any, message: Request, wall_ns: int) -> None:
+    def mutant(self: Any, message: Request, now: Moment) -> None:
         receiver = self._gateways.get(message.gateway)
         if receiver is not None:
             receiver.next_id = max(receiver.next_id, message.request)
-        on_request(self, message, wall_ns)
+        on_request(self, message, now)
 
     return [(SequencerCore, "on_request", mutant)]
 
@@ -263,18 +264,47 @@ def _term_without_log() -> Changes:
 def _forget_requests() -> Changes:
     on_welcome = SequencerCore.on_welcome
 
-    def mutant(self: Any, message: Welcome, now_ns: int) -> None:
-        on_welcome(self, replace(message, gateways={}), now_ns)
+    def mutant(self: Any, message: Welcome, now: Moment) -> None:
+        on_welcome(self, replace(message, gateways={}), now)
 
     return [(SequencerCore, "on_welcome", mutant)]
+
+
+@mutation("forget-the-last-stamp", "a new sequencer begins at the wall clock, whatever the log has")
+def _forget_the_last_stamp() -> Changes:
+    on_welcome = SequencerCore.on_welcome
+
+    def mutant(self: Any, message: Welcome, now: Moment) -> None:
+        on_welcome(self, replace(message, stamp=0, elapsed=0), now)
+
+    return [(SequencerCore, "on_welcome", mutant)]
+
+
+@mutation("take-a-jump-for-downtime", "a new sequencer follows a clock that jumped meanwhile")
+def _take_a_jump_for_downtime() -> Changes:
+    on_welcome = SequencerCore.on_welcome
+
+    def mutant(self: Any, message: Welcome, now: Moment) -> None:
+        on_welcome(self, replace(message, elapsed=0), now)
+
+    return [(SequencerCore, "on_welcome", mutant)]
+
+
+@mutation("follow-any-wall-clock", "the ledger's time is the wall clock's, if that is not back")
+def _follow_any_wall_clock() -> Changes:
+    def look(self: Any, now: Moment) -> int:
+        self.time_ns = max(self.time_ns, now.wall_ns)
+        return int(self.time_ns)
+
+    return [(LedgerClock, "look", look)]
 
 
 @mutation("give-another-id", "the sequencer gives a request another id than its client was told")
 def _give_another_id() -> Changes:
     on_request = SequencerCore.on_request
 
-    def mutant(self: Any, message: Request, wall_ns: int) -> None:
-        on_request(self, replace(message, told=0), wall_ns)
+    def mutant(self: Any, message: Request, now: Moment) -> None:
+        on_request(self, replace(message, told=0), now)
 
     return [(SequencerCore, "on_request", mutant)]
 
@@ -283,8 +313,8 @@ def _give_another_id() -> Changes:
 def _take_requests_of_any_term() -> Changes:
     on_request = SequencerCore.on_request
 
-    def mutant(self: Any, message: Request, wall_ns: int) -> None:
-        on_request(self, replace(message, term=self.term), wall_ns)
+    def mutant(self: Any, message: Request, now: Moment) -> None:
+        on_request(self, replace(message, term=self.term), now)
 
     return [(SequencerCore, "on_request", mutant)]
 

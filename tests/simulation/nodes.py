@@ -43,6 +43,7 @@ from tallybus.common.snapshotformat import SnapshotMismatch
 from tallybus.common.stage import StageCore
 from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.protocol import Limits
+from tallybus.services.sequencer.clock import Moment
 from tallybus.services.sequencer.core import SequencerCore
 from tallybus.services.snapshotter.balances import ReadState
 from tallybus.services.snapshotter.core import SnapshotterCore
@@ -287,8 +288,24 @@ class SequencerNode(Node):
 
     def on_data(self, message: Message) -> None:
         assert isinstance(message, Request)
-        # The wall clock may go back.
-        self.core.on_request(message, self.world.now + self.world.rng.randint(-(10**9), 10**9))
+        self.core.on_request(message, self._moment())
+
+    def step(self) -> None:
+        clock = self.core.clock
+        if not self.core.running:
+            return
+        clock.look(self._moment())
+        self.pipeline.times.shown(self.core, self.world.now)
+        if clock.held and self.world.chance(0.01):
+            self.world.faults["clock accepted"] += 1
+            clock.accept(self._moment())
+            self.pipeline.times.accepted(self.core, self.world.now)
+
+    def _moment(self) -> Moment:
+        """The wall clock trembles, and has jumped by what the run says."""
+        trembling = self.world.rng.randint(-(10**9), 10**9)
+        wall = self.world.now + self.pipeline.wall_off + trembling
+        return Moment(wall, self.world.now)
 
     def on_broadcast(self, message: Message) -> None:
         if isinstance(message, StageStatus):
@@ -296,7 +313,10 @@ class SequencerNode(Node):
 
     def on_reply(self, message: Message) -> None:
         if isinstance(message, Welcome):
-            self.core.on_welcome(message, self.world.now)
+            was_running = self.core.running
+            self.core.on_welcome(message, self._moment())
+            if self.core.running and not was_running:
+                self.pipeline.times.began(self.core, message, self.world.now)
         elif isinstance(message, Refused):
             self.core.on_refused(message)
 
@@ -346,8 +366,8 @@ class TransactorNode(Node):
     def make_core(self, incarnation: int) -> StageCore:
         pipeline = self.pipeline
         rng = self.world.rng
-        # A call takes about 120 units of fuel, which are nanoseconds here.
-        budget = WorkBudget(rng.choice((300, 2_000, 10**9)), 10**9) if pipeline.functions else None
+        # A call takes some 120 units of fuel, which are nanoseconds here.
+        budget = WorkBudget(rng.choice((1, 250, 10**9)), 10**9) if pipeline.functions else None
         self.limits = FunctionLimits(virtual_time=True)
         self.slice_ns = rng.choice((1, 500, 10**9))
         self.core = TransactorCore(

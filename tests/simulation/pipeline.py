@@ -31,6 +31,7 @@ from tests.simulation.nodes import (
     TransactorNode,
     WalNode,
 )
+from tests.simulation.times import Times
 from tests.simulation.world import MS, SECOND, Rates, SimulationFailure, World, check
 
 DRAIN_NS: Final = 300 * SECOND
@@ -90,7 +91,10 @@ class Pipeline:
             ),
             bus=BusSettings(transport="inproc"),
         )
-        self.judge = Judge(self.disk, self.max_accounts, strict=self.strict)
+        self.times = Times()
+        self.wall_off = 0
+        """How wrong the wall clock is, in nanoseconds."""
+        self.judge = Judge(self.disk, self.max_accounts, self.times, strict=self.strict)
         self.shared_refs = [rng.getrandbits(64) | 1 for _ in range(rng.choice((3, 30)))]
         self._amount = 0
         self.committed = 0
@@ -133,6 +137,7 @@ class Pipeline:
             crash=crash,
             power=rng.choice((0.005, 0.02)) if self.flavour == "power" else 0.0,
             jump=rng.choice((0.0, 0.002)),
+            wall=rng.choice((0.0, 0.002, 0.01)),
             pause=rng.choice((0.0, 0.002, 0.01)),
             zombie=0.0 if self.strict else rng.choice((0.0, 0.002, 0.005)),
             rival=0.001,
@@ -394,6 +399,10 @@ class Pipeline:
         if world.chance(world.rates.jump):
             world.faults["clock jump"] += 1
             world.now += rng.randint(1, 10 * SECOND)
+        if world.chance(world.rates.wall):
+            world.faults["wall clock jump"] += 1
+            most = rng.choice((1, 50, 100, 10_000)) * SECOND
+            self.wall_off = rng.choice((0, rng.randint(-min(most, 900 * SECOND), most)))
 
     def _start_due(self) -> None:
         for node in self.nodes.values():

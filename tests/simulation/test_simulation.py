@@ -48,11 +48,12 @@ def test_the_totals_tell_faults_by_their_kind() -> None:
         "power cut",
         "unsynced blocks lost",
         "second log stage refused",
-        "paused: transactor",
-        "zombie: sequencer",
+        "paused: ",
+        "zombie: ",
     ):
-        assert faults[kind], kind
-        assert f"  {kind}: {faults[kind]}" in totals.lines()
+        named = [name for name in faults if name.startswith(kind) and faults[name]]
+        assert named, kind
+        assert f"  {named[0]}: {faults[named[0]]}" in totals.lines()
 
 
 # A simulation that never fails proves nothing. The first three are the duties of every link.
@@ -60,8 +61,8 @@ def test_the_totals_tell_faults_by_their_kind() -> None:
     ("name", "seed"),
     [
         ("accept-gap", 0),
-        ("release-early", 29),
-        ("ignore-incarnation", 38),
+        ("release-early", 38),
+        ("ignore-incarnation", 23),
         ("acknowledge-written", 0),
         ("assume-success", 0),
     ],

@@ -41,6 +41,9 @@ class Rates:
     crash: float = 0.0
     power: float = 0.0
     jump: float = 0.0
+    """All clocks, as if everything had been suspended."""
+    wall: float = 0.0
+    """The wall clock alone, in either direction."""
     pause: float = 0.0
     """A stage is stopped for a while and goes on (SIGSTOP, SIGCONT)."""
     zombie: float = 0.0

@@ -24,7 +24,7 @@ from tallybus.operations import (
     encode_operations,
     status_of,
 )
-from tallybus.pipeline import GatewayInfo, PipelineIndex
+from tallybus.pipeline import GatewayInfo, LedgerTime, PipelineIndex
 
 
 class FakePending:
@@ -59,6 +59,7 @@ class FakeLedger:
         self.failures: dict[int, BaseException] = {}
         self.unreachable: TallybusError | None = None
         self.min_tx_ids: list[int | None] = []
+        self.time = LedgerTime(1_700_000_000 * 10**9, 1_700_000_000 * 10**9, held=False)
 
     def __enter__(self) -> FakeLedger:
         return self
@@ -130,8 +131,21 @@ class FakeLedger:
         stages = np.where(known, int(Stage.ON_SNAPSHOT), int(Stage.UNKNOWN))
         stages[known & (statuses != 0)] = Stage.ERROR
         return TransactionStatuses(
-            wanted, stages.astype(np.uint8), statuses.astype(np.uint8), links.astype(np.uint64)
+            wanted,
+            stages.astype(np.uint8),
+            statuses.astype(np.uint8),
+            links.astype(np.uint64),
+            np.zeros(len(wanted), np.uint8),
         )
+
+    def clock(self) -> LedgerTime:
+        self._reach()
+        return self.time
+
+    def accept_clock(self) -> LedgerTime:
+        assert self.time.held, "it was not asked before"
+        self.time = LedgerTime(self.time.wall_ns, self.time.wall_ns, held=False)
+        return self.time
 
     def pipeline_index(self) -> PipelineIndex:
         self._reach()

@@ -38,6 +38,7 @@ CALLS = {
     "index": [],
     "status": ["1"],
     "tx": ["1"],
+    "clock": [],
     "top": ["--once"],
     "function list": [],
     "function unregister": ["fee"],
@@ -177,7 +178,7 @@ def test_an_import_that_is_refused_tells_where_to_go_on(
     monkeypatch.setattr(connect, "open_client", ledger.open)
     done = run([*words["import"], "--key", "ops.key"])
     assert done.exit_code == 6
-    assert "no row is known to be applied" in done.stderr
+    assert "no row is known to be in the ledger" in done.stderr
     assert ledger.keys == ["ops.key"]
 
 

@@ -98,6 +98,74 @@ def test_limits_go_into_the_grant(folder: Path) -> None:
     assert (grant.max_in_flight, grant.max_rate, grant.max_message_bytes) == (5, 6, 7)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "functions", "builtins", "shown"),
+    [
+        ((), None, True, "everything"),
+        (("--functions", "all"), None, True, "everything"),
+        (("--functions", "none"), (), True, "built-in operations"),
+        (("--functions", "fee"), ("fee",), True, "built-in operations, calls of fee"),
+        (
+            ("--functions", "fee_transfer, pay_*,fee_transfer", "--no-builtins"),
+            ("fee_transfer", "pay_*"),
+            False,
+            "calls of fee_transfer, pay_*",
+        ),
+        (("--no-builtins",), None, False, "calls of all functions"),
+        # Words of the option, beside others names like any.
+        (
+            ("--functions", "none,all"),
+            ("none", "all"),
+            True,
+            "built-in operations, calls of none, all",
+        ),
+    ],
+)
+def test_a_key_may_be_for_some_functions_alone(
+    folder: Path,
+    arguments: tuple[str, ...],
+    functions: tuple[str, ...] | None,
+    builtins: bool,
+    shown: str,
+) -> None:
+    assert create("alice", folder, *arguments).exit_code == 0
+    grant = read_grant(grant_path(folder, "alice"))
+    assert (grant.functions, grant.builtins) == (functions, builtins)
+    row = run("list", "--folder", folder).stdout.splitlines()[1].split("\t")
+    assert row[-1] == shown
+    (told,) = json.loads(run("list", "--folder", folder, "--json").stdout)["keys"]
+    assert told["functions"] == (None if functions is None else list(functions))
+    assert told["builtins"] == builtins
+
+
+@pytest.mark.parametrize(
+    ("role", "arguments", "words"),
+    [
+        ("submit", ("--functions", ""), "names no functions"),
+        ("submit", ("--functions", "a,,b"), "names no functions"),
+        ("submit", ("--functions", "a,"), "names no functions"),
+        ("submit", ("--functions", "1st"), "names no functions"),
+        ("submit", ("--functions", "a;b"), "names no functions"),
+        ("submit", ("--functions", "a b"), "names no functions"),
+        ("submit", ("--functions", "[ab]"), "names no functions"),
+        ("submit", ("--functions", "x" * 33), "names no functions"),
+        ("submit", ("--functions", ",".join(f"f{n}" for n in range(257))), "256"),
+        ("submit", ("--functions", "none", "--no-builtins"), "nothing would be left"),
+        ("read", ("--functions", "fee"), "role read"),
+        ("read", ("--functions", "none"), "role read"),
+        ("read", ("--no-builtins",), "role read"),
+    ],
+)
+def test_what_grants_nothing_is_refused_and_nothing_is_made(
+    folder: Path, here: Path, role: str, arguments: tuple[str, ...], words: str
+) -> None:
+    done = create("alice", folder, *arguments, role=role)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert not folder.exists()
+    assert list(here.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "x", "9223372036854775808"])
 @pytest.mark.parametrize("option", ["--max-in-flight", "--max-rate", "--max-message-bytes"])
 def test_limits_are_whole_numbers(folder: Path, option: str, number: str) -> None:
@@ -202,11 +270,14 @@ def test_keys_are_listed_without_their_secrets(folder: Path, here: Path) -> None
     header, *rows = (line.split("\t") for line in done.stdout.splitlines())
     assert header == [
         *("name", "role", "created", "revoked", "in flight", "rate", "message bytes"),
-        "public key",
+        *("work ms", "public key", "may submit"),
     ]
     assert rows == [
-        ["alice", "read", alice.created, "", "", "", "", alice.public.decode()],
-        ["bob", "admin", bob.created, bob.revoked, "", "100", "", bob.public.decode()],
+        ["alice", "read", alice.created, "", "", "", "", "", alice.public.decode(), "nothing"],
+        [
+            *("bob", "admin", bob.created, bob.revoked, "", "100", "", "", bob.public.decode()),
+            "everything",
+        ],
     ]
     told = json.loads(run("list", "--folder", folder, "--json").stdout)
     assert told["keys"][1] == {
@@ -217,6 +288,9 @@ def test_keys_are_listed_without_their_secrets(folder: Path, here: Path) -> None
         "max_in_flight": None,
         "max_rate": 100,
         "max_message_bytes": None,
+        "max_work_ms": None,
+        "functions": None,
+        "builtins": True,
         "public": bob.public.decode(),
     }
     assert told["keys"][0]["revoked"] is None

@@ -82,10 +82,10 @@ def test_the_index(ledger: FakeLedger) -> None:
 def test_statuses(ledger: FakeLedger) -> None:
     found = json.loads(run("status", 1, 4, 5, 99, "--json", "--min-tx-id", 5).stdout)
     assert [tuple(each.values()) for each in found["transactions"]] == [
-        (1, "ON_SNAPSHOT", "NONE", None),
-        (4, "ERROR", "INSUFFICIENT_FUNDS", None),
-        (5, "ERROR", "DUPLICATE", 1),
-        (99, "UNKNOWN", "NONE", None),
+        (1, "ON_SNAPSHOT", "NONE", None, None),
+        (4, "ERROR", "INSUFFICIENT_FUNDS", None, None),
+        (5, "ERROR", "DUPLICATE", None, 1),
+        (99, "UNKNOWN", None, None, None),
     ]
     assert ledger.min_tx_ids == [5]
     assert run("status", 4, 5).stdout == (
@@ -93,6 +93,8 @@ def test_statuses(ledger: FakeLedger) -> None:
         "4\tERROR\tINSUFFICIENT_FUNDS\t\n"
         "5\tERROR\tDUPLICATE\t1\n"
     )
+    text = run("status", 1, 99).stdout.splitlines()
+    assert text[1:] == ["1\tON_SNAPSHOT\tOK\t", "99\tUNKNOWN\t\t"]
 
 
 @pytest.mark.parametrize("command", [("balance", 1), ("index",), ("status", 1)])

@@ -8,12 +8,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tallybus.cli import connect, main
+from tallybus.common.errors import ServiceError
 from tallybus.common.record import Level
 from tallybus.errors import (
     AccessDenied,
     AlreadyExists,
     InvalidRequest,
     LostTransaction,
+    MissingExtra,
     NotRegistered,
     OutcomeUnknown,
     Overloaded,
@@ -53,9 +55,12 @@ def test_waits_for_the_level_asked_for(ledger: FakeLedger, level: Level) -> None
     status = None if level is Level.NONE else "NONE"
     assert json.loads(done.stdout) == {
         "tx_id": 1,
+        "ok": None if status is None else True,
         "status": status,
+        "reason": None,
         "level": level.name,
         "duplicate_of": None,
+        "original_status": None,
     }
 
 
@@ -84,10 +89,14 @@ def test_a_duplicate_names_the_first_transaction(ledger: FakeLedger) -> None:
     assert done.exit_code == 1
     assert json.loads(done.stdout) == {
         "tx_id": 1,
+        "ok": False,
         "status": "DUPLICATE",
+        "reason": None,
         "level": "COMMITTED",
         "duplicate_of": 1,
+        "original_status": "NONE",
     }
+    assert "that one ended with OK" in done.stderr
     assert "DUPLICATE of transaction 1" in done.stderr
     assert ledger.balances[1] == 5
 
@@ -188,4 +197,8 @@ def test_every_error_of_the_package_is_told_in_one_line() -> None:
             codes = (1,)
         elif isinstance(error, AccessDenied):
             codes = (6,)
+        elif isinstance(error, MissingExtra):
+            codes = (69,)
+        elif isinstance(error, ServiceError):
+            codes = (kind.exit_code,)  # type: ignore[attr-defined]
         assert told.exit_code in codes

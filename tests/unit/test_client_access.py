@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus import AccessDenied, OutcomeUnknown, TallybusError, Timeout, WaitLevel
+from tallybus import AccessDenied, OutcomeUnknown, TallybusError, Unreachable, WaitLevel
 from tallybus.client.access import (
     ELSEWHERE_NS,
     FRESH_NS,
@@ -51,7 +51,10 @@ class Sim:
 
     def pump(self) -> None:
         """As the shells do: sends what goes, and tells when nothing does."""
-        while (frames := self.core.next_message(self.now)) is not None and self.open:
+        while (frames := self.core.next_message(self.now)) is not None:
+            if not self.open:
+                self.core.message_refused()
+                break
             self.sent.append(msgpack.unpackb(frames[0]))
             self.core.message_sent(self.now)
         if self.core.has_message:
@@ -330,7 +333,7 @@ def test_what_may_be_a_dying_gateway_is_none_with_another_key(step: int, seen: H
     while not call.done:
         sim.see(Handshake.NOTHING)
         sim.advance(30 * SECOND)
-    error_of(call, Timeout)
+    error_of(call, Unreachable)
 
 
 @pytest.mark.parametrize("seen", sorted(REFUSALS, key=lambda each: each.value))
@@ -448,7 +451,7 @@ def test_who_waits_for_nothing_looks_nowhere() -> None:
     sim = Sim(None, places=2)
     call = sim.start(one(), seconds=0.05)
     sim.advance(SECOND)
-    error_of(call, Timeout)
+    error_of(call, Unreachable)
     assert sim.core.next_wake() is None
     assert sim.access.connection == 1
     # But the time counts: the next request need not wait as long again.

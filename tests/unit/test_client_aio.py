@@ -26,6 +26,7 @@ from tallybus import (
 )
 from tallybus.client.core import MILLISECOND, CoreSettings
 from tests.fake_gateway import (
+    REJECTED,
     CuttingProxy,
     FakeGateway,
     FakeLedger,
@@ -58,9 +59,9 @@ def test_every_method_gets_its_answer() -> None:
     async def test(client: AsyncClient, gateway: FakeGateway) -> None:
         assert await client.submit(Deposit(1, 100, 5)) == 1
         assert await client.submit_and_wait(Deposit(1, 100, 5)) == Result(
-            1, Status.DUPLICATE, WaitLevel.COMMITTED, 1
+            1, Status.DUPLICATE, WaitLevel.COMMITTED, 1, Status.OK
         )
-        batch = await client.submit_batch([Transfer(1, 2, 30), Deposit(3, 0), Deposit(3, 7)])
+        batch = await client.submit_batch([Transfer(1, 2, 30), Deposit(3, REJECTED), Deposit(3, 7)])
         assert batch.tx_ids.tolist() == [3, 4, 5]
         assert batch.statuses.tolist() == [0, Status.INVALID_OPERATION, 0]
         assert (await client.get_balance(2, min_tx_id=3)).balance == 30

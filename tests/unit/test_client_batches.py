@@ -141,10 +141,8 @@ def test_a_batch_whose_parts_do_not_fit_is_refused(change: dict[str, Any], field
 def test_a_call_of_a_name_that_is_not_there_is_refused_among_others() -> None:
     good = function_calls(["fee", "other"], [[1], [2]])
     records = np.concatenate([deposits([1, 2], 5), good.records])
-    # What stands there in another operation means nothing.
-    records["function"][0] = 99
     assert len(encode_operations(OperationBatch(records, good.names, good.params)).records) == 4
     records["function"][3] = 2
     with pytest.raises(InvalidRequest) as caught:
         encode_operations(OperationBatch(records, good.names, good.params))
-    assert (caught.value.field, caught.value.value) == ("function", 2)
+    assert (caught.value.field, caught.value.value, caught.value.index) == ("function", 2, 3)

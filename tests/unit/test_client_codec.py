@@ -24,6 +24,7 @@ from tallybus import (
     deposits,
 )
 from tallybus.client import codec
+from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import (
     AskGateway,
     ErrorCode,
@@ -39,6 +40,7 @@ from tallybus.client.codec import (
     encode_ping,
     read_answer,
     read_header,
+    read_pong,
     reply_id,
 )
 from tallybus.client.registration import ListFunctions, RegisterFunction, UnregisterFunction
@@ -46,6 +48,7 @@ from tallybus.client.submit import SubmitBatch, SubmitOne
 from tallybus.client.transaction import ReadTransaction
 from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, STATUS_DTYPE
 from tallybus.operations import Transfer, encode_operation
+from tallybus.pipeline import GatewayInfo
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 U64 = st.integers(0, 2**64 - 1)
@@ -144,6 +147,56 @@ def test_reads_are_encoded_as_documented() -> None:
     }
 
 
+PONG: dict[str, Any] = {
+    "v": 1,
+    "id": 9,
+    "unknown": [],
+    "incarnation": 2,
+    "protocol": 1,
+    "max_batch": 5,
+    "max_accounts": 6,
+}
+ADDED: dict[str, Any] = {
+    "revision": 1,
+    "max_reads": 7,
+    "max_request_wait_ms": 8,
+    "role": "read",
+    "limits": {"rate": 9, "later": 10},
+}
+
+
+def test_a_pong_tells_about_the_gateway() -> None:
+    info, unknown = read_pong(PONG | ADDED | {"unknown": [3], "later": "ignored"}, [])
+    assert unknown == [3]
+    assert info == GatewayInfo(2, 1, 5, 6, 1, 7, 8, "read", {"rate": 9, "later": 10})
+    assert hash(info)
+
+
+def test_a_pong_of_an_earlier_gateway_lacks_what_was_added() -> None:
+    info, _ = read_pong(PONG, [])
+    assert (info.revision, info.max_reads, info.role, info.limits) == (0, 0, "", {})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({name: None} for name in ADDED),
+        {"revision": True},
+        {"revision": "1"},
+        {"max_reads": -1},
+        {"max_request_wait_ms": 1.0},
+        {"role": 3},
+        {"limits": [1]},
+        {"limits": {"rate": -1}},
+        {"limits": {"rate": True}},
+        {"limits": {5: 1}},
+    ],
+)
+def test_a_pong_with_a_field_of_another_type_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        read_pong(PONG | ADDED | field, [])
+
+
 @given(IDS, st.integers(1, 40), st.data())
 def test_sparse_failures_become_arrays(first: int, count: int, data: st.DataObject) -> None:
     expected = [(0, 0)] * count
@@ -169,7 +222,7 @@ def test_a_duplicate_has_the_id_of_the_first() -> None:
     one = SubmitOne(bytes(40), WaitLevel.COMPUTED)
     table = failures((0, 7, 1, 4))
     assert answer(one, *submitted(9, 1, table)) == Result(
-        4, Status.DUPLICATE, WaitLevel.COMMITTED, 4
+        4, Status.DUPLICATE, WaitLevel.COMMITTED, 4, Status.INSUFFICIENT_FUNDS
     )
 
 
@@ -177,7 +230,7 @@ def test_a_duplicate_of_our_own_lost_sending_is_that_sendings_outcome() -> None:
     one = SubmitOne(bytes(40), WaitLevel.COMPUTED)
     table = failures((0, 7, 1, 4))
     assert answer(one, *submitted(9, 1, table), again=True) == Result(
-        4, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 4
+        4, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 4, Status.INSUFFICIENT_FUNDS
     )
 
 
@@ -478,12 +531,14 @@ REQUESTS: list[Request[Any]] = [
     UnregisterFunction("fee", 9),
     ListFunctions(),
     ReadTransaction(7),
+    ReadClock(),
+    AcceptClock(),
 ]
 FIELD_NAMES = [
     *("v", "id", "first", "count", "level", "failures", "snapshot", "unknown", "error", "message"),
     *("details", "sequenced", "computed", "committed", "term", "incarnation", "protocol"),
     *("max_batch", "max_accounts", "functions", "tx_id", "timestamp", "found", "function"),
-    *("duplicate_of", "params", "name", "failures"),
+    *("duplicate_of", "params", "name", "failures", "time", "wall", "held"),
 ]
 ATOMS = st.one_of(
     *(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.integers(0, 3), st.floats()),
@@ -513,6 +568,8 @@ GOOD_REPLIES = [
     submitted(5, 1, failures((0, 7, 0, 1))),
     [reply(functions=[GOOD_INFO, GOOD_INFO | {"mean_ns": None}])],
     transaction(),
+    [reply(time=5, wall=9, held=True)],
+    [reply(time=9, wall=9, held=False)],
 ]
 
 
@@ -593,7 +650,7 @@ def test_the_documented_replies_mean_what_is_said() -> None:
         ("**Its reply, when it succeeds:**", Result(1001, Status.NONE, WaitLevel.COMMITTED)),
         (
             "**Its reply, when the reference was used before:**",
-            Result(1001, Status.DUPLICATE, WaitLevel.COMMITTED, 1001),
+            Result(1001, Status.DUPLICATE, WaitLevel.COMMITTED, 1001, Status.OK),
         ),
     ):
         frames = example(title)

@@ -4,8 +4,8 @@ meanwhile."""
 import itertools
 import struct
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import msgpack
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallybus import (
+    AccessDenied,
     BatchResult,
     ClientClosed,
     FunctionVersion,
@@ -30,10 +31,12 @@ from tallybus import (
     TallybusError,
     Timeout,
     Unavailable,
+    Unreachable,
     WaitLevel,
     deposits,
 )
-from tallybus.client.codec import ReadIndex, Request, WaitFor
+from tallybus.client.access import Handshake
+from tallybus.client.codec import AskGateway, ReadIndex, Request, WaitFor
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings
 from tallybus.client.registration import RegisterFunction
 from tallybus.client.submit import SubmitBatch, SubmitOne
@@ -58,7 +61,10 @@ class Sim:
         return call
 
     def flush(self) -> None:
-        while (frames := self.core.next_message(self.now)) is not None and self.connected:
+        while (frames := self.core.next_message(self.now)) is not None:
+            if not self.connected:
+                self.core.message_refused()
+                break
             self.sent.append(msgpack.unpackb(frames[0]) | {"payload": frames[1:]})
             self.core.message_sent(self.now)
 
@@ -79,9 +85,9 @@ class Sim:
     def refuse(self, request_id: int, code: str, **details: Any) -> None:
         self.reply(request_id, error=code, message="because", details=details)
 
-    def pong(self, ping_id: int, unknown: list[int]) -> None:
+    def pong(self, ping_id: int, unknown: list[int], **more: Any) -> None:
         fields = {"incarnation": 2, "protocol": 1, "max_batch": 5, "max_accounts": 6}
-        self.reply(ping_id, unknown=unknown, **fields)
+        self.reply(ping_id, unknown=unknown, **fields | more)
 
     def advance(self, nanoseconds: int) -> None:
         """Lets time pass, waking the core whenever it wants to be."""
@@ -287,7 +293,7 @@ def test_what_cannot_be_sent_before_its_deadline_is_never_sent() -> None:
     sim.connected = False
     late, patient = sim.start(one(), 1.0), sim.start(one(), 5.0)
     sim.advance(2 * SECOND)
-    assert "never sent" in str(error_of(late, Timeout))
+    assert "never sent" in str(error_of(late, Unreachable))
     sim.connected = True
     sim.flush()
     (message,) = sim.take()
@@ -473,6 +479,26 @@ def test_an_impossible_pong_is_a_protocol_error(unknown: Any) -> None:
     error_of(call, ProtocolError)
 
 
+def test_the_limit_that_a_refusal_tells_is_in_the_error() -> None:
+    sim = Sim()
+    call = sim.start(batch(1, 2), 3.0)
+    (message,) = sim.take()
+    sim.refuse(message["id"], "overloaded", limit="rate", allowed=7, retry_ms=9_000)
+    error = error_of(call, Overloaded)
+    assert (error.limit, error.allowed, error.retry_ms) == ("rate", 7, 9_000)
+    for details, told in (
+        ({"limit": "in_flight", "allowed": 1}, ("in_flight", 1)),
+        ({"field": "count", "max_batch": 5}, ("max_batch", 5)),
+        ({"limit": 3, "allowed": "x"}, (None, None)),
+        ({"field": "count"}, (None, None)),
+    ):
+        call = sim.start(batch(1, 2), 3.0)
+        (message,) = sim.take()
+        sim.refuse(message["id"], "invalid_request", **details)
+        refused = error_of(call, InvalidRequest)
+        assert (refused.limit, refused.allowed) == told
+
+
 @pytest.mark.parametrize(
     ("code", "kind"), [("overloaded", Overloaded), ("unavailable", Unavailable)]
 )
@@ -609,7 +635,9 @@ def test_an_outcome_that_the_gateway_does_not_know_is_found_out_by_reference() -
     sim.advance(5 * MILLISECOND)
     (again,) = sim.take()
     sim.submitted(again["id"], 60, duplicate(0, 1, 55))
-    assert call.result() == Result(55, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 55)
+    assert call.result() == Result(
+        55, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED, 55, Status.INSUFFICIENT_FUNDS
+    )
 
 
 def test_a_refused_request_is_invalid() -> None:
@@ -751,3 +779,107 @@ def test_every_request_ends_whatever_happens(data: st.DataObject) -> None:
     assert sim.core.next_wake() is None
     for record, count in sendings.items():
         assert record[8:16] != bytes(8) or count <= 1 + allowed[record]
+
+
+# -- fields that came later ------------------------------------------------------------------------
+
+
+class Later(WaitFor):
+    """A request with a field that only gateways of a later revision take."""
+
+    __slots__ = ("colour",)
+    newer: ClassVar[Mapping[str, int]] = {"shape": 2, "colour": 3}
+
+    def __init__(self, tx_id: int, colour: str | None = None) -> None:
+        super().__init__(tx_id, WaitLevel.COMMITTED)
+        self.colour = colour
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | ({} if self.colour is None else {"colour": self.colour})
+
+
+def test_a_newer_field_is_sent_once_the_gateway_has_told_that_it_takes_it() -> None:
+    sim = Sim()
+    call = sim.start(Later(5, "red"))
+    (ping,) = sim.take()
+    assert (ping["op"], ping["pending"]) == ("ping", [])
+    assert not sim.core.has_message, "nothing to do until the answer is there"
+    sim.pong(ping["id"], [], revision=3)
+    (message,) = sim.take()
+    assert (message["op"], message["colour"]) == ("wait", "red")
+    sim.reply(message["id"], level=2)
+    assert call.result() is WaitLevel.COMMITTED
+    sim.start(Later(6, "blue"))
+    assert [message["op"] for message in sim.take()] == ["wait"], "what was told is remembered"
+
+
+@pytest.mark.parametrize("told", [{}, {"revision": 1}, {"revision": 2}])
+def test_a_newer_field_is_not_sent_to_an_older_gateway(told: dict[str, int]) -> None:
+    sim = Sim()
+    call, after = sim.start(Later(5, "red")), sim.start(Later(6))
+    sim.pong(sim.take()[0]["id"], [], **told)
+    error = error_of(call, InvalidRequest)
+    assert error.field == "colour"
+    assert f"revision {told.get('revision', 0)}" in error.message
+    (message,) = sim.take()
+    assert message["tx_id"] == 6, "the request without the field is sent, after the other"
+    assert not after.done
+
+
+def test_a_request_without_its_newer_fields_is_sent_without_asking() -> None:
+    sim = Sim()
+    sim.start(Later(5))
+    assert [message["op"] for message in sim.take()] == ["wait"]
+
+
+def test_what_a_user_asked_about_the_gateway_is_remembered_too() -> None:
+    sim = Sim()
+    info = sim.start(AskGateway())
+    sim.pong(sim.take()[0]["id"], [], revision=3)
+    assert info.result().revision == 3
+    sim.start(Later(5, "red"))
+    assert [message["op"] for message in sim.take()] == ["wait"]
+
+
+def test_the_revision_is_asked_for_again_after_a_reconnection() -> None:
+    sim = Sim()
+    sim.start(AskGateway())
+    sim.pong(sim.take()[0]["id"], [], revision=3)
+    sim.core.handshake(Handshake.READY, sim.now)
+    call = sim.start(Later(5, "red"))
+    (ping,) = sim.take()
+    assert ping["op"] == "ping"
+    sim.pong(ping["id"], [], revision=2)
+    assert error_of(call, InvalidRequest).field == "colour"
+
+
+def test_the_question_for_the_revision_is_repeated_and_keeps_the_order_of_requests() -> None:
+    sim = Sim()
+    sim.start(WaitFor(1, WaitLevel.COMMITTED))
+    calls = [sim.start(Later(5, "red")), sim.start(WaitFor(6, WaitLevel.COMMITTED))]
+    first, ping = sim.take()
+    assert ping["pending"] == [first["id"]]
+    sim.advance(2 * PING)
+    again = sim.take()
+    assert [message["op"] for message in again] == ["ping", "ping"]
+    sim.pong(again[-1]["id"], [], revision=3)
+    assert [message["tx_id"] for message in sim.take()] == [5, 6]
+    assert not any(call.done for call in calls)
+
+
+def test_a_request_that_waits_for_the_revision_ends_at_its_deadline() -> None:
+    sim = Sim()
+    call = sim.start(Later(5, "red"), 1.0)
+    sim.advance(2 * SECOND)
+    assert "has not said" in str(error_of(call, Unreachable))
+    assert sim.core.next_wake() is None
+    sim.take()
+    sim.start(WaitFor(6, WaitLevel.COMMITTED))
+    assert [message["op"] for message in sim.take()] == ["wait"]
+
+
+def test_a_request_that_waits_for_the_revision_is_told_that_its_key_was_revoked() -> None:
+    sim = Sim()
+    call = sim.start(Later(5, "red"))
+    sim.refuse(sim.take()[0]["id"], "forbidden", revoked=True)
+    assert error_of(call, AccessDenied).reason == "revoked"

@@ -37,6 +37,7 @@ from tallybus.client.core import MILLISECOND, CoreSettings
 from tallybus.client.transaction import ReadTransaction
 from tallybus.common.record import RECORD_DTYPE
 from tests.fake_gateway import (
+    REJECTED,
     TIMESTAMP,
     FakeGateway,
     FakeLedger,
@@ -287,7 +288,7 @@ def test_every_kind_of_transaction_is_read_back(client: Client) -> None:
             Deposit(1, 100, 7),
             Withdrawal(1, 30),
             Transfer(1, 2, 20),
-            Transfer(1, 2, 0),
+            Transfer(1, 2, REJECTED),
             Deposit(1, 100, 7),
             Function("fee", (9, 4, 0, -5), 8),
             Function("fee", (9, 4, 130)),

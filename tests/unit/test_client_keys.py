@@ -25,6 +25,7 @@ from tallybus import (
     InvalidRequest,
     OutcomeUnknown,
     Timeout,
+    Unreachable,
     WaitLevel,
 )
 from tallybus.client.access import PAUSE_NS
@@ -155,7 +156,7 @@ def test_a_gateway_that_does_not_answer_about_keys_is_slow() -> None:
     with encrypted_gateway(None) as (gateway, door):
         with (
             QuickClient(gateway.endpoint, key=door.key()) as client,
-            pytest.raises(Timeout, match="never sent"),
+            pytest.raises(Unreachable, match="never sent"),
         ):
             client.submit(Deposit(1, 5), timeout=1)
         assert door.asked > 0
@@ -373,7 +374,7 @@ def test_who_waits_for_a_gateway_that_is_not_there_does_little(
         key = door.key() if keyed else None
         with (
             QuickClient(f"tcp://127.0.0.1:{free_port()}", key=key) as client,
-            pytest.raises(Timeout),
+            pytest.raises(Unreachable),
         ):
             client.submit(Deposit(1, 5), timeout=1.5)
     assert len(counted) < 300
@@ -471,7 +472,9 @@ def test_who_only_hangs_up_has_refused_nobody(
 ) -> None:
     with Listener(greet) as listener, Door() as door:
         key = door.key() if keyed else None
-        with QuickClient(listener.endpoint, key=key) as client, pytest.raises(Timeout):
+        # Without a key libzmq takes a greeting for a connection, and the request with it.
+        expected = (Unreachable, Timeout) if key is None else Unreachable
+        with QuickClient(listener.endpoint, key=key) as client, pytest.raises(expected):
             client.submit(Deposit(1, 5), timeout=1.2)
         assert listener.accepted > 1
 
@@ -488,7 +491,7 @@ def test_a_gateway_that_comes_after_something_else_is_found() -> None:
             client,
             FakeGateway(context=door.context, secure=door.secure, endpoint=listener.endpoint),
         ):
-            assert pending.result(PATIENCE_S).first_tx_id == 1
+            assert pending.result(timeout=PATIENCE_S).first_tx_id == 1
 
 
 def test_a_gateway_that_dies_again_and_again_is_not_taken_for_a_refusal(
@@ -604,7 +607,7 @@ def test_nothing_is_left_behind() -> None:
         # While a look is under way.
         with (
             Client(gateway.endpoint, key=door.key("x", new_key_pair())) as client,
-            pytest.raises(Timeout),
+            pytest.raises(Unreachable),
         ):
             client.submit(Deposit(1, 5), timeout=0.6)
         gc.collect()

@@ -4,9 +4,9 @@ import gc
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,11 +26,14 @@ from tallybus import (
     Timeout,
     Transfer,
     Unavailable,
+    Unreachable,
     WaitLevel,
     deposits,
 )
+from tallybus.client.codec import WaitFor
 from tallybus.client.core import MILLISECOND, SECOND, CoreSettings
 from tests.fake_gateway import (
+    REJECTED,
     CuttingProxy,
     FakeGateway,
     FakeLedger,
@@ -72,12 +75,12 @@ def client(gateway: FakeGateway) -> Iterator[Client]:
 def test_every_method_gets_its_answer(client: Client) -> None:
     assert client.submit(Deposit(1, 100, 5)) == 1
     assert client.submit_and_wait(Deposit(1, 100, 5)) == Result(
-        1, Status.DUPLICATE, WaitLevel.COMMITTED, 1
+        1, Status.DUPLICATE, WaitLevel.COMMITTED, 1, Status.OK
     )
-    assert client.submit_and_wait(Transfer(1, 2, 0), WaitLevel.SNAPSHOT) == Result(
+    assert client.submit_and_wait(Transfer(1, 2, REJECTED), WaitLevel.SNAPSHOT) == Result(
         3, Status.INVALID_OPERATION, WaitLevel.SNAPSHOT
     )
-    batch = client.submit_batch([Transfer(1, 2, 30), Deposit(3, 0), Deposit(3, 7)])
+    batch = client.submit_batch([Transfer(1, 2, 30), Deposit(3, REJECTED), Deposit(3, 7)])
     assert batch.tx_ids.tolist() == [4, 5, 6]
     assert batch.statuses.tolist() == [0, Status.INVALID_OPERATION, 0]
     assert client.submit_batch(deposits([1, 2], 1), WaitLevel.NONE).first_tx_id == 7
@@ -90,7 +93,8 @@ def test_every_method_gets_its_answer(client: Client) -> None:
     index = client.pipeline_index()
     assert (index.sequenced, index.snapshot, index.term) == (8, 8, 1)
     assert client.wait_for(8, WaitLevel.SNAPSHOT, timeout=5) is WaitLevel.SNAPSHOT
-    assert client.gateway_info().max_batch == 16_384
+    info = client.gateway_info()
+    assert (info.max_batch, info.max_reads, info.role) == (16_384, 65_536, "admin")
 
 
 def test_functions_travel_with_their_names_and_parameters(
@@ -101,6 +105,29 @@ def test_functions_travel_with_their_names_and_parameters(
     assert message.header["names"] == ["fee"]
     assert [len(frame) for frame in message.payload] == [120, 128]
     assert np.frombuffer(message.payload[1], "<i8").tolist() == [1, -2, *[0] * 14]
+
+
+class Later(WaitFor):
+    """A request with a field that came later."""
+
+    newer: ClassVar[Mapping[str, int]] = {"colour": 2}
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"colour": "red"}
+
+
+def test_a_newer_field_goes_to_a_gateway_that_has_it_and_to_no_other(
+    client: Client, gateway: FakeGateway
+) -> None:
+    client.submit_and_wait(Deposit(1, 1))
+    with pytest.raises(InvalidRequest) as caught:
+        client._call(Later(1, WaitLevel.COMMITTED), 10)
+    assert caught.value.field == "colour"
+    gateway.revision = 2
+    client.gateway_info()
+    assert client._call(Later(1, WaitLevel.COMMITTED), 10) is WaitLevel.COMMITTED
+    assert [message.op for message in gateway.seen] == ["submit", "wait"]
+    assert gateway.seen[-1].header["colour"] == "red"
 
 
 def test_what_is_invalid_is_not_sent(client: Client, gateway: FakeGateway) -> None:
@@ -231,11 +258,16 @@ def test_an_earlier_deadline_of_another_thread_is_kept(
         assert patient.result(10) is WaitLevel.COMMITTED
 
 
-def test_no_gateway_is_a_timeout(free_port: Callable[[], int]) -> None:
+def test_a_gateway_that_is_not_there_is_told_from_one_that_is_slow(
+    free_port: Callable[[], int],
+) -> None:
     with Client(f"tcp://127.0.0.1:{free_port()}", timeout=0.05) as client:
-        with pytest.raises(Timeout, match="never sent") as caught:
+        with pytest.raises(Unreachable, match="never sent") as caught:
             client.submit(Deposit(1, 5))
         assert (caught.value.request, caught.value.seconds) == ("submit", 0.05)
+        assert caught.value.endpoint in str(caught.value)
+        assert not isinstance(caught.value, TimeoutError)
+        assert isinstance(caught.value, ConnectionError)
 
 
 def test_a_silent_gateway_is_a_timeout() -> None:

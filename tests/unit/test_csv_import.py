@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import csv
+import gzip
 import io
+import lzma
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -187,7 +191,9 @@ def test_the_first_wrong_row_is_named_even_before_broken_quotes() -> None:
     ("header", "line", "column", "words"),
     [
         ("kind,account\n", 1, None, 'no column amount; the header has "kind", "account"'),
-        ("kind;account;amount\n", 1, None, "separated by commas"),
+        ("kind:account:amount\n", 1, None, "separated by comma here, which --delimiter changes"),
+        ("Kind;account; amount\n", 1, None, '"Kind" has to be written kind'),
+        ("kind;account; Amount\n", 1, None, '" Amount" has to be written amount'),
         ("kind,account,amount,account\n", 1, 4, "there twice"),
         ("\n\nkind,amount\n", 3, None, "no column account"),
         ("deposit,1,100\n", 1, None, "no column kind"),
@@ -564,3 +570,117 @@ def test_tally_counts_by_reason() -> None:
     }
     assert tally.rejected_total() == 5
     assert tally.rows == tally.applied + tally.duplicates + tally.rejected_total()
+
+
+# -- what spreadsheets and other programs write ----------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_header_shows_what_separates_the_fields(
+    delimiter: str, quote: str, declared: bool, end: str
+) -> None:
+    table = [
+        *(["note, with; all|of", "kind", "account", "amount"], ["x", "deposit", "1", "2"]),
+        ["", "withdrawal", "3", "4"],
+    ]
+    if not quote:
+        table[0][0] = "note"
+    lines = [delimiter.join(f"{quote}{cell}{quote}" for cell in row) for row in table]
+    text = "\ufeff" + end.join([*([f"sep={delimiter}"] if declared else []), *lines]) + end
+    for block in (1, 7, 1 << 20):
+        assert [row[:3] for row in rows(parse(text, block))] == [(1, 1, 2), (2, 3, 4)]
+
+
+def test_a_delimiter_that_was_given_counts() -> None:
+    text = "kind~account~amount~note\ndeposit~1~2~a,b;c\n"
+    assert refused(text).line == 1
+    parsed = parse_csv([text.encode()], "~")
+    assert [row[:3] for row in rows(parsed)] == [(1, 1, 2)]
+
+
+def test_faults_are_found_where_they_stand_whatever_separates_the_fields() -> None:
+    header = '"kind";"account";"amount"\n'
+    assert place(refused(header + '"deposit";"1";"-2"\n')) == (2, 3, "amount")
+    assert place(refused(header + '"deposit";"1"x;"2"\n')) == (2, 2, None)
+    assert place(refused(header.encode() + b"deposit;1;\xff\n")) == (2, 3, None)
+    error = refused(header + "deposit;1;2;3\n")
+    assert "holds a semicolon must be quoted" in str(error)
+
+
+@pytest.mark.parametrize("cell", ["10.50", "10,50", "1.000,00", "1,000.00", "1'000.5"])
+def test_decimal_amounts_are_told_to_be_minor_units(cell: str) -> None:
+    error = refused(f'kind;account;amount\ndeposit;1;"{cell}"\n')
+    assert place(error) == (2, 3, "amount")
+    assert "whole minor units" in error.reason
+    assert "1250" in error.reason
+
+
+def test_rows_of_only_delimiters_and_blanks_are_blank_lines() -> None:
+    text = ",,,\n" + HEADER + ',,,,\ndeposit,1,2,,\n , ,"",\t,\n,\n,,,,,,,,\n"  "\n'
+    parsed = parse(text + "deposit,3,4,,9\n" + ",,,,\n" * 3)
+    assert [row[:3] for row in rows(parsed)] == [(1, 1, 2), (1, 3, 4)]
+    assert [parsed.line_of(row) for row in (1, 2)] == [4, 9]
+    assert parsed.rows == 2
+    error = refused(text + "deposit,3,0,,9\n")
+    assert place(error) == (9, 3, "amount")
+    assert rows(parse(HEADER + ",,,,\n" * 5)) == []
+
+
+def test_blank_rows_among_many_change_neither_refs_nor_lines() -> None:
+    body = "".join(f"deposit,{row},1,,\n" + ",,,,\n" * (row % 3) for row in range(1, 30_000))
+    parsed = parse(HEADER + body)
+    assert parsed.rows == 29_999
+    assert records(parsed)["account"].tolist() == list(range(1, 30_000))
+    assert parsed.line_of(4) == 2 + 3 + (1 + 2 + 0)
+    assert (
+        records(parsed)["user_ref"]
+        == derived_refs(parsed.digest, np.arange(1, 30_000, dtype=np.uint64))
+    ).all()
+
+
+def zipped(**files: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name.replace("__", "/").replace("_dot_", "."), text)
+    return out.getvalue()
+
+
+PACKED = {
+    "gzip": (gzip.compress(HEADER.encode()), "gunzip -c my.csv | tallybus import -"),
+    "bzip2": (bz2.compress(HEADER.encode()), "bunzip2 -c my.csv | tallybus import -"),
+    "xz": (lzma.compress(HEADER.encode()), "xz -dc my.csv | tallybus import -"),
+    "zst": (b"\x28\xb5\x2f\xfd" + bytes(20), "zstd -dc my.csv | tallybus import -"),
+    "lz4": (b"\x04\x22\x4d\x18" + bytes(20), "lz4 -dc my.csv | tallybus import -"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), "7z x -so my.csv | tallybus import -"),
+    "zip": (zipped(rows_dot_csv=HEADER), "unzip -p my.csv | tallybus import -"),
+    "xlsx": (zipped(**{"[Content_Types]_dot_xml": "<x/>"}), "an Excel workbook (xlsx); save"),
+    "xlsx, another": (zipped(xl__workbook_dot_xml="<x/>"), "an Excel workbook (xlsx); save"),
+    "ods": (
+        zipped(mimetype="application/vnd.oasis.opendocument.spreadsheet"),
+        "a LibreOffice document (ods); save",
+    ),
+    "xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "an Excel workbook (xls); save"),
+    "parquet": (b"PAR1\x15\x04" + bytes(99), "a Parquet file; export it as CSV"),
+    "utf-16": (HEADER.encode("utf-16"), "iconv -f UTF-16 -t UTF-8 my.csv | tallybus import -"),
+    "utf-16-le": (HEADER.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 my.csv |"),
+    "utf-16-be": (HEADER.encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 my.csv |"),
+    "utf-32": (HEADER.encode("utf-32"), "iconv -f UTF-32 -t UTF-8 my.csv |"),
+    "latin-1": (
+        ("kind,account,amount,städtchen\n").encode("latin-1"),
+        "iconv -f WINDOWS-1252 -t UTF-8 my.csv | tallybus import -",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PACKED)
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+def test_what_is_no_csv_text_is_named_with_what_to_do(what: str, block: int) -> None:
+    data, words = PACKED[what]
+    with pytest.raises(MalformedCsv) as caught:
+        parse_csv((data[at : at + block] for at in range(0, len(data), block)), name="my.csv")
+    assert words in caught.value.reason
+    assert caught.value.line == 1

@@ -18,6 +18,8 @@ from tallybus.common.frames import (
     Answer,
     Assigned,
     Buffer,
+    ClockAnswer,
+    ClockQuery,
     Executed,
     FrameError,
     FunctionsAnswer,
@@ -60,6 +62,8 @@ TYPES: tuple[type[Any], ...] = (
     Prepared,
     FunctionsQuery,
     FunctionsAnswer,
+    ClockQuery,
+    ClockAnswer,
     Hello,
     Welcome,
     Refused,
@@ -75,6 +79,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "str": short_text,
     "bool": st.booleans(),
     "list[str]": st.lists(short_text, max_size=4),
+    "list[int]": st.lists(u64, max_size=4),
     "list[list[int]]": st.lists(st.lists(u64, min_size=4, max_size=4), max_size=4),
     "dict[int, int]": st.dictionaries(u64, u64, max_size=4),
     "dict[str, int | str]": st.dictionaries(short_text, st.one_of(u64, short_text), max_size=4),
@@ -98,11 +103,16 @@ def messages(draw: st.DrawFn, types: tuple[type[Any], ...] = TYPES) -> Message:
     }
     if cls in (Request, Sequenced, Executed):
         values["count"] = draw(small)
+        if values.get("counts"):
+            # Of the submits that were joined in it.
+            first = draw(st.integers(1, values["count"]))
+            values["counts"] = [first, *([values["count"] - first] * (first < values["count"]))]
         values["records"] = some_bytes(values["count"] * RECORD_SIZE)
     if cls in (Request, Sequenced):
         values["params"] = some_bytes(draw(st.integers(0, 3)) * PARAMS_SIZE)
         if values.get("registers"):
             values |= {"count": 1, "records": some_bytes(RECORD_SIZE), "names": [draw(short_text)]}
+            values.pop("counts", None)
     if cls in (Request, Sequenced, Executed, Prepare):
         values["binary"] = draw(st.binary(max_size=20))
     if cls is Executed:
@@ -276,9 +286,9 @@ def test_an_offending_value_is_not_repeated_at_length() -> None:
     refused(with_header(request(), lambda header: header.update(v=["n"] * 100_000)))
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1", 1.5, -1, [1]])
+@pytest.mark.parametrize("version", [0, 2, None, "1", 1.5, -1, [1], True, 1.0])
 def test_another_version_is_refused(version: object) -> None:
-    assert version != PROTOCOL_VERSION
+    assert type(version) is not int or version != PROTOCOL_VERSION
     refused(with_header(request(), lambda header: header.update(v=version)))
     refused(with_header(request(), lambda header: header.pop("v")))
 
@@ -319,6 +329,7 @@ WRONG: dict[str, list[Any]] = {
     "str": [1, None, b"x", ["x"], "x" * 5000],
     "bool": [0, 1, None, "true"],
     "list[str]": ["x", [1], [b"x"], None, {}, {"x": 1}],
+    "list[int]": [[-1], ["x"], [True], [[1]], None, {}, "x"],
     "list[list[int]]": [[1], [[-1]], [["x"]], [[True]], None, {}, [[[1]]]],
     "dict[int, int]": [[], [[1, 2]], {"1": 2}, {1: -1}, {-1: 1}, {1: True}, {True: 1}, None],
     "dict[str, int | str]": [[], {1: 1}, {"a": []}, {"a": None}, {"a": 1.5}, {"a": {}}],

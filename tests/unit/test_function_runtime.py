@@ -856,6 +856,9 @@ def test_a_trial_refuses_what_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=what):
             try_function(binary, params, balances)
+    for fuel in (0, -1, 10**12 + 1, 2**64 - 1, 2**64):
+        with pytest.raises(ValueError, match="fuel"):
+            try_function(binary, (), {}, FunctionLimits(fuel=fuel))
     with pytest.raises(InvalidFunction):
         try_function(b"\0asm", (), {})
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import wasmtime
+from click.testing import CliRunner
 
+from tallybus.cli import main
 from tallybus.common.record import MAX_ENTRIES
 from tallybus.common.settings import FunctionSettings
 from tallybus.services.transactor.functions import instructions, module
 from tallybus.services.transactor.functions.trial import try_function
 from tests.example_functions import Sandbox
+from tests.written_ledger import WrittenLedger
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GUIDE = (DOCS / "functions.md").read_text("utf-8")
@@ -95,13 +98,22 @@ def test_settings_are_told_with_their_defaults(field: str) -> None:
         assert any(f"({default:,}" in line for line in rows)
 
 
-def test_the_test_that_the_guide_shows_passes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+TESTS = re.findall(r"```python\n([^`]*?def (test_\w+)[^`]*)```", GUIDE)
+
+
+def test_the_guide_shows_tests() -> None:
+    assert [name for _, name in TESTS] == [
+        "test_the_fee_is_paid_on_top",
+        "test_fee_is_rounded_down",
+    ]
+
+
+@pytest.mark.parametrize(("source", "name"), TESTS, ids=[name for _, name in TESTS])
+def test_the_tests_that_the_guide_shows_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str
 ) -> None:
-    found = re.search(r"```python\n([^`]*def test_\w+[^`]*)```", GUIDE)
-    assert found
     file = tmp_path / "guide_test.py"
-    file.write_text(found[1], "utf-8")
+    file.write_text(source, "utf-8")
     (tmp_path / "fee_transfer.wasm").write_bytes(guide_module())
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("guide_test", file)
@@ -109,7 +121,55 @@ def test_the_test_that_the_guide_shows_passes(
     assert spec.loader is not None
     shown = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(shown)
-    shown.test_fee_is_rounded_down(tmp_path / "ledger")
+    arguments = [tmp_path / "ledger"] if "tmp_path" in source else []
+    getattr(shown, name)(*arguments)
+
+
+def shown_after(command: str) -> tuple[list[str], str]:
+    """Arguments of a command that the guide shows, and what it shows below it."""
+    pattern = rf"^\$ tallybus ({command}[^\n]*)\n(.*?)```"
+    found = re.search(pattern, GUIDE, re.MULTILINE | re.DOTALL)
+    assert found, command
+    return found[1].split(), found[2]
+
+
+def test_the_trial_that_the_guide_shows_is_what_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fee_transfer.wat").write_bytes(guide_module())
+    monkeypatch.chdir(tmp_path)
+    testing = GUIDE[GUIDE.index("## Testing without a ledger") :]
+    command, output = re.findall(r"```sh\ntallybus (.*)\n```\n```\n(.*?)```", testing, re.DOTALL)[0]
+    done = CliRunner().invoke(main, command.split())
+    assert (done.exit_code, done.stdout) == (0, output)
+
+
+def test_the_cases_that_the_guide_shows_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = re.search(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+    assert found
+    (tmp_path / "fee_transfer.toml").write_text(found[1], "utf-8")
+    (tmp_path / "fee_transfer.wat").write_bytes(guide_module())
+    monkeypatch.chdir(tmp_path)
+    command, output = shown_after("function test fee_transfer.wat --cases")
+    done = CliRunner().invoke(main, command)
+    assert (done.exit_code, done.stdout) == (0, output)
+
+
+def test_the_recorded_call_that_the_guide_shows_is_what_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in the guide's first example: transaction 3 is the first call.
+    ledger = WrittenLedger(tmp_path / "data")
+    ledger.register("fee_transfer", guide_module())
+    ledger.deposit(1, 2_000)
+    ledger.call("fee_transfer", (1, 2, 3, 1_000, 50))
+    ledger.close()
+    monkeypatch.chdir(tmp_path)
+    command, output = shown_after("function test --tx 3")
+    done = CliRunner().invoke(main, command)
+    assert (done.exit_code, done.stdout) == (0, output)
 
 
 def test_links_of_the_guide_lead_somewhere() -> None:

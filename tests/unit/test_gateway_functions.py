@@ -112,7 +112,7 @@ def test_unregistering_asks_nobody_first(rig: FunctionRig) -> None:
 
 def test_a_registration_shares_no_batch(rig: FunctionRig) -> None:
     rig.submit(1)
-    rig.ask("unregister", 2, name="pay")
+    rig.ask("unregister", 2, name="pay", wait=1)
     rig.submit(3)
     assert [(each.registers, each.count) for each in rig.sent()] == [
         (False, 1),

@@ -96,6 +96,32 @@ def test_the_first_key_makes_the_folder_and_all_pairs(folder: Path, tmp_path: Pa
     assert read_grants(folder) == {made.grant.public: made.grant}
 
 
+def test_a_key_may_be_for_some_functions_alone(folder: Path) -> None:
+    made = keyring(folder).create(
+        "payroll", Role.SUBMIT, {"max_rate": 7}, lambda _: None, ["pay", "fee_*", "pay"], False
+    )
+    assert (made.grant.functions, made.grant.builtins) == (("pay", "fee_*"), False)
+    assert read_grants(folder) == {made.grant.public: made.grant}
+    none = keyring(folder).create("plain", Role.SUBMIT, {}, lambda _: None, [])
+    assert (none.grant.functions, none.grant.builtins) == ((), True)
+    usual = keyring(folder).create("usual", Role.SUBMIT, {}, lambda _: None)
+    assert (usual.grant.functions, usual.grant.builtins) == (None, True)
+    revoked, _ = keyring(folder).revoke("payroll")
+    assert (revoked.functions, revoked.builtins, revoked.max_rate) == (("pay", "fee_*"), False, 7)
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [[""], ["1st"], ["a", "b c"], ["a-b"], ["x" * 33], ['a"'], [f"f{n}" for n in range(257)]],
+)
+def test_functions_that_are_none_are_refused_before_anything_is_made(
+    folder: Path, functions: list[str]
+) -> None:
+    with pytest.raises(KeyringError, match="function"):
+        keyring(folder).create("alice", Role.SUBMIT, {}, lambda _: None, functions)
+    assert not folder.exists()
+
+
 def test_only_their_owner_can_read_them_whatever_the_umask_says(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,9 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         ALICE,
         replace(ALICE, revoked=MADE, role=Role.ADMIN),
         replace(ALICE, max_in_flight=1, max_rate=2, max_message_bytes=2**63 - 1),
+        replace(ALICE, functions=("fee_transfer", "pay_*", "?x")),
+        replace(ALICE, functions=(), max_rate=2),
+        replace(ALICE, functions=("pay",), builtins=False, revoked=MADE),
     ):
         path = write(grant_path(tmp_path, "alice"), grant_text(grant), 0o644)
         assert read_grant(path) == grant
@@ -327,7 +330,8 @@ def test_without_a_folder_there_are_no_grants(tmp_path: Path) -> None:
 
 
 def test_limits_of_a_grant_are_all_told() -> None:
-    assert [each.name for each in fields(Grant)][-3:] == list(keys.LIMITS)
+    limits = [each.name for each in fields(Grant) if each.name.startswith("max_")]
+    assert limits == list(keys.LIMITS)
 
 
 # Which of them a service needs
@@ -399,3 +403,46 @@ def test_a_missing_pair_is_never_replaced_by_a_plain_socket() -> None:
         security.Security(PAIR, OTHER).pair("other")
     assert security.Security(PAIR, OTHER).pair("clients") == PAIR
     assert security.Security(PAIR, OTHER).pair("bus") == OTHER
+
+
+def test_a_grant_that_restricts_nothing_is_as_it_always_was(tmp_path: Path) -> None:
+    text = grant_text(ALICE)
+    assert "functions" not in text
+    assert "builtins" not in text
+    # Of a key that was made before there were such fields.
+    before = f'public = "{PAIR.public.decode()}"\nrole = "submit"\ncreated = "{MADE}"\n'
+    grant = read_grant(write(grant_path(tmp_path, "alice"), before, 0o644))
+    assert (grant.functions, grant.builtins) == (None, True)
+    assert text == f"# What the client alice may do.\n{before}"
+    restricted = grant_text(replace(ALICE, functions=("a", "b_*"), builtins=False))
+    assert restricted == f'{text}functions = ["a", "b_*"]\nbuiltins = false\n'
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ('functions = "pay"', "'functions' that is no list"),
+        ("functions = 5", "'functions' that is no list"),
+        ("functions = {}", "'functions' that is no list"),
+        (f"functions = {['a'] * 257}", "'functions' that is no list of up to 256"),
+        ("functions = [5]", "'functions' with something else"),
+        ('functions = [""]', "'functions' with something else"),
+        ('functions = ["a", "1st"]', "'functions' with something else"),
+        ('functions = ["a b"]', "'functions' with something else"),
+        ('functions = ["a-b"]', "'functions' with something else"),
+        ('functions = ["[ab]"]', "'functions' with something else"),
+        ('functions = ["naïve"]', "'functions' with something else"),
+        (f'functions = ["{"x" * 33}"]', "'functions' with something else"),
+        ('functions = [["a"]]', "'functions' with something else"),
+        ("builtins = 0", "'builtins' that is neither"),
+        ('builtins = "false"', "'builtins' that is neither"),
+        ("function = []", "unknown field 'function'"),
+    ],
+)
+def test_a_grant_is_never_guessed(tmp_path: Path, field: str, reason: str) -> None:
+    path = write(grant_path(tmp_path, "alice"), f"{grant_text(ALICE)}{field}\n", 0o644)
+    with pytest.raises(KeyFileError) as caught:
+        read_grant(path)
+    assert reason in caught.value.reason
+    # Who cannot be understood may do nothing, rather than everything.
+    assert good_grants(tmp_path)[0] == {}

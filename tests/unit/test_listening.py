@@ -12,10 +12,19 @@ from pathlib import Path
 import pytest
 import zmq
 
-from tallybus import Client, Timeout
+from tallybus import Client, Timeout, Unreachable
 from tallybus.common import bus as bus_module
 from tallybus.common import handshakes
-from tallybus.common.bus import Bus, BusLimits, ClientPort, EndpointUnusable, Port, new_context
+from tallybus.common.bus import (
+    Bus,
+    BusLimits,
+    ClientPort,
+    EndpointTaken,
+    EndpointUnusable,
+    EndpointWrong,
+    Port,
+    new_context,
+)
 from tallybus.common.curve import new_key_pair
 from tallybus.common.errors import EXIT_BUSY
 from tallybus.common.files import Storage
@@ -124,7 +133,7 @@ def test_of_many_that_start_at_once_one_gets_the_address(folder: Path) -> None:
         thread.join()
     winners = [each for each in outcomes if isinstance(each, SocketFiles)]
     assert (len(winners), len(outcomes)) == (1, 8)
-    winners[0].release()
+    winners[0].release([])
     SocketFiles(Storage()).claim(folder / "gw.sock")
 
 
@@ -153,14 +162,44 @@ def test_who_listens_without_a_lock_keeps_the_address(folder: Path) -> None:
 
 def test_a_file_that_is_no_socket_is_not_overwritten(folder: Path) -> None:
     (folder / "accounts.csv").write_text("precious")
-    with opened() as one, pytest.raises(EndpointUnusable, match="is no socket"):
+    with opened() as one, pytest.raises(EndpointWrong, match="is no socket"):
         one.clients("ipc://accounts.csv", MIB)
     assert (folder / "accounts.csv").read_text() == "precious"
 
 
 def test_a_folder_that_is_missing_is_named(folder: Path) -> None:
-    with opened() as one, pytest.raises(EndpointUnusable, match=f"{folder}/none does not exist"):
+    with opened() as one, pytest.raises(EndpointWrong, match=f"there is no folder {folder}/none"):
         one.clients("ipc://none/gw.sock", MIB)
+
+
+@pytest.mark.parametrize("locks", ["kept", "removed"])
+def test_an_address_whose_files_were_cleaned_away_is_claimed_again(
+    folder: Path, locks: str
+) -> None:
+    with opened() as one, opened() as other:
+        port = one.clients("ipc://gw.sock", MIB)
+        (folder / "gw.sock").unlink()
+        if locks == "removed":
+            (folder / ".gw.sock.lock").unlink()
+        assert one.lost_files()
+        one.listen_again()
+        assert not one.lost_files()
+        assert asks(port, "ipc://gw.sock")
+        with pytest.raises(EndpointUnusable, match="listens there"):
+            other.clients("ipc://gw.sock", MIB)
+
+
+def test_an_address_that_another_process_took_meanwhile_is_left_to_it(folder: Path) -> None:
+    with opened() as one, opened() as other:
+        one.clients("ipc://gw.sock", MIB)
+        for name in ("gw.sock", ".gw.sock.lock"):
+            (folder / name).unlink()
+        port = other.clients("ipc://gw.sock", MIB)
+        with pytest.raises(EndpointTaken, match="listens there"):
+            one.listen_again()
+        one.close()
+        one.release_files()
+        assert asks(port, "ipc://gw.sock"), "its file is not removed by the one that lost it"
 
 
 def test_a_link_is_claimed_together_with_what_it_leads_to(folder: Path) -> None:
@@ -192,7 +231,7 @@ def test_a_client_keeps_its_ledger_when_its_program_changes_folders(
 
 def heard(client: Client, port: Port) -> bool:
     """Whether a request of the client arrives."""
-    with suppress(Timeout):
+    with suppress(Timeout, Unreachable):
         client.pipeline_index()
     return port.receive() is not None
 
@@ -243,7 +282,7 @@ def test_a_client_that_was_there_first_finds_the_gateway_where_it_comes_up(
 ) -> None:
     number = free_port()
     with Client(f"tcp://localhost:{number}", timeout=0.2) as client:
-        with pytest.raises(Timeout):
+        with pytest.raises(Unreachable):
             client.pipeline_index()
         with opened() as gateway:
             port = gateway.clients(f"tcp://[::1]:{number}", MIB)

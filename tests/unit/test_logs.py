@@ -190,3 +190,49 @@ def test_a_clock_that_stands_still_or_goes_back_opens_no_throttle() -> None:
     throttle = logs.Throttle(lines=1, seconds=1)
     assert throttle.passes(5.0) == 0
     assert [throttle.passes(time) for time in (5.0, 4.0, 4.5)] == [None, None, None]
+
+
+# What cannot be written
+
+
+def test_a_full_disk_or_a_closed_stream_fails_nobody(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        logs.setup("wal", stream=full)
+        logs.get("wal").error("nobody reads this")
+        with pytest.raises(OSError, match="No space"):
+            full.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    logs.get("wal").error("nor this: it is closed")
+
+
+def test_a_process_without_standard_error_logs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.setup("wal")
+    logs.get("wal").error("nobody reads this")
+
+
+def test_a_reader_that_is_asleep_holds_up_nobody() -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with open(write, "w", buffering=1) as stream, open(read, "rb", buffering=0) as reader:
+        logs.setup("wal", stream=stream)
+        for number in range(3000):
+            logs.get("wal").info("line %d", number)
+        told = reader.read(1 << 20).splitlines()
+        assert 10 < len(told) < 3000, "the pipe is full, and the rest was dropped"
+        logs.get("wal").info("awake again")
+        assert json.loads(reader.read(1 << 20).splitlines()[-1])["message"] == "awake again"
+
+
+def test_a_path_that_is_no_text_is_written_with_escapes() -> None:
+    stream = io.StringIO()
+    path = Path(os.fsdecode(b"/d\xff/\xc3\xa9"))
+    logs.setup("wal", stream=stream, format="json")
+    logs.get().info("made %s", path, extra=fields(folder=path, name=str(path), odd="\ud800"))
+    [line] = json_lines(stream)
+    assert line["folder"] == line["name"] == "/d\\xff/é"
+    assert line["message"] == "made /d\\xff/é"
+    assert line["odd"] == "\\ud800"
+    logs.setup("wal", stream=stream, format="text")
+    logs.get().info("made %s", path, extra=fields(folder=path))
+    stream.getvalue().encode("utf-8")

@@ -1,6 +1,7 @@
 """Operations: what fits a record is encoded, everything else is refused by name, value and
 index."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,29 @@ from tallybus import (
     BatchResult,
     Deposit,
     Function,
+    FunctionStatus,
     InvalidRequest,
+    OperationBatch,
     Result,
     Status,
     Transfer,
     WaitLevel,
     Withdrawal,
     deposits,
+    function_calls,
     transfers,
     withdrawals,
 )
 from tallybus.operations import encode_operation, encode_operations, status_of
 
 U64 = st.integers(0, 2**64 - 1)
+AMOUNTS = st.integers(1, 2**63 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1)
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,31}", fullmatch=True)
 OPERATIONS = st.one_of(
-    st.builds(Deposit, U64, U64, U64),
-    st.builds(Withdrawal, U64, U64, U64),
-    st.builds(Transfer, U64, U64, U64, U64),
+    st.builds(Deposit, U64, AMOUNTS, U64),
+    st.builds(Withdrawal, U64, AMOUNTS, U64),
+    st.builds(Transfer, U64, U64, AMOUNTS, U64),
     st.builds(Function, NAMES, st.lists(I64, max_size=8).map(tuple), U64),
 )
 
@@ -100,6 +105,8 @@ def test_numpy_integers_are_integers() -> None:
         (Deposit(2**64, 5), "account", 2**64),
         (Deposit(1, -5), "amount", -5),
         (Deposit(1, 2**64), "amount", 2**64),
+        (Deposit(1, 0), "amount", 0),
+        (Deposit(1, np.uint64(2**63)), "amount", np.uint64(2**63)),  # type: ignore[arg-type]
         (Deposit(1, 5, -1), "user_ref", -1),
         (Deposit(True, 5), "account", True),
         (Deposit(1, 5.0), "amount", 5.0),  # type: ignore[arg-type]
@@ -132,9 +139,42 @@ def test_what_does_not_fit_is_refused(operation: Any, field: str, value: object)
     assert caught.value.index is None
 
 
-def test_amounts_that_the_ledger_rejects_are_encoded() -> None:
-    encoded = encode_operations([Deposit(1, 0), Deposit(1, 2**63), Deposit(1, 2**64 - 1)])
-    assert encoded.records["amount"].tolist() == [0, 2**63, 2**64 - 1]
+@pytest.mark.parametrize("amount", [0, -1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda amount: Deposit(1, amount),
+        lambda amount: Withdrawal(1, amount),
+        lambda amount: Transfer(1, 2, amount),
+    ],
+)
+def test_amounts_that_the_ledger_rejects_are_refused(
+    make: Callable[[int], Any], amount: int
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        encode_operations([Deposit(1, 1), make(amount)])
+    assert (caught.value.field, caught.value.value, caught.value.index) == ("amount", amount, 1)
+    with pytest.raises(InvalidRequest):
+        encode_operation(make(amount))
+
+
+@pytest.mark.parametrize("amount", [0, 2**63, 2**64 - 1])
+def test_amounts_in_arrays_are_checked_as_well(amount: int) -> None:
+    records = deposits([1, 2, 3], 1)
+    records["amount"][1] = amount
+    with pytest.raises(InvalidRequest) as caught:
+        encode_operations(records)
+    assert (caught.value.field, caught.value.value, caught.value.index) == ("amount", amount, 1)
+    records["amount"][1] = 2**63 - 1
+    assert encode_operations(records).records["amount"].tolist() == [1, 2**63 - 1, 1]
+    # A call has no amount.
+    batch = function_calls("fee", [[1, 2]])
+    assert encode_operations(batch).records["amount"].tolist() == [0]
+    mixed = OperationBatch(np.concatenate([batch.records, records]), ("fee",), batch.params)
+    assert len(encode_operations(mixed).records) == 4
+    mixed.records["amount"][3] = amount
+    with pytest.raises(InvalidRequest, match="operation 3: amount"):
+        encode_operations(mixed)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +252,7 @@ def test_results_of_a_batch_are_a_sequence() -> None:
     assert list(result) == [
         Result(10, Status.NONE, WaitLevel.COMMITTED),
         Result(11, Status.INSUFFICIENT_FUNDS, WaitLevel.COMMITTED),
-        Result(4, Status.DUPLICATE, WaitLevel.COMMITTED, 4),
+        Result(4, Status.DUPLICATE, WaitLevel.COMMITTED, 4, Status.OK),
         Result(13, 200, WaitLevel.COMMITTED),
     ]
     assert result[1:3] == [result[1], result[2]]
@@ -239,5 +279,5 @@ def test_ids_up_to_the_largest_are_exact() -> None:
 
 def test_statuses_without_a_name_stay_numbers() -> None:
     assert status_of(7) is Status.DUPLICATE
-    assert (status_of(128), type(status_of(128))) == (128, int)
-    assert type(status_of(12)) is int
+    assert (status_of(128), type(status_of(128))) == (128, FunctionStatus)
+    assert type(status_of(12)) is FunctionStatus

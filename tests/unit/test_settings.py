@@ -107,6 +107,57 @@ def test_foreign_variables_are_left_alone() -> None:
     assert load(environ={"PATH": "/bin", "TALLYBUSY": "1"}) == Settings()
 
 
+def of_an_engine(service: str) -> dict[str, str]:
+    """What Kubernetes sets for a Service of this name, and container engines for a link to it."""
+    name = service.upper().replace("-", "_")
+    port = f"{name}_PORT_5550_TCP"
+    return {
+        f"{name}_SERVICE_HOST": "10.96.0.1",
+        f"{name}_SERVICE_PORT": "5550",
+        f"{name}_SERVICE_PORT_CLIENTS": "5550",
+        f"{name}_PORT": "tcp://10.96.0.1:5550",
+        port: "tcp://10.96.0.1:5550",
+        f"{port}_PROTO": "tcp",
+        f"{port}_PORT": "5550",
+        f"{port}_ADDR": "10.96.0.1",
+        f"{name}_PORT_53_UDP": "udp://[fd00::a]:53",
+        f"{name}_PORT_53_UDP_ADDR": "fd00::a",
+        f"{name}_NAME": f"/app/{service}",
+        f"{name}_ENV_PATH": "/bin",
+        f"{name}_ENV_TALLYBUS_LEDGER_DATA": "/data",
+    }
+
+
+@pytest.mark.parametrize(
+    "service",
+    ["tallybus", "tallybus-gateway", "tallybus-metrics-base", "tallybus-wal-2", "tallybus-ledger"],
+)
+def test_variables_that_kubernetes_makes_for_a_service_are_left_alone(service: str) -> None:
+    made = of_an_engine(service)
+    assert load(environ=made) == Settings()
+    settings = load(environ={**made, "TALLYBUS_LEDGER_SNAPSHOTS_KEPT": "7"})
+    assert settings.ledger.snapshots_kept == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TALLYBUS_GATEWAY_PORT", "5550"),
+        ("TALLYBUS_PORT", "5550"),
+        ("TALLYBUS_METRICS_PORT", "9464"),
+        ("TALLYBUS_SERVICE_HOST", "my laptop"),
+        ("TALLYBUS_GATEWAY_ENDPONT", "tcp://127.0.0.1:5550"),
+        ("TALLYBUS_GATEWAY_NAME", "front"),
+        ("TALLYBUS_ENV_MODE", "production"),
+        ("TALLYBUS_BUS_BASE_PORTS", "5560"),
+        ("TALLYBUS_BUS_BASE_PORT", "http"),
+        ("TALLYBUS_GATEWAY_PAGE", "tcp://10.0.0.1:80"),
+    ],
+)
+def test_what_only_looks_like_one_of_them_is_told(name: str, value: str) -> None:
+    assert refused(environ={name: value}).setting == name
+
+
 # Refusals
 
 

@@ -1,5 +1,7 @@
 """The transactor's decisions, with the real engine."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -175,6 +177,25 @@ def test_a_term_is_granted_when_the_log_has_kept_it() -> None:
     assert peer == PEER
     assert message == Welcome("transactor", ME, SEQUENCER, 5, 1, 0, 9, {GATEWAY: 6})
     assert core.status().peer == SEQUENCER
+
+
+def test_a_sequencer_is_told_the_last_stamp_and_how_long_ago_it_was_given() -> None:
+    core = TransactorCore(ME, 100, HEARTBEAT)
+    core.on_welcome(log_welcome(term=4), 0)
+    core.recovered(*an_engine(), stamp=77)
+    core.on_hello(PEER, Hello("sequencer", SEQUENCER, term=4))
+    assert told_stamp(core) == (77, 0), "read from the log: nobody knows how long ago"
+    core.on_sequenced(replace(sequenced(1, deposits(1), term=4), timestamp=90))
+    core.tick(1_000)
+    core.tick(5_000)
+    core.on_hello(PEER, Hello("sequencer", SEQUENCER, term=4))
+    assert told_stamp(core) == (90, 4_000)
+
+
+def told_stamp(core: TransactorCore) -> tuple[int, int]:
+    _, message = core.replies.pop()
+    assert isinstance(message, Welcome)
+    return message.stamp, message.elapsed
 
 
 def test_a_repeated_hello_gets_the_same_term() -> None:

@@ -28,6 +28,8 @@ from tallybus.common.record import (
     Kind,
     Stage,
     Status,
+    json_name,
+    status_of,
 )
 from tallybus.common.times import utc_text
 from tallybus.services.gateway import protocol
@@ -258,7 +260,7 @@ def transaction_json(header: Json, payloads: Sequence[Buffer]) -> Json:
         "term": str(header["term"]),
         "stage": (Stage.ERROR if status else Stage.ON_SNAPSHOT).name,
         "kind": _kind_name(int(record["kind"])),
-        "status": _status_name(status),
+        "status": json_name(status_of(status, int(record["reason"]))),
         "user_ref": str(int(record["user_ref"])),
         **_subject(record, header),
         "entries": [
@@ -302,7 +304,3 @@ def _subject(record: Any, header: Json) -> Json:
 
 def _kind_name(kind: int) -> str:
     return Kind(kind).name if kind in Kind._value2member_map_ else str(kind)
-
-
-def _status_name(status: int) -> str:
-    return Status(status).name if status in Status._value2member_map_ else f"FUNCTION_{status}"

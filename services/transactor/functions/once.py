@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.record import Status
+from tallybus.common.record import Reason, Status
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.calling import call_function
@@ -23,12 +23,15 @@ _CALL: Final = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint6
 
 class Call(NamedTuple):
     """How a call ended: `status`; `entries` as (account, amount), none unless the status is NONE;
-    the fuel it used; `trap`: why it was stopped, empty if it returned."""
+    the fuel it used; `trap`: why it was stopped, empty if it returned; `reason`: a `Reason`;
+    `returned`: what it returned (int32), None if it was stopped."""
 
     status: int
     entries: list[tuple[int, int]]
     fuel_used: int
     trap: str
+    reason: int = Reason.NONE
+    returned: int | None = None
 
 
 def call_once(
@@ -58,6 +61,11 @@ def call_once(
     if words[layout.ERROR]:
         trap = sandbox.error_text(int(words[layout.ERROR]))
     status = word >> 8 & 0xFF
+    returned = None
+    if not trap:
+        returned = int(words[layout.ARGUMENTS : layout.ARGUMENTS + 1].view(np.int32)[0])
     calls.slots[0] = 0
     moved = [(int(account), int(amount)) for account, amount in entries]
-    return Call(status, moved if status == Status.NONE else [], int(words[layout.SPENT]), trap)
+    spent = int(words[layout.SPENT])
+    reason = word >> 24 & 0xFF
+    return Call(status, moved if status == Status.NONE else [], spent, trap, reason, returned)

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.errors import ServiceError
+from tallybus.common.errors import EXIT_SETTINGS, ServiceError
 from tallybus.common.record import Status
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.binding import FunctionsUnavailable, Sandbox
@@ -36,6 +36,9 @@ _NO_SLOT: Final = np.uint64(layout.NO_SLOT)
 
 class TooManyFunctions(ServiceError):
     """As many functions as the settings allow are live. Fields: `name`, `limit`."""
+
+    exit_code = EXIT_SETTINGS
+    restart = False
 
     def __init__(self, name: str, limit: int) -> None:
         super().__init__(

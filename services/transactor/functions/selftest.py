@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tallybus.common.record import Status
+from tallybus.common.record import Reason, Status
 from tallybus.services.transactor.functions.binding import FunctionsUnavailable, Sandbox
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.handler import compile_function
@@ -72,7 +72,14 @@ def self_test(limits: FunctionLimits) -> None:
                 balances = np.zeros(3, np.int64)
                 params = (wanted.first_param, 1, 2, 0, 0, 0, 0, 7)
                 got = call_once(sandbox, calls, function, params, balances, _FUEL)
-                expected = Call(wanted.status, wanted.entries, wanted.fuel[kind], got.trap)
+                expected = Call(
+                    wanted.status,
+                    wanted.entries,
+                    wanted.fuel[kind],
+                    got.trap,
+                    Reason.TRAP if wanted.status == Status.INVALID_OPERATION else Reason.NONE,
+                    None if wanted.trap else wanted.first_param,
+                )
                 moved = dict(wanted.entries)
                 if (
                     got != expected

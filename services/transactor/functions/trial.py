@@ -1,4 +1,4 @@
-"""One call of a module in the transactor's sandbox, without a ledger: to try a function out."""
+"""Calls of a module in the transactor's sandbox, without a ledger: to try a function out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.settings import LedgerSettings
+from tallybus.common.settings_table import MAX_FUEL
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.handler import compile_function
 from tallybus.services.transactor.functions.layout import PARAMS_PER_CALL
@@ -16,7 +19,67 @@ from tallybus.services.transactor.functions.once import Call, call_once
 from tallybus.services.transactor.functions.selftest import self_test
 from tallybus.services.transactor.functions.state import CallState
 
-MAX_ACCOUNTS: Final = 10_000_000
+MAX_ACCOUNTS: Final = LedgerSettings().max_accounts
+
+
+class TrialSandbox:
+    """One module, compiled as for a ledger; it may be called many times. To be closed."""
+
+    def __init__(self, binary: bytes, limits: FunctionLimits | None = None) -> None:
+        """Raises InvalidFunction for a module that could not be registered, FunctionsUnavailable
+        where wasmtime cannot be used, ValueError for a quota of fuel that no setting allows."""
+        self.limits = FunctionLimits() if limits is None else limits
+        if not 1 <= self.limits.fuel <= MAX_FUEL:
+            raise ValueError(f"fuel is {self.limits.fuel}, not 1..{MAX_FUEL}")
+        self_test(self.limits)
+        self._calls = CallState(1)
+        self._sandbox = Sandbox(self._calls.words, self.limits)
+        try:
+            self._function = compile_function(self._sandbox, binary, self.limits)
+        except BaseException:
+            self._sandbox.close()
+            raise
+
+    @property
+    def crc32c(self) -> int:
+        """The CRC-32C of the module."""
+        return self._function.crc32c
+
+    def call(self, params: Sequence[int], balances: NDArray[np.int64]) -> Call:
+        """Run `execute` once with up to eight parameters (int64) on these balances, int64[accounts]
+        by number, which the call's entries change.
+
+        Raises ValueError for parameters out of range.
+        """
+        if len(params) > PARAMS_PER_CALL:
+            raise ValueError(
+                f"{len(params)} parameters; a function takes at most {PARAMS_PER_CALL}"
+            )
+        for value in params:
+            _check_i64(value)
+        return call_once(
+            self._sandbox, self._calls, self._function, params, balances, self.limits.fuel
+        )
+
+    def close(self) -> None:
+        """Free the code. Nothing can be called any more."""
+        self._function.close()
+        self._sandbox.close()
+
+
+def balances_of(balances: Mapping[int, int], max_accounts: int) -> NDArray[np.int64]:
+    """int64[max_accounts] with these balances by account; the others are 0, and take no memory.
+
+    Raises ValueError for accounts or balances out of range.
+    """
+    for account, amount in balances.items():
+        if not 0 <= account < max_accounts:
+            raise ValueError(f"account {account} is not one of 0..{max_accounts - 1}")
+        _check_i64(amount)
+    held = lazy_zeros(max_accounts, np.int64)
+    for account, amount in balances.items():
+        held[account] = amount
+    return held
 
 
 def try_function(
@@ -29,28 +92,16 @@ def try_function(
     """Run `execute` once with up to eight parameters (int64) on these balances (by account; the
     others are 0).
 
-    Raises InvalidFunction for a module that could not be registered, FunctionsUnavailable where
-    wasmtime cannot be used, ValueError for parameters or balances out of range.
+    Raises what `TrialSandbox`, its `call` and `balances_of` raise.
     """
-    limits = FunctionLimits() if limits is None else limits
-    if len(params) > PARAMS_PER_CALL:
-        raise ValueError(f"{len(params)} parameters; a function takes at most {PARAMS_PER_CALL}")
-    for value in (*params, *balances.values()):
-        if not -(2**63) <= value < 2**63:
-            raise ValueError(f"{value} does not fit 64 bits with a sign")
-    for account in balances:
-        if not 0 <= account < max_accounts:
-            raise ValueError(f"account {account} is not one of 0..{max_accounts - 1}")
-    self_test(limits)
-    held = lazy_zeros(max_accounts, np.int64)
-    for account, amount in balances.items():
-        held[account] = amount
-    calls = CallState(1)
-    sandbox = Sandbox(calls.words, limits)
+    held = balances_of(balances, max_accounts)
+    sandbox = TrialSandbox(binary, limits)
     try:
-        function = compile_function(sandbox, binary, limits)
-        call = call_once(sandbox, calls, function, params, held, limits.fuel)
-        function.close()
+        return sandbox.call(params, held)
     finally:
         sandbox.close()
-    return call
+
+
+def _check_i64(value: int) -> None:
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{value} does not fit 64 bits with a sign")
