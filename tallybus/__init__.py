@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tallybus.common.files import (
         FileMissing,
         LockHeld,
+        NoDescriptors,
         StorageError,
     )
     from tallybus.common.function_files import (
@@ -158,6 +159,7 @@ __all__ = [
     "LogRefused",
     "LostTransaction",
     "MissingExtra",
+    "NoDescriptors",
     "NotRegistered",
     "OPERATION_DTYPE",
     "Operation",
@@ -223,6 +225,7 @@ _MODULES: Final = {
     "tallybus.common.files": (
         "FileMissing",
         "LockHeld",
+        "NoDescriptors",
         "StorageError",
     ),
     "tallybus.common.function_files": ("BinaryDamaged",),
