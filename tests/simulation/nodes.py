@@ -370,6 +370,7 @@ class TransactorNode(Node):
         budget = WorkBudget(rng.choice((1, 250, 10**9)), 10**9) if pipeline.functions else None
         self.limits = FunctionLimits(virtual_time=True)
         self.slice_ns = rng.choice((1, 500, 10**9))
+        self.fresh = True
         self.core = TransactorCore(
             incarnation, pipeline.max_in_flight, HEARTBEAT_NS, budget or UNBOUNDED
         )
@@ -404,8 +405,11 @@ class TransactorNode(Node):
             return
         pipeline, disk = self.pipeline, self.pipeline.disk
         if not self.core.recovering:
-            if pipeline.functions and self.world.chance(0.02):
+            if pipeline.functions and self.world.chance(0.5 if self.fresh else 0.02):
+                # One that starts often finds others suspended than the one before had: what it
+                # executes again ends otherwise.
                 self._suspend()
+            self.fresh = False
             with patch.object(transactor_core, "SLICE_NS", self.slice_ns):
                 self.shell.step(self.world.now)
             return
