@@ -256,7 +256,8 @@ class Run:
         meter = np.array(self.recorder.history.meter, np.int64)
         gaps: dict[str, list[float]] = {}
         previous = 0
-        for episode, following in zip(self.episodes, [*self.episodes[1:], None], strict=True):
+        followers = [*self.episodes[1:], None][: len(self.episodes)]
+        for episode, following in zip(self.episodes, followers, strict=True):
             overlaps = episode.from_ns < previous or (
                 following is not None and following.from_ns < episode.to_ns
             )

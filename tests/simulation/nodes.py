@@ -409,7 +409,7 @@ class TransactorNode(Node):
                 # One that starts often finds others suspended than the one before had: what it
                 # executes again ends otherwise.
                 self._suspend()
-            self.fresh = False
+            self.fresh = self.fresh and not self.core.running
             with patch.object(transactor_core, "SLICE_NS", self.slice_ns):
                 self.shell.step(self.world.now)
             return
