@@ -24,6 +24,7 @@ from tests.chaos.history import Operations, Pace, Recorder, to_operation
 from tests.chaos.machine import Machine
 from tests.chaos.verdict import Judge, Verdict
 from tests.processes.pipeline import make_settings
+from tests.unchecked import amounts_unchecked
 
 START_SECONDS: Final = 60.0
 ACCOUNTS: Final = 64
@@ -100,7 +101,11 @@ class Run:
         stuck = False
         try:
             self.machine.start()
-            with Client(self.settings.gateway.endpoint, timeout=TIMEOUT_S) as probe:
+            # Some amounts are wrong on purpose.
+            with (
+                amounts_unchecked(),
+                Client(self.settings.gateway.endpoint, timeout=TIMEOUT_S) as probe,
+            ):
                 stuck = not self._answers(probe)
                 if not stuck:
                     self.clients.start()
