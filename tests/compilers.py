@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+from unittest.mock import patch
 
+from tallybus.services.transactor import registrar
 from tallybus.services.transactor.functions import wasm_engine
 from tallybus.services.transactor.functions.compiler import Code, CompilerStopped
-from tallybus.services.transactor.functions.handler import limits_of
+from tallybus.services.transactor.functions.errors import InvalidFunction
+from tallybus.services.transactor.functions.handler import CompiledFunction, limits_of
 from tallybus.services.transactor.functions.limits import FunctionLimits
+from tallybus.services.transactor.functions.prepared import PreparedModules, _Job
 from tallybus.services.transactor.functions.weighing import weigh
 
 
@@ -55,3 +61,43 @@ class InProcess:
 def one_for_all(compiler: InProcess) -> Callable[[int], InProcess]:
     """Both lanes of a registrar use this one."""
     return lambda _niceness: compiler
+
+
+_made: dict[tuple[bytes, object], Code] = {}
+
+
+class Remembering(InProcess):
+    """The same, with what any of them has compiled before."""
+
+    def compile(self, binary: bytes, seconds: float) -> Code:
+        key = (binary, (self._limits.memory_bytes, self._limits.table_elements))
+        if key not in _made:
+            _made[key] = super().compile(binary, seconds)
+        return _made[key]
+
+
+class InlineModules(PreparedModules[Any, CompiledFunction]):
+    """Prepared modules without threads: what is asked for is done at once."""
+
+    def _add(
+        self, binary: bytes, client: bytes, allowance: float, *, urgent: bool
+    ) -> _Job[Any, CompiledFunction]:
+        job: _Job[Any, CompiledFunction] = _Job(binary, client, allowance)
+        self._jobs[binary] = job
+        self._waiting_bytes += len(binary)
+        try:
+            job.compiled = self._compilers[0].compile(binary, allowance)
+        except InvalidFunction as error:
+            job.error = error
+        self._finish(job)
+        return job
+
+
+def inline() -> AbstractContextManager[Any]:
+    """Within it, registrars are made that compile without threads and processes."""
+    stack = ExitStack()
+    stack.enter_context(patch.object(registrar, "PreparedModules", InlineModules))
+    stack.enter_context(
+        patch.object(registrar, "Compiler", lambda limits, _niceness: Remembering(limits))
+    )
+    return stack

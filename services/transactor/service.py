@@ -144,7 +144,7 @@ class TransactorService(Shell):
         elif isinstance(message, Refused):
             self.core.on_refused(message)
 
-    def _code_files(self, limits: FunctionLimits) -> CodeFiles:
+    def _code_files(self, limits: FunctionLimits) -> CodeFiles | None:
         chosen = self.settings.functions.compiled
         folder = data_folder(self.settings) / FOLDER_NAME if chosen is None else chosen
 
