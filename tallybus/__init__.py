@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     )
     from tallybus.functions import (
         FunctionInfo,
+        FunctionUsage,
         FunctionVersion,
         OperationBatch,
         Reason,
@@ -145,6 +146,7 @@ __all__ = [
     "Function",
     "FunctionInfo",
     "FunctionStatus",
+    "FunctionUsage",
     "FunctionVersion",
     "GatewayInfo",
     "InvalidFunction",
@@ -267,6 +269,7 @@ _MODULES: Final = {
     ),
     "tallybus.functions": (
         "FunctionInfo",
+        "FunctionUsage",
         "FunctionVersion",
         "OperationBatch",
         "Reason",

@@ -347,7 +347,7 @@ class GatewayCore(StageCore):
     def on_functions(self, message: FunctionsAnswer) -> None:
         """The transactor's live functions."""
         for read in self.registrations.answered(message.query):
-            self._finish(read, {"functions": message.functions})
+            self._finish(read, {"functions": message.functions, "totals": message.totals})
 
     # -- the ledger's time -----------------------------------------------------------------------
 
