@@ -18,13 +18,16 @@ from typing import Any, Final, TypeAlias
 
 import zmq
 
-from tallybus.common.curve import secure_client, secure_server
-from tallybus.common.endpoints import as_given
+from tallybus.common import endpoints
+from tallybus.common.curve import open_server, secure_client, secure_server
+from tallybus.common.endpoints import TCP, as_given
 from tallybus.common.errors import EXIT_BUSY, EXIT_SETTINGS, ServiceError
+from tallybus.common.files import Storage
 from tallybus.common.frames import Buffer
-from tallybus.common.handshakes import Handshakes
+from tallybus.common.handshakes import Handshakes, Peer
 from tallybus.common.monitor import SocketMonitor
 from tallybus.common.security import BUS, CLIENTS, Security
+from tallybus.common.socketfiles import SocketFiles, SocketImpossible, SocketInUse
 
 # As plain integers: operators of zmq's enumerations cost microseconds.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -32,7 +35,13 @@ _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN: Final = int(zmq.POLLIN)
 _SOURCE: Final = int(zmq.SRCFD)
 _POLLOUT: Final = int(zmq.POLLOUT)
-_TCP: Final = "tcp://"
+
+_NOT_HERE: Final = (
+    errno.ENODEV,
+    errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+)
+"""What binding says of an address, or a family of addresses, that this machine does not have."""
 
 DEAD_PEER_OPTIONS: Final = {
     int(zmq.TCP_KEEPALIVE): 1,
@@ -62,8 +71,8 @@ SOCKET_BUFFER_BYTES: Final = 4 << 20
 middle."""
 RECONNECT_MS: Final = 20
 """How long a socket waits before it looks again for a peer that is not there."""
-CLIENT_HANDSHAKE_MS: Final = 10_000
-"""How long a client's connection may take until both sides have greeted."""
+HANDSHAKE_MS: Final = 9_000
+"""How long a connection may take until both sides have greeted. Ten seconds are promised."""
 CLIENT_MESSAGES: Final = 64
 """Messages queued in each direction for one client."""
 
@@ -155,9 +164,11 @@ class Bus:
         self._limits = limits
         self.security = security
         self.handshakes = Handshakes()
-        """Those of the encrypted sockets between services."""
+        """Those of the sockets between services that are encrypted, or connect to names."""
         self._sockets: list[zmq.Socket[bytes]] = []
         self._monitors: list[SocketMonitor] = []
+        # Not the ledger's storage: nothing of this is data.
+        self._claims = SocketFiles(Storage())
         self._files: list[_File] = []
 
     def pull(self, stage: str) -> Port:
@@ -217,10 +228,8 @@ class Bus:
         socket.setsockopt(zmq.SNDHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.RCVHWM, CLIENT_MESSAGES)
         socket.setsockopt(zmq.MAXMSGSIZE, min(max_message_bytes, self._limits.max_message_bytes))
-        # Who has not said hello by then is not going to.
-        socket.setsockopt(zmq.HANDSHAKE_IVL, CLIENT_HANDSHAKE_MS)
         port = ClientPort(socket)
-        if endpoint.startswith(_TCP):
+        if endpoint.startswith(TCP):
             # From before the first connection on.
             port.monitor = SocketMonitor(socket)
             port.tells_source = True
@@ -247,8 +256,12 @@ class Bus:
         for file in self._files:
             if file.made == file.look():
                 continue
-            if _answers(os.fspath(file.path)):
-                raise EndpointTaken(file.endpoint, "another process listens there")
+            try:
+                self._claims.claim_again(file.path)
+            except SocketInUse as error:
+                raise EndpointTaken(file.endpoint, str(error)) from error
+            except SocketImpossible as error:
+                raise EndpointUnusable(file.endpoint, str(error)) from error
             try:
                 # Beside the listener that is there, whose end would end its connections.
                 file.socket.bind(as_given(file.endpoint))
@@ -266,50 +279,74 @@ class Bus:
             socket.close(linger=0)
         self._sockets.clear()
 
+    def release_files(self) -> None:
+        """After `close`: others may listen where this bus did over ipc."""
+        self._claims.release(self.socket_files)
+        self._files.clear()
+
     def _bind(self, socket: zmq.Socket[bytes], endpoint: str, domain: str, setting: str) -> None:
-        if self.security is not None and endpoint.startswith(_TCP):
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if self.security is not None and endpoint.startswith(TCP):
             secure_server(socket, self.security.pair(domain), domain)
-        if endpoint.startswith("ipc:///") and _answers(endpoint.removeprefix("ipc://")):
-            raise EndpointUnusable(endpoint, "another process listens there")
-        if endpoint.startswith("ipc:///"):
-            # What pyzmq makes of it depends on the path.
-            folder = os.path.dirname(endpoint.removeprefix("ipc://"))
-            if not os.path.isdir(folder):
-                raise EndpointWrong(endpoint, f"there is no folder {folder}", setting)
-        try:
-            socket.bind(as_given(endpoint))
-        except zmq.ZMQError as error:
-            reason = os.strerror(error.errno or 0)
-            if error.errno in _FOR_GOOD:
-                raise EndpointWrong(endpoint, reason, setting) from error
-            raise EndpointUnusable(endpoint, reason) from error
-        if endpoint.startswith("ipc:///"):
-            file = _File(socket, endpoint, Path(endpoint.removeprefix("ipc://")))
+        else:
+            open_server(socket)
+        endpoint = endpoints.absolute(endpoint)
+        path = endpoints.socket_path(endpoint)
+        if path is not None:
+            try:
+                self._claims.claim(path)
+            except SocketInUse as error:
+                raise EndpointUnusable(endpoint, str(error)) from error
+            except SocketImpossible as error:
+                raise EndpointWrong(endpoint, str(error), setting) from error
+        refused: zmq.ZMQError | None = None
+        bound = 0
+        for place in endpoints.to_listen(endpoint):
+            socket.setsockopt(zmq.IPV6, place.ipv6)
+            try:
+                socket.bind(as_given(place.endpoint))
+                bound += 1
+            except zmq.ZMQError as error:
+                refused = error
+                # Of several addresses of a name, this machine need not have all.
+                if error.errno not in _NOT_HERE:
+                    bound = 0
+                    break
+        if refused is not None and not bound:
+            reason = os.strerror(refused.errno or 0)
+            if refused.errno in _FOR_GOOD:
+                raise EndpointWrong(endpoint, reason, setting) from refused
+            raise EndpointUnusable(endpoint, reason) from refused
+        if path is not None:
+            file = _File(socket, endpoint, path)
             file.made = file.look()
             self._files.append(file)
 
     def _listen(self, socket: zmq.Socket[bytes], stage: str, name: str) -> None:
         """Let other services connect."""
         endpoint = self._endpoint(stage, name, True)
-        if self.security is not None and endpoint.startswith(_TCP):
+        if self.security is not None and endpoint.startswith(TCP):
             self.handshakes.watch(socket, f"{stage}.{name}")
         where = "bus.run_folder" if endpoint.startswith("ipc:") else "bus.bind_host or bus.host"
         self._bind(socket, endpoint, BUS, f"bus.{stage}_{name} or {where}")
 
     def _connect(self, socket: zmq.Socket[bytes], stages: Sequence[str], name: str) -> None:
         """Connect to other services, each of which has the same pair."""
-        endpoints = [self._endpoint(stage, name, False) for stage in stages]
+        ends = [endpoints.absolute(self._endpoint(stage, name, False)) for stage in stages]
+        peers = [Peer(endpoints.to_connect(endpoint)) for endpoint in ends]
+        over_tcp = [peer for peer in peers if peer.endpoint.startswith(TCP)]
         # What is set holds for the connections made from then on.
-        for endpoint in endpoints:
-            if not endpoint.startswith(_TCP):
-                socket.connect(as_given(endpoint))
-        over_tcp = [endpoint for endpoint in endpoints if endpoint.startswith(_TCP)]
+        for peer in peers:
+            if peer not in over_tcp:
+                peer.connect(socket)
+        keys = self.security is not None
         if over_tcp and self.security is not None:
             pair = self.security.pair(BUS)
             secure_client(socket, pair, pair.public)
-            self.handshakes.watch(socket, f"{','.join(stages)}.{name}", over_tcp)
-        for endpoint in over_tcp:
-            socket.connect(endpoint)
+        if over_tcp and (keys or any(len(peer.places) > 1 for peer in over_tcp)):
+            self.handshakes.watch(socket, f"{','.join(stages)}.{name}", over_tcp, keys=keys)
+        for peer in over_tcp:
+            peer.connect(socket)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
@@ -323,14 +360,6 @@ class Bus:
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._sockets.append(socket)
         return socket
-
-
-def _answers(path: str) -> bool:
-    """Whether somebody listens on the socket file: libzmq would take it away from them silently."""
-    with system_socket.socket(system_socket.AF_UNIX, system_socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        # A full queue of connections is refused otherwise than by nobody: EAGAIN.
-        return probe.connect_ex(path) in (0, errno.EAGAIN)
 
 
 class Port:

@@ -7,11 +7,14 @@ connection.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import zmq
 
 from tallybus.common.keys import KeyPair
+
+OPEN: Final = "open"
+"""The domain of sockets without keys."""
 
 
 def new_key_pair() -> KeyPair:
@@ -34,6 +37,16 @@ def secure_server(socket: zmq.Socket[Any], pair: KeyPair, domain: str) -> None:
     socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
     socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode("ascii"))
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def open_server(socket: zmq.Socket[Any]) -> None:
+    """Take connections without keys, of this version of the protocol alone. Before `bind`.
+
+    Whatever does not greet as ZMTP 3 does is otherwise taken for a peer of an older version, and
+    stays: HTTP, TLS, a byte and then nothing. libzmq refuses those versions where it would have to
+    ask whether to let them in; without a ZAP handler nobody is asked.
+    """
+    socket.setsockopt(zmq.ZAP_DOMAIN, OPEN.encode("ascii"))
 
 
 def secure_client(socket: zmq.Socket[Any], pair: KeyPair, server: bytes) -> None:

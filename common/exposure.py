@@ -6,16 +6,15 @@ loopback counts as not. Whoever is about to listen calls `check` before anything
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from tallybus.common import settings as configuration
+from tallybus.common.endpoints import TCP, host_and_port, is_loopback
 from tallybus.common.errors import EXIT_SETTINGS, ServiceError
 from tallybus.common.settings import SERVICES, SOCKETS, STAGES, Settings
 
-_TCP: Final = "tcp://"
 _LOOPBACK_INTERFACE: Final = "lo"
 _WITH_KEYS: Final = ("clients", "bus")
 _WHAT: Final = {
@@ -80,7 +79,7 @@ def listeners(settings: Settings, services: Collection[str] = SERVICES) -> Itera
     for service in services:
         if service == "gateway":
             endpoint = settings.gateway.endpoint
-            if endpoint.startswith(_TCP):
+            if endpoint.startswith(TCP):
                 yield Listener(
                     service, "clients", endpoint, "gateway.endpoint", endpoint_is_loopback(endpoint)
                 )
@@ -92,7 +91,7 @@ def listeners(settings: Settings, services: Collection[str] = SERVICES) -> Itera
         if service in STAGES:
             for socket in SOCKETS:
                 endpoint = configuration.endpoint(settings, service, socket, bind=True)
-                if endpoint.startswith(_TCP):
+                if endpoint.startswith(TCP):
                     yield Listener(
                         service,
                         "bus",
@@ -118,21 +117,5 @@ def endpoint_is_loopback(endpoint: str) -> bool:
 
     Of a name of an interface, `lo` alone is known to be of this machine.
     """
-    host = endpoint.removeprefix(_TCP).rpartition(":")[0]
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
+    host, _ = host_and_port(endpoint)
     return host == _LOOPBACK_INTERFACE or is_loopback(host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, a name or an address without brackets, is surely this machine alone."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        # By its number: what Python says of mapped addresses differs between its versions.
-        return int(address) == 1
-    return address.is_loopback

@@ -74,6 +74,14 @@ class LockHeld(StorageError):
         self.holder = holder
 
 
+class NoDescriptors(StorageError):
+    """The process has as many files open as it may: connections, mostly. Nothing is wrong with the
+    disk, and a new process has none of them."""
+
+    exit_code = 1
+    restart = True
+
+
 _FATAL_HINT: Final = "stop and start again: recovery goes by what the disk holds"
 _FULL_HINT: Final = "make room there and start again: recovery goes by what the disk holds"
 _FATAL_OPERATIONS: Final = frozenset({"write", "fdatasync", "fsync", "fsync_folder", "truncate"})
@@ -83,6 +91,8 @@ def _typed(path: Path, operation: str, error: OSError) -> StorageError:
     number = error.errno or errno.EIO
     if number == errno.ENOENT:
         return FileMissing(path, operation, number)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return NoDescriptors(path, operation, number, "raise the limit of open files (ulimit -n)")
     hint = ""
     if operation in _FATAL_OPERATIONS:
         hint = _FULL_HINT if number in (errno.ENOSPC, errno.EDQUOT) else _FATAL_HINT

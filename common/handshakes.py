@@ -1,10 +1,13 @@
-"""Handshakes of the encrypted sockets between services that failed: told, and begun anew.
+"""Connections between services that did not come about: told, and begun anew.
 
 Whoever proves to own a key is judged in `common/zap.py`. Who does not never gets there: a plain
 client, or one that takes this service for another, ends in its greeting, and only the socket's
 monitor tells. And libzmq gives a connection up for good when the other side turns out to speak
 another language, as where services get their keys one after the other. Then the socket connects
 anew here, so that order never matters.
+
+A host may be reached at one of several places (`common/endpoints.py`). Where nothing answers at
+one, the next is tried, here as well, since libzmq would stay with the first.
 
 Costs nothing per message. Belongs to the thread of its sockets.
 """
@@ -21,6 +24,7 @@ from typing import Any, Final
 import zmq
 
 from tallybus.common import logs
+from tallybus.common.endpoints import Place
 from tallybus.common.monitor import Failure, SocketMonitor, What
 
 LOOK_NS: Final = 1_000_000_000
@@ -47,6 +51,9 @@ _EVENTS: Final = int(
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_ATTEMPTS: Final = int(zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED)
+ATTEMPT_MS: Final = 3_000
+"""How long an attempt at one of several places may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +73,40 @@ class Trouble:
 
 
 @dataclass(slots=True)
+class Peer:
+    """Whom a socket connects to: the places where that one may be, and which of them is tried."""
+
+    places: Sequence[Place]
+    at: int = 0
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is looked for now."""
+        return self.places[self.at].endpoint
+
+    def connect(self, socket: zmq.Socket[Any]) -> None:
+        """Begin to connect. What a socket is told holds for the connections made from then on."""
+        socket.setsockopt(zmq.IPV6, self.places[self.at].ipv6)
+        if len(self.places) > 1:
+            socket.setsockopt(zmq.CONNECT_TIMEOUT, ATTEMPT_MS)
+        socket.connect(self.endpoint)
+
+    def connect_anew(self, socket: zmq.Socket[Any], *, elsewhere: bool = False) -> None:
+        """Give the connection up, and begin another, with `elsewhere` at the next place."""
+        # A socket that still has the endpoint would take the second connect for a mistake.
+        with suppress(zmq.ZMQError):
+            socket.disconnect(self.endpoint)
+        self.at = (self.at + elsewhere) % len(self.places)
+        self.connect(socket)
+
+
+@dataclass(slots=True)
 class _Watched:
     name: str
     socket: zmq.Socket[Any]
     monitor: SocketMonitor
-    endpoints: Sequence[str]
-    """Where it connects to; none where it listens."""
+    peers: Sequence[Peer]
+    """Whom it connects to; none where it listens."""
     broken: Counter[str] = field(default_factory=Counter)
     """How many broke in a row, by endpoint."""
 
@@ -82,9 +117,18 @@ class Handshakes:
     def __init__(self) -> None:
         self._watched: list[_Watched] = []
 
-    def watch(self, socket: zmq.Socket[Any], name: str, endpoints: Sequence[str] = ()) -> None:
-        """From now on. `endpoints`: where the socket is going to connect to, if it does."""
-        self._watched.append(_Watched(name, socket, SocketMonitor(socket, _EVENTS), endpoints))
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(
+        self, socket: zmq.Socket[Any], name: str, peers: Sequence[Peer] = (), *, keys: bool = True
+    ) -> None:
+        """From now on. `peers`: whom the socket is going to connect to, if it does. Without `keys`
+        handshakes are not looked at."""
+        events = _EVENTS if keys else 0
+        if any(len(peer.places) > 1 for peer in peers):
+            events |= _ATTEMPTS
+        self._watched.append(_Watched(name, socket, SocketMonitor(socket, events), peers))
 
     def look(self) -> list[Trouble]:
         """What has failed since the last look; what cannot recover by itself is begun anew."""
@@ -99,13 +143,17 @@ class Handshakes:
 
 def _look(watched: _Watched) -> list[Trouble]:
     seen: Counter[tuple[str, Failure, str]] = Counter()
+    retried: dict[str, bool] = {}
+    """Whether the last attempt that was heard of has failed, by endpoint."""
     for event in watched.monitor.read():
-        if event.failure is not None:
+        if event.what in (What.CONNECT_DELAYED, What.CONNECT_RETRIED):
+            retried[event.endpoint] = event.what is What.CONNECT_RETRIED
+        elif event.failure is not None:
             seen[event.endpoint, event.failure, event.detail] += 1
             watched.broken[event.endpoint] += event.failure is Failure.BROKEN
         elif event.what is What.HANDSHAKE_SUCCEEDED:
             watched.broken.pop(event.endpoint, None)
-    connects = bool(watched.endpoints)
+    connects = bool(watched.peers)
     troubles = []
     given_up = set()
     for (endpoint, failure, detail), count in seen.items():
@@ -118,19 +166,14 @@ def _look(watched: _Watched) -> list[Trouble]:
         elif failure is Failure.REFUSED:
             continue  # counted and told by who has refused it
         troubles.append(Trouble(watched.name, endpoint, connects, failure, detail, count))
-    if given_up:
-        # Of a name, libzmq tells the address that it was resolved to.
-        known = given_up <= set(watched.endpoints)
-        for endpoint in given_up if known else watched.endpoints:
-            _connect_anew(watched.socket, endpoint)
+    # Of a name, libzmq tells the address that it was resolved to.
+    known = given_up <= {peer.endpoint for peer in watched.peers}
+    for peer in watched.peers:
+        if given_up and (not known or peer.endpoint in given_up):
+            peer.connect_anew(watched.socket)
+        elif len(peer.places) > 1 and retried.get(peer.endpoint):
+            peer.connect_anew(watched.socket, elsewhere=True)
     return troubles
-
-
-def _connect_anew(socket: zmq.Socket[Any], endpoint: str) -> None:
-    # A socket that still has the endpoint would take the second connect for a mistake.
-    with suppress(zmq.ZMQError):
-        socket.disconnect(endpoint)
-    socket.connect(endpoint)
 
 
 class HandshakeReport:

@@ -5,13 +5,16 @@ gateway meets its clients and the services one another, and `clients/NAME.toml`,
 client: its public key, its role and its limits. A client has a file of its own with its pair and
 the gateway's public key. All are small TOML files; keys are CURVE25519 in Z85, 40 characters.
 
-A file that holds a secret is refused when others could read it, and grants when others could change
-them. No message, and no `repr`, shows a
-secret.
+What others could change is refused: a secret as well as a grant. A secret that others may read is
+taken, as what a shell or a container engine makes of it is often like that, and a warning is
+logged, once for each file. On a file system that is mounted read-only nobody can change anything,
+and modes say little about who gets to see it: as with the secrets of containers. No message, and no
+`repr`, shows a secret.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -41,6 +44,10 @@ NAME_RULE: Final = (
     "1 to 64 letters, digits, '.', '_' and '-', of which the first is a letter or a digit"
 )
 LIMITS: Final = ("max_in_flight", "max_rate", "max_message_bytes", "max_work_ms")
+
+_LOG: Final = logging.getLogger("tallybus.keys")
+_told: set[str] = set()
+"""Paths of secrets that others may read, of which the log was told."""
 
 
 class KeyFileError(ServiceError):
@@ -147,7 +154,7 @@ def good_grants(folder: Path) -> tuple[dict[bytes, Grant], list[KeyFileError]]:
     clients = folder / CLIENTS_FOLDER
     try:
         for place in (folder, clients):
-            _check_writers(place, os.stat(place))
+            _check_writers(place, os.stat(place), read_only=_is_read_only(os.statvfs(place)))
         names = sorted(os.listdir(clients))
     except FileNotFoundError:
         return {}, []
@@ -266,17 +273,13 @@ def _read(path: Path, *, secret: bool) -> dict[str, Any]:
             state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):
                 raise KeyFileError(path, "is no file")
+            read_only = _is_read_only(os.fstatvfs(file.fileno()))
             text = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise KeyFileError(path, f"cannot be read: {error.strerror}") from error
-    if secret and (state.st_uid not in (os.getuid(), 0) or stat.S_IMODE(state.st_mode) & 0o077):
-        raise KeyFileError(
-            path,
-            f"belongs to user {state.st_uid} with mode {stat.S_IMODE(state.st_mode):04o}, so "
-            f"others may know its secret; it must belong to user {os.getuid()} with mode 0600",
-        )
-    if not secret:
-        _check_writers(path, state)
+    _check_writers(path, state, read_only=read_only)
+    if secret and not read_only:
+        _tell_readers(path, state)
     if len(text) > MAX_FILE_BYTES:
         raise KeyFileError(path, "is too long for a key")
     try:
@@ -286,15 +289,33 @@ def _read(path: Path, *, secret: bool) -> dict[str, Any]:
         raise KeyFileError(path, "is not valid TOML") from (None if secret else error)
 
 
-def _check_writers(path: Path, state: os.stat_result) -> None:
-    """Raises KeyFileError where others could change what clients may do."""
+def _is_read_only(system: os.statvfs_result) -> bool:
+    return bool(system.f_flag & os.ST_RDONLY)
+
+
+def _check_writers(path: Path, state: os.stat_result, *, read_only: bool) -> None:
+    """Raises KeyFileError where others could change it: who is let in, or which ledger is met."""
     mode = stat.S_IMODE(state.st_mode)
-    # Root may look after the folder of another user, whose services these are.
-    if (os.getuid() and state.st_uid not in (os.getuid(), 0)) or mode & 0o022:
+    # Root may look after the files of another user, whose services or clients these are.
+    strange = os.getuid() and state.st_uid not in (os.getuid(), 0)
+    if not read_only and (strange or mode & 0o022):
         raise KeyFileError(
             path,
-            f"belongs to user {state.st_uid} with mode {mode:04o}, so others may change what "
-            "clients may do; it must belong to the services' user, and nobody else may write to it",
+            f"belongs to user {state.st_uid} with mode {mode:04o}, so others may change it; it "
+            f"must belong to user {os.getuid()} or root, and nobody else may write to it: "
+            f"`chown {os.getuid()}` and `chmod {'700' if stat.S_ISDIR(state.st_mode) else '600'}`",
+        )
+
+
+def _tell_readers(path: Path, state: os.stat_result) -> None:
+    mode = stat.S_IMODE(state.st_mode)
+    if mode & 0o044 and str(path) not in _told:
+        _told.add(str(path))
+        _LOG.warning(
+            "the key file %s has mode %04o: whoever can read it may know its secret; `chmod 600`, "
+            "unless that is meant",
+            path,
+            mode,
         )
 
 

@@ -516,6 +516,13 @@ _TABLE: Final = (
         _SNAPSHOTTER,
     ),
     Metric(
+        "tallybus_snapshot_behind_segments",
+        "gauge",
+        "Segments of the log, with the one that is being filled, that a start would have to read.",
+        (),
+        _SNAPSHOTTER,
+    ),
+    Metric(
         "tallybus_snapshot_time_seconds",
         "gauge",
         "When the last snapshot since the start was on disk, Unix time; 0 before the first.",

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from tallybus.common import logs
+from tallybus.common.endpoints import shown
+from tallybus.common.listening import listen
 
 MAX_CONNECTIONS: Final = 16
 MAX_REQUEST_BYTES: Final = 8192
@@ -123,7 +125,7 @@ class MetricsServer:
         told = False
         while not self._closing:
             try:
-                listener = _bind(self._address)
+                listener = listen(self._address, MAX_CONNECTIONS)
             except OSError as error:
                 if not told:
                     told = True
@@ -143,8 +145,7 @@ class MetricsServer:
         return None
 
     def _shown(self, port: int) -> str:
-        host = self._address[0]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return shown((self._address[0], port))
 
     def _turn(self, listener: socket.socket) -> None:
         now = time.monotonic()
@@ -266,20 +267,3 @@ def _packed(response: Response, *, body: bool = True, allow: bool = False) -> by
         lines.append("Allow: GET, HEAD")
     head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
     return head + response.body if body else head
-
-
-def _bind(address: tuple[str, int]) -> socket.socket:
-    host, port = address
-    family, kind, protocol, _, target = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        # A port of connections that have ended may be taken at once; one that is in use may not.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(target)
-        listener.listen(MAX_CONNECTIONS)
-    except OSError:
-        listener.close()
-        raise
-    return listener

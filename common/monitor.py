@@ -33,6 +33,10 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 class What(Enum):
     """What has happened."""
 
+    CONNECT_DELAYED = int(zmq.EVENT_CONNECT_DELAYED)
+    """An attempt to connect has begun."""
+    CONNECT_RETRIED = int(zmq.EVENT_CONNECT_RETRIED)
+    """It has failed, and there will be another one."""
     CONNECTED = int(zmq.EVENT_CONNECTED)
     ACCEPTED = int(zmq.EVENT_ACCEPTED)
     DISCONNECTED = int(zmq.EVENT_DISCONNECTED)

@@ -19,12 +19,13 @@ import time
 from types import FrameType
 from typing import ClassVar, Final
 
-from tallybus.common import logs, settings, startup
+from tallybus.common import logs, openfiles, settings, startup
 from tallybus.common.bus import new_context
 from tallybus.common.errors import (
     EXIT_BUSY,
     EXIT_HANGUP,
     EXIT_HOPELESS,
+    EXIT_SETTINGS,
     EXIT_SOFTWARE,
     FINAL_EXIT_CODES,
     ServiceError,
@@ -50,6 +51,27 @@ _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 _KEEP_BYTES: Final = 256 << 20
 _TOP_PAD_BYTES: Final = 4 << 20
+
+
+MOST_FILES: Final = 65_536
+"""Open files that a service allows itself, where it may: each connection over tcp is one."""
+LEAST_FILES: Final = 128
+"""With fewer libzmq ends the process sooner or later, without a word of ours."""
+
+
+class TooFewOpenFiles(ServiceError):
+    """The system allows the process too few open files. Fields: `allowed`, `needed`."""
+
+    exit_code: ClassVar[int] = EXIT_SETTINGS
+    restart: ClassVar[bool] = False
+
+    def __init__(self, allowed: int, needed: int) -> None:
+        super().__init__(
+            f"the limit of open files is {allowed}, and a service needs {needed} at least: raise "
+            "it (`ulimit -n`, LimitNOFILE= of a unit, `ulimits: nofile:` of a container)"
+        )
+        self.allowed = allowed
+        self.needed = needed
 
 
 class ThreadsRefused(ServiceError):
@@ -85,11 +107,14 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
     log = logs.get(shell.stage)
     storage = Storage()
     failures = Failures(storage, lambda: own_run_folder(chosen, storage), shell.stage)
-    context = new_context()
+    context = None
     service: Shell | None = None
     code = 0
     try:
         check_threads()
+        if (allowed := openfiles.allow(MOST_FILES)) < LEAST_FILES:
+            raise TooFewOpenFiles(allowed, LEAST_FILES)
+        context = new_context()
         service = shell(chosen, context, storage)
         stop = service.stop
 
@@ -136,7 +161,8 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
         )
         return EXIT_HOPELESS
     finally:
-        context.destroy(linger=0)
+        if context is not None:
+            context.destroy(linger=0)
     failures.forget()
     log.info("stopped")
     return code

@@ -13,14 +13,13 @@ from typing import Final
 
 from tallybus.common import settings as configuration
 from tallybus.common.curve import matches
+from tallybus.common.endpoints import TCP
 from tallybus.common.keys import BUS_KEY, GATEWAY_KEY, KeyFileError, KeyPair, read_pair
 from tallybus.common.settings import SOCKETS, STAGES, Settings
 
 CLIENTS: Final = "clients"
 BUS: Final = "bus"
 """Domains: whom a socket is for, clients or other services. Who is let in differs."""
-
-_TCP: Final = "tcp://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +52,13 @@ def load(settings: Settings, service: str) -> Security | None:
 
 def clients_use_tcp(settings: Settings) -> bool:
     """Whether the gateway listens for clients over tcp."""
-    return settings.gateway.endpoint.startswith(_TCP)
+    return settings.gateway.endpoint.startswith(TCP)
 
 
 def bus_uses_tcp(settings: Settings) -> bool:
     """Whether any two services talk over tcp."""
     return any(
-        configuration.endpoint(settings, stage, socket, bind=bind).startswith(_TCP)
+        configuration.endpoint(settings, stage, socket, bind=bind).startswith(TCP)
         for stage in STAGES
         for socket in SOCKETS
         for bind in (False, True)

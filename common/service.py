@@ -12,7 +12,6 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -21,7 +20,7 @@ from tallybus.common import addresses, cpus, exposure, logs, security
 from tallybus.common import settings as configuration
 from tallybus.common.bus import Bus, BusLimits, Context, EndpointTaken, Port, Selector
 from tallybus.common.errors import EXIT_SETTINGS, ServiceError, SettingsError
-from tallybus.common.files import FileLock, FileMissing, LockHeld, Storage, StorageError
+from tallybus.common.files import FileLock, LockHeld, Storage, StorageError
 from tallybus.common.frames import (
     TOPIC_ACKNOWLEDGE,
     TOPIC_EVENT,
@@ -327,7 +326,7 @@ class Shell(ABC):
         self.doorkeeper.start()
 
     def _look_at_handshakes(self, now_ns: int) -> None:
-        if self.bus.security is None or now_ns < self._handshakes_due_ns:
+        if not self.bus.handshakes or now_ns < self._handshakes_due_ns:
             return
         self._handshakes_due_ns = now_ns + LOOK_NS
         self._handshakes.take(self.bus.handshakes.look(), now_ns / 1e9)
@@ -510,9 +509,7 @@ class Shell(ABC):
             # After the sockets: one that listens and asks nobody looks like another's to clients.
             self.doorkeeper.close()
             self.doorkeeper = None
-        for path in self.bus.socket_files:
-            with suppress(FileMissing):
-                self.storage.remove(path)
+        self.bus.release_files()
         if self._run_lock is not None:
             self._run_lock.release()
             self._run_lock = None

@@ -23,12 +23,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from tallybus.common.endpoints import (
+    MAX_IPC_PATH_BYTES,
+    absolute,
+    with_brackets,
+    without_brackets,
+)
 from tallybus.common.errors import SettingsError
 from tallybus.common.function_names import MAX_BINARY_BYTES
 from tallybus.common.settings_table import (
     ENVIRONMENT_PREFIX,
     MAX_FUEL,
-    MAX_IPC_PATH_BYTES,
     Section,
     Setting,
     Value,
@@ -137,6 +142,7 @@ def _override(stage: str, socket: str) -> str:
         "",
         f"Endpoint of the {stage}'s {socket} socket. Empty: derived from `transport`.",
         check=check_optional_endpoint,
+        settle=absolute,
     )
 
 
@@ -249,7 +255,10 @@ class GatewaySettings(ServiceSettings):
     """What the gateway lets clients do."""
 
     endpoint: str = setting(
-        DEFAULT_ENDPOINT, "Where the gateway listens for clients.", check=check_endpoint
+        DEFAULT_ENDPOINT,
+        "Where the gateway listens for clients.",
+        check=check_endpoint,
+        settle=absolute,
     )
     max_batch: int = setting(
         65_536,
@@ -510,11 +519,14 @@ class Settings:
         """Variables that give another process exactly these settings.
 
         They name every setting, and say that no file is to be read. Merge them over the environment
-        of the child.
+        of the child, which may have another working directory: paths are told as absolute ones.
         """
         variables = {CONFIG_VARIABLE: ""}
         for entry in self.effective():
-            variables[entry.setting.variable] = "" if entry.value is None else str(entry.value)
+            value = entry.value
+            if isinstance(value, Path):
+                value = os.path.abspath(value)
+            variables[entry.setting.variable] = "" if value is None else str(value)
         return variables
 
 
@@ -739,7 +751,7 @@ def endpoint(settings: Settings, stage: str, socket: str, *, bind: bool = False)
     if bus.transport == "tcp":
         host = (bus.bind_host if bind and bus.bind_host else bus.host).replace("{stage}", stage)
         port = bus.base_port + len(SOCKETS) * STAGES.index(stage) + SOCKETS.index(socket)
-        return f"tcp://{host}:{port}"
+        return f"tcp://{with_brackets(host)}:{port}"
     return f"ipc://{run_folder(settings) / f'{stage}.{socket}'}"
 
 
@@ -754,7 +766,7 @@ def metrics_address(settings: Settings, stage: str) -> tuple[str, int] | None:
     port = settings.metrics.base_port + (*STAGES, "gateway").index(stage)
     if not settings.metrics.address or settings.bus.transport == "inproc":
         return None
-    return settings.metrics.address, port
+    return without_brackets(settings.metrics.address), port
 
 
 def page_address(settings: Settings) -> tuple[str, int] | None:
@@ -762,4 +774,4 @@ def page_address(settings: Settings) -> tuple[str, int] | None:
     if not settings.gateway.page or settings.bus.transport == "inproc":
         return None
     host, _, port = settings.gateway.page.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return without_brackets(host), int(port)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from tallybus.common.endpoints import MAX_IPC_PATH_BYTES, socket_path
 from tallybus.common.errors import SettingsError
 from tallybus.common.function_names import is_function_name
 
@@ -24,8 +25,6 @@ Kind = Literal["integer", "text", "path"]
 S = TypeVar("S")
 
 ENVIRONMENT_PREFIX: Final = "TALLYBUS_"
-MAX_IPC_PATH_BYTES: Final = 100
-"""A little under what every kernel takes (104 on some, 108 on Linux, with the closing zero)."""
 MAX_CPU: Final = 4095
 MAX_FUEL: Final = 10**12
 """Of one call: some minutes, in which nothing else is executed."""
@@ -47,6 +46,8 @@ class Setting:
     maximum: int = 0
     choices: tuple[str, ...] = ()
     check: Callable[[str], object] | None = None
+    settle: Callable[[str], str] | None = None
+    """Makes a text mean the same to every process, wherever it runs."""
 
     @property
     def key(self) -> str:
@@ -101,6 +102,7 @@ class Setting:
             raise refuse(f"{value!r} is not one of {either(self.choices)}")
         if self.check is not None:
             try:
+                value = value if self.settle is None else self.settle(value)
                 self.check(value)
             except ValueError as error:
                 raise refuse(str(error)) from None
@@ -173,7 +175,7 @@ def check_endpoint(text: str) -> None:
         if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
             raise ValueError(f"{text!r} needs a host and a port from 1 to 65535: tcp://host:port")
     elif scheme == "ipc":
-        if address[0] in "@*":
+        if socket_path(text) is None:
             raise ValueError(
                 f"{text!r} is a socket without a file, which every user of the machine could "
                 "reach; write ipc:// and a path"
@@ -211,9 +213,9 @@ def check_optional_host(text: str) -> None:
 
 def check_listen_address(text: str) -> None:
     """Raise ValueError unless `text` is empty, or a name or an IPv4 or IPv6 address to listen on,
-    without a port and without brackets."""
+    without a port. An IPv6 address may stand in brackets."""
     ipv6 = r"(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?"
-    if not re.fullmatch(rf"[A-Za-z0-9._-]*|{ipv6}", text):
+    if not re.fullmatch(rf"[A-Za-z0-9._-]*|{ipv6}|\[{ipv6}\]", text):
         raise ValueError(f"{text!r} is not an address; give one without a port: 127.0.0.1")
 
 
@@ -256,6 +258,7 @@ def setting(
     maximum: int = 0,
     choices: tuple[str, ...] = (),
     check: Callable[[str], object] | None = None,
+    settle: Callable[[str], str] | None = None,
 ) -> S:
     """A field of a section, together with its row of the table."""
     if kind is None:
@@ -268,6 +271,7 @@ def setting(
         "maximum": maximum,
         "choices": choices,
         "check": check,
+        "settle": settle,
     }
     value: S = field(default=default, metadata={_ROW: row})
     return value

@@ -27,7 +27,7 @@ from tallybus.common.checksum import crc32c
 from tallybus.common.files import Storage, flat
 from tallybus.common.functions import FunctionRegistry, FunctionVersion
 from tallybus.common.functionsnapshot import read_function_snapshot, write_function_snapshot
-from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.lazyarray import account_array
 from tallybus.common.snapshotfile import ReadableFile, read_sidecar, segments_of
 from tallybus.common.snapshotformat import (
     CHUNK_ACCOUNTS,
@@ -220,13 +220,15 @@ def load_latest_snapshot(
     transactions_per_segment: int,
     max_accounts: int,
     durable_index: int,
+    fast: bool = False,
     looking_back: bool = False,
 ) -> tuple[Snapshot | None, list[DamagedSnapshot]]:
     """Loads the newest valid snapshot of `folder`; None means the log from its start.
 
-    `durable_index` is the last transaction id that the log holds. The list names the newer
-    snapshots that were passed over; the caller logs each. With `looking_back` the log goes on
-    behind `durable_index`: snapshots of later transactions are not looked at.
+    `durable_index` is the last transaction id that the log holds. `fast`: the balances are for who
+    moves them all the time, see `account_array`. The list names the newer snapshots that were
+    passed over; the caller logs each. With `looking_back` the log goes on behind `durable_index`:
+    snapshots of later transactions are not looked at.
 
     Raises SnapshotMismatch when the newest valid snapshot belongs to another cluster or another
     `transactions_per_segment`, or is newer than the log: then the log lost data or the folder was
@@ -245,7 +247,7 @@ def load_latest_snapshot(
                 _check_fit(path, header.fields, cluster_id, transactions_per_segment, durable_index)
                 if header.account_bound > max_accounts:
                     raise AccountLimitTooLow(path, max_accounts, header.account_bound)
-                return _load(file, header, max_accounts, functions), rejected
+                return _load(file, header, max_accounts, functions, fast), rejected
         except DamagedSnapshot as error:
             rejected.append(error)
     return None, rejected
@@ -393,7 +395,11 @@ def _check_fit(
 
 
 def _load(
-    file: ReadableFile, header: SnapshotHeader, max_accounts: int, functions: FunctionRegistry
+    file: ReadableFile,
+    header: SnapshotHeader,
+    max_accounts: int,
+    functions: FunctionRegistry,
+    fast: bool,
 ) -> Snapshot:
     """Reads a verified snapshot into fresh arrays, each chunk straight to its place.
 
@@ -401,7 +407,7 @@ def _load(
     """
     numbers = _read_chunk_numbers(file, header)
     crc = crc32c(flat(numbers))
-    balances = lazy_zeros(max_accounts, np.int64)
+    balances = account_array(max_accounts, fast=fast)
     touched = np.zeros(chunk_count(max_accounts), np.uint8)
     whole = max_accounts // CHUNK_ACCOUNTS
     inside = int(np.searchsorted(numbers, whole))

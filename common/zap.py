@@ -26,6 +26,7 @@ import zmq
 from zmq.utils import z85
 
 from tallybus.common import logs
+from tallybus.common.curve import OPEN
 from tallybus.common.keys import (
     CLIENTS_FOLDER,
     GATEWAY_NAME,
@@ -49,6 +50,7 @@ LOOK_SECONDS: Final = 1.0
 
 VERSION: Final = b"1.0"
 MECHANISM: Final = b"CURVE"
+PLAIN_MECHANISM: Final = b"NULL"
 KEY_BYTES: Final = 32
 _COMMON_FRAMES: Final = 6  # version, id, domain, address, identity, mechanism
 
@@ -107,6 +109,9 @@ def _decide(frames: Sequence[bytes], request: bytes, admission: Admission) -> Ve
     domain = frames[2].decode("ascii", "replace")
     address = frames[3].decode("ascii", "replace")
     keys = frames[_COMMON_FRAMES:]
+    if domain == OPEN and frames[5] == PLAIN_MECHANISM and not keys:
+        # libzmq asks for this domain only where a socket was opened to all, as over ipc.
+        return Verdict(ALLOWED, "", request, domain=domain, address=address)
     if frames[5] != MECHANISM or len(keys) != 1 or len(keys[0]) != KEY_BYTES:
         return Verdict(REFUSED, MECHANISM_REASON, request, domain=domain, address=address)
     key = z85.encode(keys[0])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tallybus.common.files import (
         FileMissing,
         LockHeld,
+        NoDescriptors,
         StorageError,
     )
     from tallybus.common.function_files import (
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         ServerError,
         TallybusError,
         Timeout,
+        TooManyOpenFiles,
         TransactionNotFound,
         Unavailable,
         Unreachable,
@@ -159,6 +161,7 @@ __all__ = [
     "LogRefused",
     "LostTransaction",
     "MissingExtra",
+    "NoDescriptors",
     "NotRegistered",
     "OPERATION_DTYPE",
     "Operation",
@@ -186,6 +189,7 @@ __all__ = [
     "StorageError",
     "TallybusError",
     "Timeout",
+    "TooManyOpenFiles",
     "Transaction",
     "TransactionNotFound",
     "TransactionStatus",
@@ -223,6 +227,7 @@ _MODULES: Final = {
     "tallybus.common.files": (
         "FileMissing",
         "LockHeld",
+        "NoDescriptors",
         "StorageError",
     ),
     "tallybus.common.function_files": ("BinaryDamaged",),
@@ -262,6 +267,7 @@ _MODULES: Final = {
         "ServerError",
         "TallybusError",
         "Timeout",
+        "TooManyOpenFiles",
         "TransactionNotFound",
         "Unavailable",
         "Unreachable",

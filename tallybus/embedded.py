@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 from tallybus.client import forks
 from tallybus.client.codec import Request
+from tallybus.client.context import check_room
 from tallybus.client.core import Call
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
 from tallybus.common.bus import Context, new_context
@@ -29,6 +30,8 @@ from tallybus.extras import need_server
 T = TypeVar("T")
 START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
 STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
+LEDGER_FILES: Final = 80
+"""Descriptors that an embedded ledger takes, with some to spare."""
 START_SECONDS: Final = 600.0
 """How long `open` may take: a long log is verified and replayed first."""
 
@@ -66,7 +69,7 @@ class Ledger(Client):
         what `load_settings` gives, which also reads files and the environment. `timeout` is the
         default of every method's. Raises a `ServiceError` of what keeps a service from starting:
         `LockHeld` when the folder is in use, `DamagedLog` when it is damaged, `SettingsError`;
-        `MissingExtra` where only a client is installed.
+        `MissingExtra` where only a client is installed; and TooManyOpenFiles.
         """
         need_server("an embedded ledger")
         if isinstance(settings, Settings):
@@ -91,6 +94,7 @@ class Ledger(Client):
             # Nothing of it is on a network.
             security=SecuritySettings(),
         )
+        check_room(LEDGER_FILES)
         context = new_context()
         threads: dict[str, _ServiceThread] = {}
         ledger: Ledger | None = None

@@ -182,6 +182,17 @@ class ServerError(TallybusError):
         self.code = code
 
 
+class TooManyOpenFiles(TallybusError):
+    """The process may not open as many files as another client or ledger needs; nothing was made.
+
+    `limit` is how many it may have open at a time.
+    """
+
+    def __init__(self, message: str, *, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 class MissingExtra(TallybusError, ImportError):
     """What was asked for needs packages that a client does not have: `pip install
     'tallybus[server]'`.

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Final
 from tallybus.client.sync import Client
 from tallybus.common import addresses, cpus, exposure, logs, security, startup
 from tallybus.common import settings as configuration
+from tallybus.common.endpoints import reached_at
 from tallybus.common.errors import (
     EXIT_BUSY,
     EXIT_HANGUP,
@@ -82,8 +83,6 @@ _PASSING: Final = frozenset({EXIT_BUSY, EXIT_REPLACED, EXIT_HANGUP, 0, -signal.S
 """Ends that say nothing about the next start. SIGKILL comes from outside."""
 _COUNTED: Final = frozenset({EXIT_SOFTWARE})
 """What a service itself counts, by the place in its code."""
-_HERE: Final = {"*": "127.0.0.1", "lo": "127.0.0.1"}
-"""What listens there cannot be reached by that name, or not on every machine."""
 
 
 class StartFailed(ServiceError):
@@ -493,14 +492,6 @@ def free_endpoint() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
-def reached_at(endpoint: str) -> str:
-    """Where this machine reaches the gateway that listens on `endpoint`."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    if endpoint.startswith("tcp://") and host in _HERE:
-        return f"tcp://{_HERE[host]}:{port}"
-    return endpoint
 
 
 def _own_key(settings: Settings) -> ClientKey | None:

@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from tallybus.common import logs
+from tallybus.common import logs, openfiles
 from tallybus.common.bus import ClientPort
+from tallybus.common.endpoints import plain_host, shown
 from tallybus.common.frames import Buffer
 from tallybus.common.monitor import Failure, SocketEvent, What, parse
 from tallybus.services.gateway.connections import (
@@ -215,13 +216,8 @@ def allow_files(wanted: int, log: logging.Logger) -> int:
     Returns how many connections there can be; tells the log when they are fewer.
     """
     needed = wanted + RESERVED_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        reached = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, reached), hard))
-            soft = max(soft, reached)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    soft = openfiles.allow(needed)
+    if soft >= needed:
         return wanted
     possible = max(1, soft - RESERVED_FILES, soft // 2)
     log.warning(
@@ -320,4 +316,4 @@ def _address(connection: socket.socket) -> str:
         host, port, *_ = connection.getpeername()
     except (OSError, ValueError):
         return ""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return shown((plain_host(host), port))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tallybus.common import logs
+from tallybus.common import logs, openfiles
 from tallybus.common.bus import ClientPort, Port
 from tallybus.common.frames import (
     TOPIC_EVENT,
@@ -30,11 +30,18 @@ from tallybus.common.frames import (
 )
 from tallybus.common.function_names import MAX_BINARY_BYTES
 from tallybus.common.service import Shell
-from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES, STAGES, page_address
+from tallybus.common.settings import (
+    HEADER_BYTES,
+    OPERATION_BYTES,
+    SETTINGS,
+    STAGES,
+    SettingsError,
+    page_address,
+)
 from tallybus.services.gateway.answers import AnswerQueue
 from tallybus.services.gateway.connections import Connections
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.guard import ConnectionGuard, allow_files
+from tallybus.services.gateway.guard import RESERVED_FILES, ConnectionGuard, allow_files
 from tallybus.services.gateway.metrics import GatewayMeter
 from tallybus.services.gateway.page.feed import Heard, Index, as_services
 from tallybus.services.gateway.page.lookup import PAGE_CLIENT
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
 
 CLIENT_MESSAGES_PER_TURN: Final = 512
 MONITOR_EVENTS_PER_TURN: Final = 4_096
+_CONNECTIONS: Final = "gateway.max_connections"
 RETRY_NS: Final = 1_000_000
 """How long answers wait that a client's connection did not take."""
 
@@ -127,7 +135,17 @@ class GatewayService(Shell):
         monitor = self._clients.monitor
         if monitor is None:
             return  # not over tcp: who reaches it is whom the file system lets
-        most = allow_files(self.settings.gateway.max_connections, self.log)
+        wanted = self.settings.gateway.max_connections
+        most = allow_files(wanted, self.log)
+        if most < wanted != SETTINGS[_CONNECTIONS].default:
+            # Somebody counts on so many.
+            raise SettingsError(
+                _CONNECTIONS,
+                self.settings.origins.get(_CONNECTIONS, "default"),
+                f"{wanted} connections need {wanted + RESERVED_FILES} open files, and the limit is "
+                f"{openfiles.allowed()}: raise it (`ulimit -n`, LimitNOFILE= of a unit), or ask "
+                f"for {most} connections at most",
+            )
         encrypted = self.bus.security is not None
         self._guard = ConnectionGuard(
             self._clients, Connections(most, longest), self.refused, self.log, encrypted=encrypted

@@ -21,7 +21,7 @@ from tallybus.common.functions import (
     RegistrationError,
     registrations_in,
 )
-from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.lazyarray import account_array, lazy_zeros
 from tallybus.common.record import STATUS_DTYPE, Stage, Status
 from tallybus.common.replay import ReplayError, replay_balances
 from tallybus.common.snapshot import (
@@ -33,6 +33,7 @@ from tallybus.common.snapshot import (
 )
 from tallybus.services.snapshotter.core import QueryRefused
 
+_WINDOW_SETTING: Final = "ledger.transactions_per_segment"
 COPY_CHUNKS: Final = 256
 """Chunks (8 MiB) that one step of a freeze copies unless told otherwise."""
 
@@ -122,7 +123,7 @@ class ReadState:
         self.max_accounts = max_accounts
         self.transactions_per_segment = transactions_per_segment
         self.index = 0
-        self.balances = lazy_zeros(max_accounts, np.int64)
+        self.balances = account_array(max_accounts)
         self.touched = np.zeros(chunk_count(max_accounts), np.uint8)
         self.functions = FunctionRegistry()
         self._cold = cold
@@ -130,15 +131,15 @@ class ReadState:
         self._freezing: Freezing | None = None
         self._first_status = 1
         self._window = 2 * transactions_per_segment
-        self._statuses = lazy_zeros(self._window, np.uint8)
+        self._statuses = lazy_zeros(self._window, np.uint8, _WINDOW_SETTING)
         # How far back a duplicate's first transaction is, and why any other one failed. Only a slot
         # with a status is read, and whatever has one wrote it, so what an older id left does no
         # harm.
         self._details: NDArray[np.uint32] | NDArray[np.uint64]
         if self._window < 2**32:
-            self._details = lazy_zeros(self._window, np.uint32)
+            self._details = lazy_zeros(self._window, np.uint32, _WINDOW_SETTING)
         else:
-            self._details = lazy_zeros(self._window, np.uint64)
+            self._details = lazy_zeros(self._window, np.uint64, _WINDOW_SETTING)
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot, *, cold: ColdStatuses | None = None) -> ReadState:

@@ -27,10 +27,10 @@ class SnapshotterMeter(Meter):
         if writer is None:
             return
         last = writer.last
-        yield Sample(
-            "tallybus_snapshot_segment",
-            service.recovered_segment if last is None else last.segment,
-        )
+        segment = service.recovered_segment if last is None else last.segment
+        yield Sample("tallybus_snapshot_segment", segment)
+        active = core.durable // service.settings.ledger.transactions_per_segment + 1
+        yield Sample("tallybus_snapshot_behind_segments", active - segment)
         yield Sample("tallybus_snapshot_time_seconds", 0 if last is None else last.time)
         yield Sample("tallybus_snapshot_duration_seconds", 0 if last is None else last.seconds)
         yield Sample("tallybus_snapshot_bytes", 0 if last is None else last.size)

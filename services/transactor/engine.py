@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tallybus.common.errors import ServiceError
 from tallybus.common.functions import name_words
+from tallybus.common.lazyarray import account_array
 from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.common.replay import ReplayError, record_words, replay_balances, sum_of_balances
 from tallybus.common.snapshotformat import CHUNK_ACCOUNTS
@@ -111,7 +112,7 @@ class Engine:
         functions. ValueError if out of range."""
         if not 1 <= max_accounts <= 2**48:
             raise ValueError(f"max_accounts is {max_accounts}, not 1..2**48")
-        self.balances: NDArray[np.int64] = np.zeros(max_accounts, np.int64)
+        self.balances: NDArray[np.int64] = account_array(max_accounts, fast=True)
         self.touched: NDArray[np.uint8] = np.zeros(-(-max_accounts // CHUNK_ACCOUNTS), np.uint8)
         self.window = DuplicateWindow(transactions_per_segment, seed)
         self.next_id = 1

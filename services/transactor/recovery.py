@@ -80,6 +80,7 @@ def recover_engine(
         transactions_per_segment=transactions_per_segment,
         max_accounts=max_accounts,
         durable_index=last,
+        fast=True,
     )
     registry = FunctionRegistry()
     if snapshot is not None:

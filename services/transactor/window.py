@@ -13,12 +13,15 @@ fresh one.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.lazyarray import lazy_zeros
 from tallybus.services.transactor import kernel
+
+Item = TypeVar("Item", bound=np.generic)
 
 MAX_GENERATION: Final = 2**31
 """Most transactions of a generation; offsets have 32 bits in a slot."""
@@ -26,7 +29,6 @@ MAX_LOAD: Final = 0.5
 """Most slots in use, as a share. Nearly every search then ends in its first bucket: at 0.6, with
 one bucket in nine full, a transfer took 50 ns instead of 37."""
 LAST_STAMP: Final = 255
-_CACHE_LINE_BYTES: Final = 64
 _WORD: Final = 2**64 - 1
 
 
@@ -42,12 +44,10 @@ def window_start(next_id: int, transactions_per_segment: int) -> int:
     return max(generation - 1, 0) * transactions_per_segment + 1
 
 
-def _aligned_zeros(words: int) -> NDArray[np.uint64]:
-    """u64[words] on a cache line boundary. Untouched pages take no memory."""
-    extra = _CACHE_LINE_BYTES // 8
-    array = np.zeros(words + extra, np.uint64)
-    skip = -array.ctypes.data % _CACHE_LINE_BYTES // 8
-    return array[skip : skip + words]
+def _zeros(count: int, dtype: type[Item]) -> NDArray[Item]:
+    """On the boundary of a cache line, as of a page. Untouched pages take no memory, and they are
+    huge: references hit a table at random until it is full."""
+    return lazy_zeros(count, dtype, "ledger.transactions_per_segment", huge=True)
 
 
 def _hash_constants(seed: int) -> tuple[int, int, int]:
@@ -71,9 +71,9 @@ class Generation:
     __slots__ = ("count", "number", "refs", "stamp", "statuses", "table")
 
     def __init__(self, transactions: int) -> None:
-        self.table = _aligned_zeros(table_slots(transactions))
-        self.refs = np.zeros(transactions, np.uint64)
-        self.statuses = np.zeros(transactions, np.uint8)
+        self.table = _zeros(table_slots(transactions), np.uint64)
+        self.refs = _zeros(transactions, np.uint64)
+        self.statuses = _zeros(transactions, np.uint8)
         self.stamp = 1
         self.number = 0
         self.count = 0
@@ -81,7 +81,7 @@ class Generation:
     def begin(self, number: int) -> None:
         """Forget everything and be generation `number`."""
         if self.stamp == LAST_STAMP:
-            self.table = _aligned_zeros(len(self.table))
+            self.table = _zeros(len(self.table), np.uint64)
             self.stamp = 0
         self.stamp += 1
         self.number = number

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import socket
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 import click
 
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.setting_options import parse_assignments, settings_options
+from tallybus.common.endpoints import LOCALHOST, reached_host, shown
 from tallybus.common.settings import SERVICES, load, metrics_address
 
 WANTS: Final = ("alive", "recovered", "ready")
-_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listened on, and how to reach it
 _MAX_BYTES: Final = 65_536
 
 
@@ -48,14 +49,14 @@ def health_command(
             "services tell nothing about their health here; set metrics.address, "
             "as the running service has it"
         )
-    host, port = _EVERYWHERE.get(address[0], address[0]), address[1]
+    host, port = reached_host(address[0]), address[1]
     path = "/readyz" if want == "ready" else "/healthz"
     try:
         status, body = _get(host, port, path, timeout)
         facts: dict[str, Any] = json.loads(body)
     except (OSError, ValueError) as error:
         raise CommandFailed(
-            f"no answer of the {stage} at {host}:{port}: {error}", ExitCode.UNREACHABLE
+            f"no answer of the {stage} at {shown((host, port))}: {error}", ExitCode.UNREACHABLE
         ) from error
     click.echo(json.dumps(facts))
     good = status == 200 and (want != "recovered" or facts.get("state") == "running")
@@ -63,16 +64,31 @@ def health_command(
         raise click.exceptions.Exit(ExitCode.UNREACHABLE)
 
 
+def _connected(host: str, port: int, timeout: float) -> socket.socket:
+    """A connection to the service, which may listen on either loopback address of this machine.
+
+    Not create_connection: looking names up loads 5 ms of tables.
+    """
+    if host.lower() == LOCALHOST:
+        with suppress(OSError):
+            return _connected("127.0.0.1", port, timeout)
+        host = "::1"
+    connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        connection.settimeout(timeout)
+        connection.connect((host, port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _get(host: str, port: int, path: str, timeout: float) -> tuple[int, bytes]:
     """Status and body. Raises OSError, and ValueError for what is no answer over HTTP."""
     limit = time.monotonic() + timeout
     answer = b""
-    # Not create_connection: looking names up loads 5 ms of tables.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as connection:
-        connection.settimeout(timeout)
-        connection.connect((host, port))
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+    with _connected(host, port, timeout) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {shown((host, port))}\r\n\r\n".encode())
         while len(answer) < _MAX_BYTES:
             connection.settimeout(max(0.001, limit - time.monotonic()))
             part = connection.recv(_MAX_BYTES)

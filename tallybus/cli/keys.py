@@ -157,10 +157,11 @@ def create_command(
                     ExitCode.FAILED,
                 ) from error
             return
-        write_new(target, text, STORAGE)
+        with _as_ourselves():
+            write_new(target, text, STORAGE)
         written = True
 
-    with _told():
+    with _told(), _as_owner(keyring.folder):
         try:
             made = keyring.create(
                 name, Role[role.upper()], given, hand_over, granted, builtins=not no_builtins
@@ -168,17 +169,11 @@ def create_command(
         except BaseException:
             if written and target is not None:
                 # Nobody would let it in.
-                with suppress(StorageError):
+                with suppress(StorageError), _as_ourselves():
                     STORAGE.remove(target)
             raise
     for path in made.pairs:
         note(f"made {path}")
-    owner = os.stat(keyring.folder).st_uid
-    if owner != os.geteuid():
-        note(
-            f"{keyring.folder} belongs to user {owner}, and what was just made in it to user "
-            f"{os.geteuid()}: services that run as another user cannot read it"
-        )
     where = "" if target is None else f", key in {target}"
     click.echo(
         f"{name}: {role}{where}, public key {made.key.pair.public.decode()}", err=target is None
@@ -231,7 +226,9 @@ def revoke_command(
     Holds within two seconds. Its name stays taken, so that the log tells one client by it.
     """
     with _told():
-        grant, changed = _keyring(folder, config, assignments).revoke(name)
+        keyring = _keyring(folder, config, assignments)
+        with _as_owner(keyring.folder):
+            grant, changed = keyring.revoke(name)
     if changed:
         click.echo(f"{name}: revoked at {grant.revoked}")
     else:
@@ -247,6 +244,40 @@ def _keyring(folder: str | None, config: str | None, assignments: tuple[str, ...
             raise click.UsageError("say which folder of keys: --folder, or set security.keys")
         return Keyring(keys, STORAGE)
     return Keyring(Path(folder), STORAGE)
+
+
+@contextmanager
+def _as_owner(folder: Path) -> Iterator[None]:
+    """Root works on a folder as the user to whom it belongs: the services' user, who has to be able
+    to read what is made in it."""
+    try:
+        owner = os.stat(folder)
+    except OSError:
+        owner = None
+    if owner is None or os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    group = os.getegid()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
+@contextmanager
+def _as_ourselves() -> Iterator[None]:
+    """Inside of `_as_owner`: as who called."""
+    user, group = os.geteuid(), os.getegid()
+    os.seteuid(os.getuid())
+    os.setegid(os.getgid())
+    try:
+        yield
+    finally:
+        os.setegid(group)
+        os.seteuid(user)
 
 
 @contextmanager

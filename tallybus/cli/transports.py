@@ -90,7 +90,7 @@ def free_ports(count: int) -> int:
 
 def _ipc_endpoint(folder: Path) -> str:
     """In the folder of the run where the path is short enough for a socket, else a free port."""
-    from tallybus.common.settings_table import MAX_IPC_PATH_BYTES
+    from tallybus.common.endpoints import MAX_IPC_PATH_BYTES
 
     path = folder / "clients"
     if len(os.fsencode(path)) <= MAX_IPC_PATH_BYTES:

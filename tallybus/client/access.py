@@ -31,6 +31,10 @@ LOOK_AGAIN_NS: Final = 10 * _MILLISECOND
 KEPT_NS: Final = 200 * _MILLISECOND
 """A connection that is there for so long was not one too many."""
 LONGEST_PAUSE_NS: Final = 8_000 * _MILLISECOND
+ELSEWHERE_NS: Final = 150 * _MILLISECOND
+LONGEST_ELSEWHERE_NS: Final = 5_000 * _MILLISECOND
+"""How long a gateway that may be at one of several places is waited for at one, first and at most.
+Longer each time around: somewhere it may be far away."""
 NEVER: Final = 2**63 - 1
 
 
@@ -94,7 +98,8 @@ class Refusal:
 class Access:
     """Of one client of the ledger at `endpoint`, with the key called `key` or without (None)."""
 
-    def __init__(self, endpoint: str, key: str | None, now: int) -> None:
+    def __init__(self, endpoint: str, key: str | None, now: int, places: int = 1) -> None:
+        """`places`: at how many places the gateway may be."""
         self.connection: int | None = 1
         """Number of the connection to have; None: none for now."""
         self.look: Look | None = None
@@ -112,6 +117,13 @@ class Access:
         self._look_since = 0
         self._step = 0
         self._pause = SUSPECT_AFTER_NS
+        self.place = 0
+        """At which place to connect."""
+        self._places = places
+        self._found = places == 1
+        """Whether it was met at this place: then it will be there again."""
+        self._elsewhere_at = NEVER
+        self._patience = ELSEWHERE_NS
 
     def refusal(self, now: int) -> Refusal | None:
         """For a new request: why it is refused; None if it may be tried."""
@@ -128,6 +140,8 @@ class Access:
         match seen:
             case Handshake.READY:
                 self._suspicious = False
+                self._found = True
+                self._elsewhere_at = NEVER
                 return None
             case Handshake.GARBAGE:
                 self.connection = None
@@ -143,7 +157,12 @@ class Access:
 
     def stalled(self, now: int) -> None:
         """There is something to send, and the socket takes nothing."""
-        if self.is_stalled or self._key is None or self.connection is None:
+        if self.is_stalled or self.connection is None:
+            return
+        if not self._found:
+            self.is_stalled = True
+            self._elsewhere_at = max(now, self._connected_at + self._patience)
+        if self._key is None:
             return
         self.is_stalled = True
         self._pause = SUSPECT_AFTER_NS
@@ -154,12 +173,14 @@ class Access:
         if self.is_stalled:
             self.is_stalled = False
             self.look = None
-            self._look_at = NEVER
+            self._look_at = self._elsewhere_at = NEVER
 
     def tick(self, now: int) -> None:
         """Does what time alone asks for."""
         if self._refusal is None and self.connection is None and now >= self._again_at:
             self._connect(now)
+        if self.look is None and now >= self._elsewhere_at:
+            self._go_elsewhere(now)
         if self.look is None and now >= self._look_at:
             self._begin(0, now)
 
@@ -188,8 +209,15 @@ class Access:
     def wake(self) -> int:
         """When to call `tick`, and `looked` while there is a `look`."""
         if self.connection is None and self._refusal is None:
-            return min(self._again_at, self._look_at)
-        return self._look_at
+            return min(self._again_at, self._look_at, self._elsewhere_at)
+        return min(self._look_at, NEVER if self.look is not None else self._elsewhere_at)
+
+    def _go_elsewhere(self, now: int) -> None:
+        self.place = (self.place + 1) % self._places
+        if self.place == 0:
+            self._patience = min(2 * self._patience, LONGEST_ELSEWHERE_NS)
+        self._connect(now)
+        self._elsewhere_at = now + self._patience
 
     def _connect(self, now: int) -> None:
         self._numbers += 1

@@ -28,7 +28,7 @@ from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, 
 from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions, ReadFunctionUsage
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, INTERRUPTED
-from tallybus.client.wire import FramePool, Wire
+from tallybus.client.wire import FramePool, Wire, places_of
 from tallybus.common.record import WaitLevel
 from tallybus.errors import ClientClosed, ForkedProcess, WrongEventLoop
 from tallybus.functions import FunctionInfo, FunctionUsage, FunctionVersion
@@ -263,7 +263,7 @@ class AsyncClient:
 
     def _new_access(self) -> Access:
         name = None if self._key is None else self._key.name
-        return Access(self._endpoint, name, time.monotonic_ns())
+        return Access(self._endpoint, name, time.monotonic_ns(), places_of(self._endpoint))
 
     def _watch(self, wire: Wire) -> None:
         if self._loop is not None:

@@ -12,6 +12,7 @@ import zmq
 
 from tallybus.client.access import Handshake, Look
 from tallybus.common.curve import secure_client
+from tallybus.common.endpoints import Place
 from tallybus.common.keys import ClientKey
 from tallybus.common.monitor import Failure, SocketEvent, SocketMonitor, What
 
@@ -58,22 +59,22 @@ class Looking(Protocol):
         ...
 
 
-def start(look: Look, context: zmq.Context[Any], endpoint: str, key: ClientKey) -> Looking:
+def start(look: Look, context: zmq.Context[Any], place: Place, key: ClientKey) -> Looking:
     """Begins to look."""
     if look is Look.KEYED:
-        return _Keyed(context, endpoint, key)
-    return _Silent(context, endpoint)
+        return _Keyed(context, place, key)
+    return _Silent(context, place)
 
 
 class _Keyed:
     """One handshake with the client's key."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, key: ClientKey) -> None:
-        self._socket = _once(context, zmq.DEALER)
+    def __init__(self, context: zmq.Context[Any], place: Place, key: ClientKey) -> None:
+        self._socket = _once(context, zmq.DEALER, place)
         secure_client(self._socket, key.pair, key.gateway)
         self._monitor = SocketMonitor(self._socket, _ALL_OF_ONE)
         self._seen = Handshake.NOTHING
-        self._socket.connect(endpoint)
+        self._socket.connect(place.endpoint)
 
     def seen(self) -> Handshake:
         for event in self._monitor.read():
@@ -91,12 +92,12 @@ class _Keyed:
 class _Silent:
     """A tcp connection that is made and listened to."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str) -> None:
-        self._socket = _once(context, zmq.STREAM)
+    def __init__(self, context: zmq.Context[Any], place: Place) -> None:
+        self._socket = _once(context, zmq.STREAM, place)
         # Of a connection that it made itself, a STREAM socket does not always tell the end.
         self._monitor = SocketMonitor(self._socket, int(zmq.EVENT_DISCONNECTED))
         self._seen = Handshake.NOTHING
-        self._socket.connect(endpoint)
+        self._socket.connect(place.endpoint)
 
     def seen(self) -> Handshake:
         if self._monitor.read():
@@ -114,8 +115,9 @@ class _Silent:
         self._socket.close(linger=0)
 
 
-def _once(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
+def _once(context: zmq.Context[Any], kind: int, place: Place) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = context.socket(kind, socket_class=zmq.Socket)
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.RECONNECT_IVL, -1)
+    socket.set(zmq.IPV6, place.ipv6)
     return socket

@@ -31,7 +31,7 @@ from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, new_call
 from tallybus.client.keys import Key, usable_key
 from tallybus.client.registration import ListFunctions, ReadFunctionUsage
-from tallybus.client.wire import FramePool, Wire
+from tallybus.client.wire import FramePool, Wire, places_of
 from tallybus.common.record import WaitLevel
 from tallybus.errors import ClientClosed, ForkedProcess, Timeout
 from tallybus.functions import FunctionInfo, FunctionUsage, FunctionVersion
@@ -88,7 +88,7 @@ class Client:
     Over ipc and inproc, which never encrypt, it is not looked at. `timeout` is the default of every
     method's `timeout`, in seconds. `context` is needed for inproc endpoints only. Creating a client
     does not wait for the gateway; it raises InvalidRequest for an endpoint or a key file that
-    cannot be used. Close it, or use it in a `with`.
+    cannot be used, and TooManyOpenFiles. Close it, or use it in a `with`.
 
     Every method may raise: InvalidRequest (nothing was sent, or the gateway refused it),
     AccessDenied (this client is not let in, or may not do this; told at once, and no later than
@@ -339,7 +339,7 @@ class Client:
 
     def _new_access(self) -> Access:
         name = None if self._key is None else self._key.name
-        return Access(self._endpoint, name, time.monotonic_ns())
+        return Access(self._endpoint, name, time.monotonic_ns(), places_of(self._endpoint))
 
     def _connect(self) -> None:
         """Makes a connection that nothing was sent over yet, and what polls on it."""

@@ -10,6 +10,7 @@ Over tcp a handshake may be refused, and libzmq tells of that only to who watche
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,16 +20,18 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from tallybus.client import context as contexts
 from tallybus.client import looks
 from tallybus.client.access import Handshake, Look
 from tallybus.client.codec import Payload
 from tallybus.client.core import Call, Core
 from tallybus.client.keys import UNENCRYPTED
 from tallybus.client.submit import SubmitBatch
+from tallybus.common import endpoints
 from tallybus.common.curve import secure_client
-from tallybus.common.endpoints import as_given
+from tallybus.common.endpoints import Place, as_given
 from tallybus.common.keys import ClientKey
-from tallybus.common.monitor import SocketMonitor
+from tallybus.common.monitor import SocketEvent, SocketMonitor
 from tallybus.errors import InvalidRequest
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
@@ -99,6 +102,11 @@ class FramePool:
                 frames.append(frame)
 
 
+def places_of(endpoint: object) -> int:
+    """At how many places the gateway at this endpoint may be found."""
+    return len(endpoints.to_connect(endpoint)) if isinstance(endpoint, str) else 1
+
+
 class Wire:
     """A connection to the gateway at `endpoint`, with a routing id that it keeps over reconnects.
 
@@ -120,12 +128,26 @@ class Wire:
             )
         self._endpoint = endpoint
         self._key = key
-        self._own_context = zmq.Context() if context is None else None
-        self._context: zmq.Context[Any] = context or self._own_context or zmq.Context.instance()
+        self._places = endpoints.to_connect(endpoints.fixed(endpoint))
+        self._place = 0
         self._monitor: SocketMonitor | None = None
         self._look: Look | None = None
         self._looking: looks.Looking | None = None
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER, socket_class=zmq.Socket)
+        self._shares = context is None
+        self._context: zmq.Context[Any] = contexts.acquire() if context is None else context
+        try:
+            with contexts.room_for_a_client(self._context):
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+        self._connection: int | None = 1
+        """Of `Access.connection`: the one that there is."""
+        self.fd: int = self._socket.FD
+        self.monitor_fd: int | None = None if self._monitor is None else self._monitor.socket.FD
+
+    def _open(self) -> None:
+        self._socket = self._context.socket(zmq.DEALER, socket_class=zmq.Socket)
         options: dict[int, int | bytes] = {
             zmq.ROUTING_ID: b"\x01" + secrets.token_bytes(15),
             zmq.LINGER: 0,
@@ -150,20 +172,19 @@ class Wire:
         for option, value in options.items():
             self._socket.set(option, value)
         try:
-            if key is not None:
-                secure_client(self._socket, key.pair, key.gateway)
-            if not endpoint.startswith(UNENCRYPTED):
+            if self._key is not None:
+                secure_client(self._socket, self._key.pair, self._key.gateway)
+            if not self._endpoint.startswith(UNENCRYPTED):
                 self._monitor = SocketMonitor(self._socket, looks.VERDICTS)
-            self._socket.connect(as_given(endpoint))
+            self._connect_to(self._places[0])
         except (zmq.ZMQError, UnicodeError) as error:
-            self.close()
+            if getattr(error, "errno", 0) == errno.EMFILE:
+                raise
             raise InvalidRequest(
-                f"cannot connect to {endpoint!r}: {error}", field="endpoint", value=endpoint
+                f"cannot connect to {self._endpoint!r}: {error}",
+                field="endpoint",
+                value=self._endpoint,
             ) from error
-        self._connection: int | None = 1
-        """Of `Access.connection`: the one that there is."""
-        self.fd: int = self._socket.FD
-        self.monitor_fd: int | None = None if self._monitor is None else self._monitor.socket.FD
 
     def pump(self, core: Core, now: int, told: bool = False) -> None:
         """Sends and receives all that can be without waiting; then `fd` tells when there is more.
@@ -199,7 +220,7 @@ class Wire:
         """Tells how handshakes went, and does what follows from it. Seldom called."""
         access = core.access
         if self._monitor is not None:
-            told = [looks.meaning(event) for event in self._monitor.read()]
+            told = [looks.meaning(event) for event in self._monitor.read() if self._is_here(event)]
             if told and told[-1] is not None:
                 # Those before it are of connections that are gone.
                 core.handshake(told[-1], now)
@@ -208,18 +229,34 @@ class Wire:
         if access.look is not None and access.look is self._look:
             core.looked(Handshake.NOTHING if self._looking is None else self._looking.seen(), now)
         if access.connection != self._connection:
-            self._connect(access.connection)
+            self._connect(access.connection, access.place)
         if access.look is not self._look:
             self._look_for(access.look)
 
-    def _connect(self, connection: int | None) -> None:
+    def _is_here(self, event: SocketEvent) -> bool:
+        """Whether an event is of the place where the gateway is looked for now, as far as it says.
+
+        One of the place before may come late, and would make this one look good.
+        """
+        here = self._places[self._place].endpoint
+        return event.endpoint == here or all(
+            event.endpoint != place.endpoint for place in self._places
+        )
+
+    def _connect(self, connection: int | None, place: int) -> None:
         if self._connection is not None:
             # What libzmq has given up it does not connect again by itself; this forgets it.
             with suppress(zmq.ZMQError):
-                self._socket.disconnect(as_given(self._endpoint))
+                self._socket.disconnect(as_given(self._places[self._place].endpoint))
         self._connection = connection
         if connection is not None:
-            self._socket.connect(as_given(self._endpoint))
+            self._place = place % len(self._places)
+            self._connect_to(self._places[self._place])
+
+    def _connect_to(self, place: Place) -> None:
+        # What is set holds for the connections made from then on.
+        self._socket.set(zmq.IPV6, place.ipv6)
+        self._socket.connect(as_given(place.endpoint))
 
     def _look_for(self, look: Look | None) -> None:
         if self._looking is not None:
@@ -229,7 +266,9 @@ class Wire:
         if look is not None and self._key is not None:
             # Where the process has no room for another socket, nothing will be seen.
             with suppress(zmq.ZMQError):
-                self._looking = looks.start(look, self._context, self._endpoint, self._key)
+                self._looking = looks.start(
+                    look, self._context, self._places[self._place], self._key
+                )
 
     def _send(self, frames: Sequence[Payload]) -> bool:
         last = len(frames) - 1
@@ -247,6 +286,9 @@ class Wire:
             self._looking = None
         if self._monitor is not None:
             self._monitor.close()
-        self._socket.close(linger=0)
-        if self._own_context is not None:
-            self._own_context.term()
+        # Where there was no room for one, there is none.
+        if hasattr(self, "_socket"):
+            self._socket.close(linger=0)
+        if self._shares:
+            self._shares = False
+            contexts.release(self._context)

@@ -27,6 +27,32 @@ def queries() -> Iterator[tuple[str, str]]:
         yield RULES.name, expression
 
 
+def documented() -> Iterator[tuple[str, str]]:
+    """The queries that docs/metrics.md gives, and where they stand."""
+    text = (DEPLOY.parent / "docs" / "metrics.md").read_text("utf-8")
+    for block in re.findall(r"^```promql\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            yield "metrics.md", line
+
+
+def as_evaluated(query: str) -> str:
+    """A query as Grafana sends it, with every ledger chosen."""
+    chosen = {"$__rate_interval": "1m", "$job": ".*", "$ledger": ".*"}
+    for variable, value in chosen.items():
+        query = query.replace(variable, value)
+    return query
+
+
+def summaries() -> dict[str, str]:
+    """What each alert says, by its name."""
+    found = re.findall(
+        r"^\s*- alert: (\w+)$.*?^\s*summary: \"([^\n]+)\"$",
+        RULES.read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    return dict(found)
+
+
 def _panels(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for panel in tree["panels"]:
         yield panel

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -9,13 +12,24 @@ from tallybus.common.errors import FINAL_EXIT_CODES
 from tallybus.common.metrics import METRICS
 from tallybus.common.settings import CONFIG_VARIABLE, SERVICES, SETTINGS, STAGES, load
 from tallybus.common.settings import metrics_address as address_of
-from tests.compose.dashboards import DASHBOARDS, DEPLOY, groupings, queries, used
+from tests.compose.dashboards import (
+    DASHBOARDS,
+    DEPLOY,
+    RULES,
+    as_evaluated,
+    documented,
+    groupings,
+    queries,
+    summaries,
+    used,
+)
+from tests.compose.promql import NAME, PromqlError, Series, evaluate, series
 from tests.compose.stack import PORTS, START_ORDER
 
 PROJECT = DEPLOY.parent
 PARTS_OF_HISTOGRAMS = ("_bucket", "_sum", "_count")
 # Labels of Prometheus itself, and of the expressions' own making.
-OF_ANY = {"stage", "instance", "job"}
+OF_ANY = {"stage", "instance", "job", "ledger"}
 
 
 def metric_of(name: str) -> str:
@@ -58,6 +72,170 @@ def test_every_query_has_a_metric() -> None:
     assert len(found) > 20
     for place, query in found:
         assert list(used(query)) or "up{" in query or "process_" in query, place
+
+
+# Several ledgers in one Prometheus
+
+LAYOUTS = {
+    # By job, by label, by both.
+    "jobs": ({"job": "tallybus-a"}, {"job": "tallybus-b"}),
+    "labels": ({"job": "tallybus", "ledger": "a"}, {"job": "tallybus", "ledger": "b"}),
+    "both": ({"job": "tallybus-a", "ledger": "a"}, {"job": "tallybus-b", "ledger": "b"}),
+}
+HIGH = 1e9
+"""Whatever an alert waits for, this is more."""
+
+
+def scraped(ledger: dict[str, str], host: str, value: float) -> list[Series]:
+    """What Prometheus has of a ledger with two gateways, one series for each metric and service."""
+    found = []
+    for service in SERVICES:
+        for number in range(2 if service == "gateway" else 1):
+            place = {**ledger, "instance": f"{host}:{PORTS[service] + 100 * number}"}
+            found.append(series("up", 0, **place))
+            found.append(series("process_cpu_seconds_total", value, **place))
+            for metric in METRICS.values():
+                if service not in metric.stages:
+                    continue
+                labels = {label: f"some {label}" for label in metric.labels} | {"stage": service}
+                if "outcome" in labels:
+                    labels["outcome"] = "overloaded"
+                names = [metric.name]
+                if metric.type == "histogram":
+                    names = [metric.name + part for part in PARTS_OF_HISTOGRAMS]
+                for name in names:
+                    more = {"le": "+Inf"} if name.endswith("_bucket") else {}
+                    worth = WORTH.get(name, value)
+                    levels = STAGES if name == "tallybus_pipeline_index" else ("",)
+                    for level in levels:
+                        own = {**labels, **more, **place}
+                        if level:
+                            own["level"] = LEVELS[level]
+                        found.append(series(name, worth, **own))
+    return found
+
+
+WORTH = {"tallybus_ready": 0.0, "tallybus_clock_held": 1.0}
+"""What an alert waits for, where that is no large number."""
+LEVELS = dict(zip(STAGES, ("sequenced", "computed", "committed", "snapshot"), strict=True))
+
+
+def of_one_ledger(query: str, known: list[Series]) -> list[Series]:
+    found = evaluate(as_evaluated(query), known)
+    assert isinstance(found, list), f"{query} is a number: of all ledgers together"
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("place", "query"), [*queries(), *documented()])
+def test_with_two_ledgers_each_query_tells_of_each_what_it_tells_of_it_alone(
+    place: str, query: str, layout: str
+) -> None:
+    first, second = LAYOUTS[layout]
+    one, other = scraped(first, "10.0.0.1", HIGH), scraped(second, "10.0.0.2", 2 * HIGH)
+    apart = of_one_ledger(query, one) + of_one_ledger(query, other)
+    together = of_one_ledger(query, one + other)
+    assert apart, f"{place}: {query} finds nothing at all"
+    assert set(together) == set(apart), f"{place}: {query}"
+    for each in together:
+        told = dict(each.labels)
+        named = [ledger for ledger in (first, second) if ledger.items() <= told.items()]
+        assert len(named) == 1, f"{place}: {query} does not say which ledger: {told}"
+
+
+@pytest.mark.parametrize(("place", "query"), [*queries(), *documented()])
+def test_ledgers_that_have_no_names_break_no_query(place: str, query: str) -> None:
+    """As with targets that were only added to the list: told together, but told."""
+    same = {"job": "tallybus"}
+    known = scraped(same, "10.0.0.1", HIGH) + scraped(same, "10.0.0.2", 2 * HIGH)
+    assert evaluate(as_evaluated(query), known), place
+
+
+@pytest.mark.parametrize(("alert", "says"), summaries().items())
+def test_every_alert_names_its_ledger(alert: str, says: str) -> None:
+    assert says.startswith("{{ or $labels.ledger $labels.job }}: "), alert
+    assert len(summaries()) == RULES.read_text("utf-8").count("- alert:")
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("tallybus_log_segment - on() tallybus_snapshot_segment", "duplicate series"),
+        ("tallybus_log_segment - on(job) tallybus_clients", "duplicate series"),
+        ("tallybus_ready - on(job) tallybus_log_segment", "duplicate series"),
+        ("tallybus_log_segment - nowhere(tallybus_log_segment)", "is not known here"),
+        ("tallybus_log_segment -", "is not known here"),
+        ("tallybus_log_segment )", "is one too many"),
+    ],
+)
+def test_a_query_that_fails_in_prometheus_fails_here(query: str, reason: str) -> None:
+    known = scraped({"job": "tallybus"}, "a", 1) + scraped({"job": "tallybus"}, "b", 1)
+    with pytest.raises(PromqlError, match=reason):
+        evaluate(query, known)
+
+
+def test_queries_are_evaluated_as_prometheus_does() -> None:
+    known = [
+        series("a", 6, job="x", kind="p"),
+        series("a", 2, job="x", kind="q"),
+        series("a", 5, job="y", kind="p"),
+        series("b", 2, job="x"),
+    ]
+
+    def told(query: str) -> dict[str, float]:
+        found = evaluate(query, known)
+        assert isinstance(found, list)
+        return {
+            " ".join(f"{label}={text}" for label, text in sorted(each.labels) if label != NAME): (
+                each.value
+            )
+            for each in found
+        }
+
+    assert told("sum by (job) (a)") == {"job=x": 8, "job=y": 5}
+    assert told('max by (job) (a{kind!="p"})') == {"job=x": 2}
+    assert told("a / on(job) group_left() b") == {"job=x kind=p": 3, "job=x kind=q": 1}
+    assert told("sum by (job) (a) - on(job) b > 1") == {"job=x": 6}
+    assert told("topk by (job) (1, a)") == {"job=x kind=p": 6, "job=y kind=p": 5}
+    assert told('a{job=~"x|z"} unless on(kind) a{job="y"}') == {"job=x kind=q": 2}
+    assert told("(a + 1) * 2 > 13") == {"job=x kind=p": 14}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_takes_the_rules(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    blocks = ["rule_files: [rules.yml]", "evaluation_interval: 1m", "tests:"]
+    for ledger in ("a", "b"):
+        blocks += ["  - interval: 1m", "    input_series:"]
+        for name in ("a", "b"):
+            place = f'job="tallybus", ledger="{name}", instance="{name}:9467", stage="snapshotter"'
+            values = "9+0x30" if name == ledger else "1+0x30"
+            blocks.append(f"      - series: 'tallybus_snapshot_behind_segments{{{place}}}'")
+            blocks.append(f"        values: '{values}'")
+        blocks += [
+            "    alert_rule_test:",
+            "      - eval_time: 20m",
+            "        alertname: LedgerNoSnapshots",
+        ]
+        blocks += ["        exp_alerts:", "          - exp_labels:"]
+        told = {"job": "tallybus", "ledger": ledger, "instance": f"{ledger}:9467"}
+        told |= {"stage": "snapshotter", "severity": "warning"}
+        blocks += [f"              {label}: {text}" for label, text in told.items()]
+        says = f"{ledger}: the last 9 segments have no snapshot; a start has to read them all"
+        blocks += ["            exp_annotations:", f'              summary: "{says}"']
+    (tmp_path / "rules.yml").write_text(RULES.read_text("utf-8"))
+    (tmp_path / "tests.yml").write_text("\n".join(blocks) + "\n")
+    done = subprocess.run(
+        ["promtool", "test", "rules", "tests.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_panels_of_a_dashboard_have_numbers_of_their_own() -> None:

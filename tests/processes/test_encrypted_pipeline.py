@@ -461,15 +461,15 @@ def test_it_starts_where_it_is_named(tmp_path: Path) -> None:
         client.pipeline_index()
 
 
-@pytest.mark.parametrize("damage", ["gone", "readable", "mismatch", "grant"])
+@pytest.mark.parametrize("damage", ["gone", "writable", "mismatch", "grant"])
 def test_a_bad_key_file_is_named_and_nothing_starts(tmp_path: Path, damage: str) -> None:
     keys = Keys(tmp_path)
     keys.create("alice")
     bus = keys.folder / "bus.key"
     if damage == "gone":
         bus.unlink()
-    elif damage == "readable":
-        bus.chmod(0o644)
+    elif damage == "writable":
+        bus.chmod(0o620)
     elif damage == "mismatch":
         public = new_key_pair().public.decode()
         bus.write_text(bus.read_text().replace(keys.bus.public.decode(), public))
@@ -494,7 +494,7 @@ def test_up_says_what_is_wrong_with_the_keys(tmp_path: Path) -> None:
     keys.create("alice")
     shutil.rmtree(keys.folder / "clients")
     grant_path(keys.folder, "x").parent.mkdir()
-    (keys.folder / "gateway.key").chmod(0o640)
+    (keys.folder / "gateway.key").chmod(0o660)
     done = run_command(
         *("up", "--data", tmp_path / "data", "--set", f"security.keys={keys.folder}")
     )

@@ -22,6 +22,7 @@ ZMQ_USERS = {
     "tallybus.client.sync",
     "tallybus.client.aio",
     "tallybus.client.wire",  # what these two share
+    "tallybus.client.context",  # what all of a process share
     "tallybus.client.looks",  # sockets that only find out what is there
     "tallybus.embedded",
 }

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -334,12 +335,29 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_who_makes_keys_for_another_user_is_told(folder: Path) -> None:
-    create("alice", folder)
-    os.chown(folder, 12345, -1)
-    done = create("bob", folder)
-    assert done.exit_code == 0
-    assert "belongs to user 12345" in done.stderr
+def test_root_makes_and_revokes_keys_as_the_user_whose_folder_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That user's services have to read them; root's own file stays root's."""
+    # Not in the test's folder: another user gets no further than to its parents.
+    with tempfile.TemporaryDirectory() as made_for_all:
+        here = Path(made_for_all)
+        here.chmod(0o755)
+        monkeypatch.chdir(here)
+        folder = here / "keys"
+        folder.mkdir(mode=0o700)
+        os.chown(folder, 12345, 12345)
+        assert create("alice", folder).exit_code == 0
+        assert create("bob", folder).exit_code == 0
+        assert run("revoke", "bob", "--folder", folder).exit_code == 0
+        made = [folder / "gateway.key", folder / "bus.key", *(folder / "clients").iterdir()]
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(12345, 12345)}
+        assert (here / "alice.key").stat().st_uid == 0
+        assert (os.geteuid(), os.getegid()) == (0, os.getgid())
+        # A name that is taken, and root is itself again after that as well.
+        assert create("bob", folder).exit_code != 0
+        assert os.geteuid() == 0
+        monkeypatch.chdir("/")
 
 
 def test_a_folder_that_may_only_be_read_can_be_listed(folder: Path) -> None:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from tallybus import AccessDenied, OutcomeUnknown, TallybusError, Unreachable, WaitLevel
 from tallybus.client.access import (
+    ELSEWHERE_NS,
     FRESH_NS,
     KEPT_NS,
+    LONGEST_ELSEWHERE_NS,
     LOOK_LIMIT_NS,
     LOOKS,
     PAUSE_NS,
@@ -35,9 +37,9 @@ START = 1_000 * SECOND
 class Sim:
     """A core with its clock, in front of a door that tells what the test says."""
 
-    def __init__(self, key: str | None = "ops") -> None:
+    def __init__(self, key: str | None = "ops", places: int = 1) -> None:
         self.now = START
-        self.core = Core(lambda: 0.0, access=Access("tcp://ledger:5550", key, START))
+        self.core = Core(lambda: 0.0, access=Access("tcp://ledger:5550", key, START, places))
         self.access = self.core.access
         self.open = False
         self.sent: list[dict[str, Any]] = []
@@ -404,9 +406,71 @@ def test_what_speaks_another_protocol_is_tried_again_by_the_next_call() -> None:
     assert sim.access.connection == 2
 
 
+def places_tried(sim: Sim, seconds: float) -> list[tuple[int, int]]:
+    """At which places it looks, and for how many milliseconds at each."""
+    tried = [(sim.access.place, sim.now)]
+    end = sim.now + int(seconds * SECOND)
+    while sim.now < end:
+        sim.advance(10 * MILLISECOND)
+        if sim.access.place != tried[-1][0]:
+            tried.append((sim.access.place, sim.now))
+    return [
+        (place, (later - since) // MILLISECOND)
+        for (place, since), (_, later) in itertools.pairwise([*tried, (0, sim.now)])
+    ]
+
+
+def test_a_gateway_that_may_be_at_two_places_is_looked_for_in_turn_and_more_patiently() -> None:
+    sim = Sim(None, places=2)
+    sim.start(one(), seconds=60)
+    tried = places_tried(sim, 30)
+    assert [place for place, _ in tried[:6]] == [0, 1, 0, 1, 0, 1]
+    times = [time for _, time in tried[:-1]]
+    assert times[0] == pytest.approx(ELSEWHERE_NS // MILLISECOND, abs=11)
+    assert times == sorted(times)
+    assert times[-1] <= LONGEST_ELSEWHERE_NS // MILLISECOND + 11
+    assert sim.access.connection == len(tried)
+
+
+def test_where_the_gateway_was_met_it_stays() -> None:
+    """What waits to be sent there would be lost, and it is there again after a restart."""
+    sim = Sim(None, places=2)
+    sim.start(one(), seconds=60)
+    sim.advance(ELSEWHERE_NS + 20 * MILLISECOND)
+    assert sim.access.place == 1
+    sim.handshake(Handshake.READY)
+    assert len(sim.sent) == 1
+    number = sim.access.connection
+    sim.open = False
+    sim.start(one(), seconds=60)
+    assert {place for place, _ in places_tried(sim, 20)} == {1}
+    assert sim.access.connection == number
+
+
+def test_who_waits_for_nothing_looks_nowhere() -> None:
+    sim = Sim(None, places=2)
+    call = sim.start(one(), seconds=0.05)
+    sim.advance(SECOND)
+    error_of(call, Unreachable)
+    assert sim.core.next_wake() is None
+    assert sim.access.connection == 1
+    # But the time counts: the next request need not wait as long again.
+    sim.start(one())
+    sim.advance(0)
+    assert sim.access.place == 1
+
+
+def test_a_place_that_refuses_is_told_of_and_no_other_is_asked() -> None:
+    sim = Sim("ops", places=2)
+    call = sim.start(one())
+    sim.handshake(Handshake.REFUSED)
+    error_of(call, AccessDenied)
+    assert sim.access.place == 0
+
+
 @given(st.data())
 def test_every_call_ends_in_time_whatever_handshakes_tell(data: st.DataObject) -> None:
-    sim = Sim(data.draw(st.sampled_from([None, "ops"])))
+    sim = Sim(data.draw(st.sampled_from([None, "ops"])), data.draw(st.integers(1, 2)))
     calls: list[Call[Any]] = []
     for _ in range(data.draw(st.integers(1, 40))):
         match data.draw(st.sampled_from(["start", "handshake", "look", "advance", "cut"])):

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallybus.common.endpoints import is_loopback
 from tallybus.common.errors import EXIT_SETTINGS, FINAL_EXIT_CODES
 from tallybus.common.exposure import (
     ExposedAddress,
     check,
     endpoint_is_loopback,
-    is_loopback,
     listeners,
 )
 from tallybus.common.settings import SERVICES, SOCKETS, STAGES, Settings, load
@@ -27,6 +27,9 @@ LOOPBACK = [
     "0:0:0:0:0:0:0:1",
     "0000:0000:0000:0000:0000:0000:0000:0001",
     "::1%lo",
+    # Sockets are told the IPv4 address in it, whatever the system makes of such a one.
+    "::ffff:127.0.0.1",
+    "::FFFF:7f00:1",
 ]
 EXPOSED = [
     "",
@@ -46,8 +49,10 @@ EXPOSED = [
     "fe80::1%lo",
     "fd00::1",
     "2001:db8::1",
+    "::ffff:10.0.0.1",
+    "::ffff:0.0.0.0",
+    "::127.0.0.1",
     # Forms of loopback addresses that others may read otherwise: not surely this machine.
-    "::ffff:127.0.0.1",
     "127.1",
     "127.0.0.01",
     "0177.0.0.1",
@@ -117,7 +122,8 @@ def test_of_ipv4_just_127_is_loopback(address: ipaddress.IPv4Address) -> None:
 
 @given(st.ip_addresses(v=6))
 def test_of_ipv6_just_one_address_is_loopback(address: ipaddress.IPv6Address) -> None:
-    assert is_loopback(str(address)) == (address.compressed == "::1")
+    wrapped = int(address) >> 24 == 0xFFFF_7F
+    assert is_loopback(str(address)) == (address.compressed == "::1" or wrapped)
 
 
 def test_defaults_listen_nowhere_else() -> None:

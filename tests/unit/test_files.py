@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tallybus.common.errors import FINAL_EXIT_CODES
 from tallybus.common.files import (
     MAX_BUFFERS_PER_WRITE,
     FileMissing,
     LockHeld,
+    NoDescriptors,
     Storage,
     StorageError,
 )
@@ -212,3 +214,14 @@ def test_atomic_write_keeps_the_old_file_or_has_the_new_when_the_disk_fails(oper
         FaultyStorage(disk, Fault(operation, 1)).atomic_write(path, [b"new"])
     assert disk.contents()[path] == (b"new" if operation == "fsync_folder" else b"old")
     assert list(disk.contents()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_no_fault_of_the_disk(tmp_path: Path, number: int) -> None:
+    """Connections of strangers may use them up; a new process has none of those."""
+    storage = FaultyStorage(None, Fault("open", 1, number))
+    with pytest.raises(NoDescriptors) as raised:
+        storage.create(tmp_path / "wal.new")
+    assert raised.value.restart
+    assert raised.value.exit_code not in FINAL_EXIT_CODES
+    assert "raise the limit of open files" in str(raised.value)

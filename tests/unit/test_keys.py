@@ -76,27 +76,94 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         assert read_grants(tmp_path) == {grant.public: grant}
 
 
-@pytest.mark.parametrize("mode", [0o604, 0o640, 0o620, 0o602, 0o610, 0o644, 0o660, 0o666, 0o777])
-def test_a_secret_that_others_could_know_is_refused(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o660, 0o666, 0o664, 0o422, 0o777])
+def test_a_secret_that_others_could_change_is_refused(tmp_path: Path, mode: int) -> None:
     reason = refused(write(tmp_path / "a.key", text_of(PAIR), mode))
     assert f"mode {mode:04o}" in reason
-    assert "mode 0600" in reason
+    assert "`chmod 600`" in reason
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
-def test_a_secret_of_its_owner_alone_is_taken(tmp_path: Path, mode: int) -> None:
+def test_a_secret_of_its_owner_alone_is_taken(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
     assert read_pair(write(tmp_path / "a.key", text_of(PAIR), mode)) == PAIR
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("mode", [0o440, 0o444, 0o640, 0o644, 0o604, 0o755])
+def test_a_secret_that_others_may_read_is_taken_and_told_once(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.key", text_of(PAIR), mode)
+    assert read_pair(path) == read_pair(path) == PAIR
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"{path} has mode {mode:04o}" in record.getMessage()
+    assert PAIR.secret.decode() not in record.getMessage()
+
+
+def foreign(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the file somebody else's, who is not root, for who is not root."""
+    if os.getuid() == 0:
+        os.chown(path, 12345, -1)
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
 
 
 def test_a_secret_of_somebody_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.key", text_of(PAIR))
-    if os.getuid() == 0:
-        os.chown(path, 12345, -1)
-    else:
-        monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    foreign(path, monkeypatch)
     assert "belongs to user" in refused(path)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o440])
+def test_root_takes_the_key_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    path = write(tmp_path / "a.key", text_of(PAIR), mode)
+    foreign(path, monkeypatch)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert read_pair(path) == PAIR
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("mode", [0o440, 0o444])
+def test_secrets_of_root_are_taken_by_who_may_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    path = write(tmp_path / "a.key", text_of(PAIR), mode)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert read_pair(path) == PAIR
+
+
+@pytest.mark.parametrize("mode", [0o440, 0o444, 0o644, 0o777])
+def test_on_a_read_only_mount_modes_and_owners_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    """As Kubernetes mounts secrets: links into a folder of mode 1777, which nobody can write to."""
+    pair = write(tmp_path / "..data" / "gateway.key", text_of(PAIR), mode)
+    write(tmp_path / "..data" / "alice", grant_text(ALICE), mode)
+    (tmp_path / "gateway.key").symlink_to("..data/gateway.key")
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "alice.toml").symlink_to("../..data/alice")
+    for place in (tmp_path, tmp_path / "clients"):
+        place.chmod(0o1777)
+    with pytest.raises(KeyFileError, match="others may change it"):
+        read_grants(tmp_path)
+    monkeypatch.setattr(keys, "_is_read_only", lambda _: True)
+    foreign(pair, monkeypatch)
+    assert read_pair(tmp_path / "gateway.key") == PAIR
+    assert set(read_grants(tmp_path)) == {ALICE.public}
+    assert not caplog.records
+
+
+def test_a_read_only_mount_is_known() -> None:
+    assert keys._is_read_only(os.statvfs_result((0,) * 8 + (os.ST_RDONLY | os.ST_NOSUID, 0)))
+    assert not keys._is_read_only(os.statvfs_result((0,) * 8 + (os.ST_NOSUID, 0)))
 
 
 @pytest.mark.parametrize(

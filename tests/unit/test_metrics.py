@@ -118,7 +118,9 @@ def test_an_embedded_ledger_serves_nothing() -> None:
     assert metrics_address(settings, "wal") is None
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:9464", "[::1]", "a b", "http://x", "x/y", "é"])
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:9464", "[::1]:9464", "[::1", "a b", "http://x", "x/y", "é"]
+)
 def test_an_address_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="without a port"):
         load(environ={"TALLYBUS_METRICS_ADDRESS": text})

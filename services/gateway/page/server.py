@@ -13,7 +13,6 @@ request whose `Host` is a name that is not its own, so no other name can be made
 from __future__ import annotations
 
 import io
-import ipaddress
 import json
 import logging
 import re
@@ -28,10 +27,12 @@ from functools import cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 from tallybus.common import logs
+from tallybus.common.endpoints import address_of, is_loopback, shown
+from tallybus.common.listening import listen
 
 MAX_CONNECTIONS: Final = 64
 MAX_STREAMS: Final = 32
@@ -124,27 +125,16 @@ def static_files() -> dict[str, File]:
 
 def host_is_ours(header: str | None, own: str) -> bool:
     """Whether a request with this `Host` was meant for a page that listens on the host `own`."""
-    host, found = _host_of(header), _address(_host_of(header))
-    if host == "localhost" or (found is not None and found.is_loopback):
+    host = _host_of(header)
+    if is_loopback(host) or (host and host == own.lower()):
         return True
-    if host and host == own.lower():
-        return True
-    listens = _address(own)
-    local = own.lower() == "localhost" or (listens is not None and listens.is_loopback)
     # Only a name can be made to lead somewhere else.
-    return found is not None and not local
+    return address_of(host) is not None and not is_loopback(own)
 
 
 def _host_of(header: str | None) -> str:
     match = _HOST.fullmatch((header or "").strip())
     return (match[1] or match[2]).lower() if match else ""
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 class PageServer:
@@ -219,8 +209,7 @@ class PageServer:
         return None
 
     def _shown(self, port: int) -> str:
-        host = self._address[0]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return shown((self._address[0], port))
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -228,8 +217,6 @@ class _Server(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
     block_on_close = False
-    allow_reuse_address = True
-    request_queue_size = MAX_CONNECTIONS
 
     def __init__(
         self, address: tuple[str, int], reports: Reports, look_up: LookUp, log: logging.Logger
@@ -245,10 +232,11 @@ class _Server(socketserver.ThreadingTCPServer):
         self._failures = 0
         self._accepted = 0
         self._accepted_since = 0.0
-        self.address_family, _, _, _, target = socket.getaddrinfo(
-            *address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        super().__init__(cast("tuple[str, int]", target), _Handler)
+        listener = listen(address, MAX_CONNECTIONS)
+        self.address_family = listener.family
+        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
 
     def stop(self) -> None:
         """End `serve_forever` and every connection."""

@@ -1,0 +1,124 @@
+"""The process's ZeroMQ context, which its clients share, and whether there is room for one more.
+
+A context has threads and descriptors of its own. One for each client would use up those of a
+process with some dozens of clients, and libzmq ends the process where a context finds none.
+
+The context lives while anybody uses it. A child process after `fork` gets one of its own: threads
+do not live on in it, and what it inherited is left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import zmq
+
+from tallybus.common import openfiles
+from tallybus.errors import TooManyOpenFiles
+
+MAX_SOCKETS: Final = 65_535
+"""As many as libzmq counts: the limit is that of descriptors."""
+CLIENT_FILES: Final = 12
+"""What a client takes at most: its socket and what watches it, a connection, a look, a waker."""
+
+
+LOOKS: Final = 10
+LOOK_SECONDS: Final = 0.01
+"""How often, and after how long each time, to look for room before there is none."""
+
+
+class _Shared:
+    """The context of this process and how many use it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.context: zmq.Context[Any] | None = None
+        self.users = 0
+        self.pid = os.getpid()
+
+
+_shared = _Shared()
+_inherited: list[_Shared] = []
+"""Those of parent processes. Kept, for freeing them would wait for threads that are not there."""
+
+
+def _after_fork() -> None:
+    global _shared
+    _inherited.append(_shared)
+    _shared = _Shared()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def acquire() -> zmq.Context[Any]:
+    """The context of this process, for one more user, who calls `release` in the end.
+
+    Raises TooManyOpenFiles.
+    """
+    shared = _shared
+    with shared.lock:
+        if shared.context is None:
+            check_room(openfiles.CONTEXT_FILES + CLIENT_FILES)
+            context: zmq.Context[Any] = zmq.Context()
+            context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+            shared.context = context
+        shared.users += 1
+        return shared.context
+
+
+def release(context: zmq.Context[Any]) -> None:
+    """One user less. After the last one the context is ended; all sockets have to be closed."""
+    shared = _shared
+    with shared.lock:
+        if context is not shared.context:
+            return  # of the parent process
+        shared.users -= 1
+        if shared.users:
+            return
+        shared.context = None
+    context.term()
+
+
+@contextmanager
+def room_for_a_client(context: zmq.Context[Any]) -> Iterator[None]:
+    """While a client makes its sockets: nobody else of this module takes what it needs.
+
+    Raises TooManyOpenFiles, also for what libzmq says inside.
+    """
+    with _shared.lock:
+        # A context of somebody else's may have no threads yet.
+        known = context is _shared.context and _shared.users > 1
+        check_room(CLIENT_FILES + (0 if known else openfiles.CONTEXT_FILES))
+        try:
+            yield
+        except zmq.ZMQError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise _too_many("or its ZeroMQ context no more sockets (ZMQ_MAX_SOCKETS)") from error
+
+
+def check_room(files: int) -> None:
+    """Raises TooManyOpenFiles where the process may not open so many more."""
+    for _ in range(LOOKS):
+        if openfiles.room_for(files):
+            return
+        # libzmq closes what belonged to clients that were closed a moment later.
+        time.sleep(LOOK_SECONDS)
+    raise _too_many("")
+
+
+def _too_many(addition: str) -> TooManyOpenFiles:
+    limit = openfiles.allowed()
+    return TooManyOpenFiles(
+        f"there is no room for another client: this process may have {limit} open files at a time"
+        f"{addition and ', ' + addition}. Close clients that are not needed, let threads share "
+        "one, or raise the limit (ulimit -n, LimitNOFILE=)",
+        limit=limit,
+    )
