@@ -222,7 +222,7 @@ class Outcome:
 def measure(seconds: float, only: str = "") -> list[Outcome]:
     """Everything, in about so many seconds."""
     kinds = [kind for kind in _attacks() if only in kind.what]
-    each = max(1.0, seconds / (2 * len(kinds) + 4))
+    each = max(0.3, seconds / (3 * len(kinds) + 4))
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         settings = make_settings(Path(folder) / "data")
