@@ -2,8 +2,8 @@
 
 Starts a ledger on a temporary folder, drives it with `tallybus load`, and prints as one JSON object
 the nanoseconds of processor time a transaction, of all services together and of each, for transfers
-and for calls of a function. Wall time on a shared machine is noise; this is much less so. To compare
-two versions, run it in both checkouts in turns, at least eight times.
+and for calls of a function. Wall time on a shared machine is noise; this is much less so. To
+compare two versions, run it in both checkouts in turns, at least eight times.
 """
 
 from __future__ import annotations
