@@ -41,7 +41,7 @@ RUN warm && chmod -R a+rX /opt/tallybus/kernels
 FROM ${BASE}
 RUN groupadd --gid 10001 tallybus \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin tallybus \
-    && install -d -m 0700 -o 10001 -g 10001 /data /run/tallybus /keys
+    && install -d -m 0700 -o 10001 -g 10001 /data /run/tallybus /keys /compiled
 COPY --from=build /opt/tallybus /opt/tallybus
 COPY --from=kernels /opt/tallybus/kernels /opt/tallybus/kernels
 ENV PATH=/opt/tallybus/bin:$PATH \

@@ -263,7 +263,8 @@ class Prepare:
     """Gateway → transactor: could this module be registered under this name? It is validated and
     compiled before anything is sequenced.
 
-    The question is repeated until it is answered.
+    The question is repeated until it is answered. `client` tells clients of a gateway apart: they
+    are served in turn.
     """
 
     kind: ClassVar[str] = "prepare"
@@ -271,6 +272,7 @@ class Prepare:
     query: int
     name: str
     binary: Buffer = EMPTY
+    client: str = ""
 
 
 @dataclass(slots=True)
@@ -301,6 +303,8 @@ class FunctionsAnswer:
     payloads: ClassVar[tuple[str, ...]] = ()
     query: int
     functions: list[dict[str, Any]]
+    totals: dict[str, int | str] = field(default_factory=dict)
+    """What all of them take together, and may take."""
 
 
 @dataclass(slots=True)

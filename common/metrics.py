@@ -432,6 +432,44 @@ _TABLE: Final = (
         ("function",),
         _TRANSACTOR,
     ),
+    Metric(
+        "tallybus_functions_binaries_bytes",
+        "gauge",
+        "Bytes of the binaries of all functions and versions on disk, and how many there may be: "
+        "`used` and `limit`.",
+        ("what",),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_functions_code_bytes",
+        "gauge",
+        "Bytes of machine code of all registered functions, and how many there may be: `used` and "
+        "`limit`.",
+        ("what",),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_functions_compile_seconds",
+        "gauge",
+        "Seconds of the processor that compiling all registered functions took, and how many it "
+        "may take: `used` and `limit`.",
+        ("what",),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_functions_waiting",
+        "gauge",
+        "Modules that wait to be compiled, or are being compiled.",
+        (),
+        _TRANSACTOR,
+    ),
+    Metric(
+        "tallybus_functions_unusable",
+        "gauge",
+        "Registered functions that cannot run here: their calls end SUSPENDED.",
+        (),
+        _TRANSACTOR,
+    ),
     # -- wal ---------------------------------------------------------------------------------------
     Metric(
         "tallybus_log_written_bytes_total",

@@ -321,8 +321,8 @@ class FunctionSettings(Section):
 
     fuel: int = setting(
         1_000_000,
-        "Fuel of one call: about one unit for each instruction, a million in about a millisecond. "
-        "A call that needs more fails with QUOTA_EXCEEDED.",
+        "Fuel of one call: about one unit for each instruction, more for those that take longer; a "
+        "million in one millisecond to ten. A call that needs more fails with QUOTA_EXCEEDED.",
         minimum=1,
         maximum=MAX_FUEL,
     )
@@ -354,6 +354,47 @@ class FunctionSettings(Section):
         "calls behind the one that reaches it end NOT_RUN and may be submitted again.",
         minimum=255,
         maximum=100_000_000,
+    )
+    compile_seconds: int = setting(
+        10,
+        "Seconds of the processor that compiling a module may take. One that takes longer is not "
+        "registered.",
+        minimum=1,
+        maximum=3_600,
+    )
+    compile_total_seconds: int = setting(
+        120,
+        "Seconds of the processor that compiling all registered functions may take together, each "
+        "module once: a transactor that has lost their machine code makes it again before it goes "
+        "on.",
+        minimum=1,
+        maximum=86_400,
+    )
+    compile_mib: int = setting(
+        1_024,
+        "MiB of memory that compiling a module may take, in a process of its own.",
+        minimum=64,
+        maximum=65_536,
+    )
+    code_mib: int = setting(
+        512,
+        "MiB of machine code that all registered functions may have together, in memory and in "
+        "`compiled`.",
+        minimum=1,
+        maximum=65_536,
+    )
+    binaries_mib: int = setting(
+        256,
+        "MiB that the binaries of all functions may take on disk, replaced and unregistered "
+        "versions included: none is ever deleted. What would take more is not registered.",
+        minimum=1,
+        maximum=1_048_576,
+    )
+    compiled: Path | None = setting(
+        None,
+        "Folder in which the transactor keeps the machine code of functions, so that a restart "
+        "compiles nothing. Empty: `compiled` in the data folder.",
+        kind="path",
     )
 
     @property

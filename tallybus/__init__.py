@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     )
     from tallybus.functions import (
         FunctionInfo,
+        FunctionUsage,
         FunctionVersion,
         OperationBatch,
         Reason,
@@ -147,6 +148,7 @@ __all__ = [
     "Function",
     "FunctionInfo",
     "FunctionStatus",
+    "FunctionUsage",
     "FunctionVersion",
     "GatewayInfo",
     "InvalidFunction",
@@ -273,6 +275,7 @@ _MODULES: Final = {
     ),
     "tallybus.functions": (
         "FunctionInfo",
+        "FunctionUsage",
         "FunctionVersion",
         "OperationBatch",
         "Reason",

@@ -47,7 +47,11 @@ class FunctionInfo:
     need at most, both of a sample of the calls; None before the first one. `work_ns` is the time of
     the transactor that all calls took together. `reasons` has how many calls ended with which
     `Reason`. While the function is `suspended`, its calls end SUSPENDED. From a gateway that is
-    older than they are, the last four are 0, empty and False.
+    older than they are, what is missing is 0, empty and False.
+
+    `compile_seconds` of the processor went into its `code_bytes` of machine code. `start_fuel` is
+    what each call takes before its code runs. `unusable` says why it cannot run, as after a restart
+    with other settings: then its calls end SUSPENDED. It is empty as a rule.
     """
 
     name: str
@@ -63,11 +67,32 @@ class FunctionInfo:
     work_ns: int = 0
     reasons: Mapping[Reason, int] = field(default_factory=lambda: MappingProxyType({}))
     suspended: bool = False
+    compile_seconds: float = 0.0
+    code_bytes: int = 0
+    start_fuel: int = 0
+    unusable: str = ""
 
     @property
     def fuel_mean(self) -> float | None:
         """Fuel that a call used on average; None before the first call."""
         return self.fuel_total / self.calls if self.calls else None
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionUsage:
+    """What all functions of a ledger take together, and may take by its settings.
+
+    `binaries_bytes` on disk, of all versions; `code_bytes` of machine code and `compile_seconds` of
+    the processor to make it, of the registered ones; `waiting` modules are not compiled yet.
+    """
+
+    binaries_bytes: int
+    binaries_limit: int
+    code_bytes: int
+    code_limit: int
+    compile_seconds: float
+    compile_limit: float
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)

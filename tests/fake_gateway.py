@@ -365,10 +365,24 @@ class FakeGateway:
                         "fuel": 10 * each.calls,
                         "fuel_limit": 1_000_000,
                         "mean_ns": 81.5 if each.calls else None,
+                        "compile_seconds": 0.5,
+                        "code_bytes": 10_000,
+                        "start_fuel": 3_300,
+                        "unusable": "",
                     }
                     for name, each in sorted(ledger.functions.items())
                 ]
-                return [self._header(message, {"functions": functions})]
+                totals = {
+                    "binaries_bytes": 3 << 20,
+                    "binaries_limit": 256 << 20,
+                    "code_bytes": 1 << 20,
+                    "code_limit": 512 << 20,
+                    "compile_ms": 1_500,
+                    "compile_limit_ms": 120_000,
+                    "waiting": 2,
+                    "waiting_bytes": 77,
+                }
+                return [self._header(message, {"functions": functions, "totals": totals})]
             case "transaction":
                 tx_id = header["tx_id"]
                 kept = ledger.kept.get(tx_id)

@@ -347,7 +347,7 @@ class GatewayCore(StageCore):
     def on_functions(self, message: FunctionsAnswer) -> None:
         """The transactor's live functions."""
         for read in self.registrations.answered(message.query):
-            self._finish(read, {"functions": message.functions})
+            self._finish(read, {"functions": message.functions, "totals": message.totals})
 
     # -- the ledger's time -----------------------------------------------------------------------
 
@@ -395,8 +395,8 @@ class GatewayCore(StageCore):
             if passed_over is not None and passed_over.incarnation == message.peer:
                 self.on_status(passed_over, now_ns)
             if message.peer == self._transactor:
-                # Otherwise outcomes that are known here may not be those in the log. Nor is it known
-                # how far the log is, until it was heard so for the first time.
+                # Otherwise outcomes that are known here may not be those in the log. Nor is it
+                # known how far the log is, until it was heard so for the first time.
                 self._heard.add("wal")
                 self._advance(Level.COMMITTED, message.durable)
         elif message.stage == "snapshotter":

@@ -39,7 +39,7 @@ class Registrations:
         self._last += 1
         self._waiting[self._last] = register
         self.held_bytes += size(register.binary)
-        self.questions.append(Prepare(self._last, register.names[0], register.binary))
+        self.questions.append(_question(self._last, register))
 
     def prepared(self, message: Prepared) -> Register | None:
         """The registration that an answer is for, if it still waits for it."""
@@ -79,6 +79,11 @@ class Registrations:
             self._let_go(query)
         self._reads = [each for each in self._reads if not each[1].done]
         for query, register in self._waiting.items():
-            self.questions.append(Prepare(query, register.names[0], register.binary))
+            self.questions.append(_question(query, register))
         if self._reads:
             self.questions.append(FunctionsQuery(self._last))
+
+
+def _question(query: int, register: Register) -> Prepare:
+    # The transactor serves clients in turn, and only tells them apart.
+    return Prepare(query, register.names[0], register.binary, register.owner.hex())

@@ -102,6 +102,7 @@ class Registers(Protocol):
         self, record: np.ndarray[Any, Any], first_id: int, name: str, binary: bytes
     ) -> Outcome: ...
     def rows(self) -> list[dict[str, Any]]: ...
+    def totals(self) -> dict[str, int]: ...
 
 
 @dataclass(slots=True)
@@ -122,6 +123,8 @@ class Module(NamedTuple):
     query: int
     name: str
     binary: bytes
+    client: bytes = b""
+    """Whom it is compiled for: the gateway, and which of its clients."""
 
 
 class TransactorCore(StageCore):
@@ -415,13 +418,20 @@ class TransactorCore(StageCore):
         asked = (peer, message.query)
         if self._engine is not None and asked not in self._preparing:
             self._preparing.add(asked)
-            self.modules.append(Module(peer, message.query, message.name, bytes(message.binary)))
+            client = peer + message.client.encode()
+            self.modules.append(
+                Module(peer, message.query, message.name, bytes(message.binary), client)
+            )
 
     def prepared(self, module: Module, refusal: str | None) -> None:
         """The shell has looked at a module: it can be registered, or not for this reason."""
         self._preparing.discard((module.peer, module.query))
         answer = Prepared(module.query, refusal is not None, refusal or "")
         self.replies.append((module.peer, answer))
+
+    def totals_of_functions(self) -> dict[str, int]:
+        """What all functions take together, and may take."""
+        return {} if self._registrar is None else self._registrar.totals()
 
     def live_functions(self) -> list[dict[str, Any]]:
         """The live functions with their statistics, a row for each."""
@@ -430,7 +440,8 @@ class TransactorCore(StageCore):
     def on_functions_query(self, peer: bytes, message: FunctionsQuery) -> None:
         """A gateway asks which functions are live."""
         if self._registrar is not None:
-            answer = FunctionsAnswer(message.query, self._registrar.rows())
+            totals = self._registrar.totals()
+            answer = FunctionsAnswer(message.query, self._registrar.rows(), {**totals})
             self.replies.append((peer, answer))
 
     def on_results_query(self, peer: bytes, message: ResultsQuery) -> None:

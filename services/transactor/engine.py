@@ -120,6 +120,7 @@ class Engine:
         self._failures = np.empty((_FIRST_CAPACITY, 2), np.uint64)
         self._links = np.empty(_FIRST_CAPACITY, np.uint64)
         self._limits = FunctionLimits() if limits is None else limits
+        self._slots = self._limits.max_functions
         self._calls: CallState | None = None
         self._functions: FunctionRuntime | None = None
         self.window.control[kernel.REGISTRATION] = Status.INVALID_OPERATION
@@ -346,11 +347,16 @@ class Engine:
         calls.begin(self.balances, places, params, ends, budget)
         return calls
 
+    def make_room(self, functions: int) -> None:
+        """So many functions are to be installed, more than the limits allow now as it may be. Only
+        before the first one."""
+        self._slots = max(self._slots, functions)
+
     def _call_state(self) -> CallState:
         if self._calls is None:
             from tallybus.services.transactor.functions.state import CallState
 
-            self._calls = CallState(self._limits.max_functions)
+            self._calls = CallState(self._slots)
         return self._calls
 
     def restore_balances(

@@ -28,7 +28,9 @@ class TransactorMeter(Meter):
 
     def samples(self) -> Iterator[Sample]:
         yield from self.outcomes.samples()
-        yield from functions(self._functions())
+        rows = self._functions()
+        yield from functions(rows)
+        yield from totals(self._service.core.totals_of_functions(), rows)
 
     def _functions(self) -> list[dict[str, Any]]:
         core = self._service.core
@@ -36,6 +38,21 @@ class TransactorMeter(Meter):
             return core.live_functions()
         except (KeyError, RuntimeError):
             return core.live_functions()  # one was unregistered while they were read
+
+
+def totals(found: dict[str, int], rows: list[dict[str, Any]]) -> Iterator[Sample]:
+    """Samples of what all functions take together, beside what they may take."""
+    if not found:
+        return
+    for metric, used, limit, unit in (
+        ("tallybus_functions_binaries_bytes", "binaries_bytes", "binaries_limit", 1),
+        ("tallybus_functions_code_bytes", "code_bytes", "code_limit", 1),
+        ("tallybus_functions_compile_seconds", "compile_ms", "compile_limit_ms", 1_000),
+    ):
+        yield Sample(metric, found[used] / unit, ("used",))
+        yield Sample(metric, found[limit] / unit, ("limit",))
+    yield Sample("tallybus_functions_waiting", found["waiting"])
+    yield Sample("tallybus_functions_unusable", sum(bool(row["unusable"]) for row in rows))
 
 
 def functions(rows: list[dict[str, Any]]) -> Iterator[Sample]:

@@ -15,11 +15,12 @@ import numpy as np
 
 from tallybus.common.frames import Results, as_buffer
 from tallybus.common.function_files import read_binary
-from tallybus.common.functions import FunctionRegistry, registrations
+from tallybus.common.functions import FunctionRegistry, FunctionVersion, registrations
 from tallybus.common.logreader import LogRun, Progress, read_log
 from tallybus.common.record import FAILURE_DTYPE, Status
 from tallybus.common.snapshot import DamagedSnapshot, load_latest_snapshot
 from tallybus.services.transactor.engine import Engine, window_start
+from tallybus.services.transactor.functions.codefiles import CodeFiles
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.warm import warm_for_replay
@@ -37,13 +38,15 @@ BATCHES_TOLD: Final = 1_024
 @dataclass(frozen=True, slots=True)
 class RecoveredEngine:
     """What recovery made: the engine, its functions, recent outcomes in order, snapshots that were
-    passed over; and the last transaction's time."""
+    passed over, functions that cannot run here with the reasons; and the last transaction's time.
+    """
 
     engine: Engine
     registrar: Registrar
     results: list[Results]
     rejected: list[DamagedSnapshot]
     replayed: int
+    unusable: list[tuple[FunctionVersion, str]]
     stamp: int
 
 
@@ -65,9 +68,10 @@ def recover_engine(
     progress: Progress | None,
     stopping: Callable[[], bool],
     compiling: Progress | None = None,
+    code_files: CodeFiles | None = None,
 ) -> RecoveredEngine:
     """An engine with the state after `next_id - 1`. Raises what the snapshot and log readers raise,
-    BinaryDamaged and FunctionUnusable."""
+    and BinaryDamaged. `code_files`: where machine code of functions is kept."""
     engine = Engine(max_accounts, transactions_per_segment, seed, limits)
     last = next_id - 1
     snapshot, rejected = load_latest_snapshot(
@@ -124,7 +128,7 @@ def recover_engine(
             results.extend(_results(run, engine, term, incarnation))
         else:
             results.clear()  # of several blocks; what is kept must be without a gap
-    registrar = Registrar(engine)
+    registrar = Registrar(engine, limits, code_files)
 
     def begins(done: int, total: int) -> None:
         if stopping():
@@ -132,23 +136,30 @@ def recover_engine(
         if compiling is not None:
             compiling(done, total)
 
-    registrar.restore(registry, live_binaries(folder, registry), begins)
-    return RecoveredEngine(engine, registrar, results, rejected, replayed, stamp)
+    try:
+        binaries, binaries_bytes = live_binaries(folder, registry)
+        unusable = registrar.restore(registry, binaries, begins, binaries_bytes)
+    except BaseException:
+        registrar.close()
+        raise
+    return RecoveredEngine(engine, registrar, results, rejected, replayed, unusable, stamp)
 
 
-def live_binaries(folder: Path, registry: FunctionRegistry) -> dict[int, bytes]:
-    """The binary of each live function, by the transaction that registered it. Those of all others
-    must be there, too: they tell what ran.
+def live_binaries(folder: Path, registry: FunctionRegistry) -> tuple[dict[int, bytes], int]:
+    """The binary of each live function, by the transaction that registered it; and the bytes of all
+    versions. Those that are not live must be there, too: they tell what ran.
 
     Raises BinaryDamaged.
     """
     live = {version.transaction_id for version in registry.all_live()}
     binaries: dict[int, bytes] = {}
+    size = 0
     for version in registry.versions():
         binary = read_binary(folder, version.name, version.version, version.crc32c)
+        size += len(binary)
         if version.transaction_id in live:
             binaries[version.transaction_id] = binary
-    return binaries
+    return binaries, size
 
 
 def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Iterator[Results]:

@@ -24,7 +24,12 @@ from tallybus.common.service import Shell
 from tallybus.common.settings import data_folder
 from tallybus.common.snapshotformat import SnapshotMismatch
 from tallybus.services.transactor.core import TransactorCore
-from tallybus.services.transactor.functions.limits import limits_from
+from tallybus.services.transactor.functions.codefiles import (
+    FOLDER_NAME,
+    CodeFiles,
+    identity_of,
+)
+from tallybus.services.transactor.functions.limits import FunctionLimits, limits_from
 from tallybus.services.transactor.metrics import TransactorMeter
 from tallybus.services.transactor.recovery import Interrupted, recover_engine
 from tallybus.services.transactor.registrar import Registrar
@@ -35,7 +40,8 @@ if TYPE_CHECKING:
 
 
 class TransactorService(Shell):
-    """One transactor. It reads the data folder while it starts and writes nothing to it, ever."""
+    """One transactor. It reads the data folder while it starts and writes nothing to it but the
+    machine code of functions, in a folder of its own, which may be elsewhere."""
 
     stage = "transactor"
     core: TransactorCore
@@ -90,7 +96,7 @@ class TransactorService(Shell):
             module = self.core.modules.popleft()
             refusal = registrar.refusal(module.name, module.binary)
             if refusal is None:
-                registrar.prepared.ask(module, module.binary)
+                registrar.ask(module, module.binary, module.client)
             else:
                 self.core.prepared(module, refusal)
         for module, refusal in registrar.prepared.done():
@@ -138,11 +144,24 @@ class TransactorService(Shell):
         elif isinstance(message, Refused):
             self.core.on_refused(message)
 
+    def _code_files(self, limits: FunctionLimits) -> CodeFiles | None:
+        chosen = self.settings.functions.compiled
+        folder = data_folder(self.settings) / FOLDER_NAME if chosen is None else chosen
+
+        def tell(why: str) -> None:
+            self.log.warning(
+                "the machine code of a function is not kept: the next start compiles it again",
+                extra=logs.fields(reason=why),
+            )
+
+        return CodeFiles(folder, identity_of(limits), limits.code_bytes, tell=tell)
+
     def _recover(self) -> None:
         welcome = self.core.welcome
         assert welcome is not None
         started = time.monotonic()
         ledger = self.settings.ledger
+        limits = limits_from(self.settings.functions)
         try:
             recovered = recover_engine(
                 data_folder(self.settings),
@@ -153,7 +172,8 @@ class TransactorService(Shell):
                 max_accounts=ledger.max_accounts,
                 transactions_per_segment=ledger.transactions_per_segment,
                 seed=int.from_bytes(os.urandom(8), "little"),
-                limits=limits_from(self.settings.functions),
+                limits=limits,
+                code_files=self._code_files(limits),
                 progress=self.report_progress("replaying the log"),
                 compiling=self.report_progress("compiling functions"),
                 stopping=lambda: self.stopping,
@@ -172,6 +192,14 @@ class TransactorService(Shell):
             self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
         self._registrar = recovered.registrar
         self._registrar.prepared.notify = self.wake
+        compiling = self.report_progress("waiting for a module to be compiled")
+        self._registrar.waiting = lambda: compiling(0, 0)
+        for version, reason in recovered.unusable:
+            self.log.error(
+                "a registered function cannot run here: its calls end SUSPENDED until it is "
+                "replaced, or what is in its way is mended and the transactor starts again",
+                extra=logs.fields(function=version.name, version=version.version, reason=reason),
+            )
         if self._registrar.any_live:
             # Before anything is executed.
             self._watch(self._registrar)

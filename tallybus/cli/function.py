@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,6 +18,8 @@ from tallybus.cli.transaction import crc_text
 
 if TYPE_CHECKING:
     from tallybus.functions import FunctionInfo, FunctionVersion
+
+_MIB: Final = 1 << 20
 
 
 _FILE = click.argument(
@@ -77,8 +80,10 @@ def list_command(endpoint: str, key: str | None, timeout: float, as_json: bool) 
     """List the registered functions with what they did since the transactor started."""
     with connect.open_client(endpoint, timeout, key) as client:
         functions = client.list_functions()
+        usage = client.function_usage()
     if as_json:
-        print_json({"functions": [_as_json(each) for each in functions]})
+        found = [_as_json(each) for each in functions]
+        print_json({"functions": found, "usage": dataclasses.asdict(usage)})
         return
     print_table(
         (
@@ -103,6 +108,17 @@ def list_command(endpoint: str, key: str | None, timeout: float, as_json: bool) 
             for each in functions
         ],
     )
+    for each in functions:
+        if each.unusable:
+            click.echo(f"\n{each.name} cannot run: its calls end SUSPENDED. {each.unusable}")
+    if functions or usage.waiting:
+        click.echo(
+            f"\nbinaries of all versions on disk: {usage.binaries_bytes / _MIB:.1f} of"
+            f" {usage.binaries_limit / _MIB:.0f} MiB\n"
+            f"machine code: {usage.code_bytes / _MIB:.1f} of {usage.code_limit / _MIB:.0f} MiB, "
+            f"compiled in {usage.compile_seconds:.1f} of {usage.compile_limit:.0f} s\n"
+            f"waiting to be compiled: {usage.waiting}"
+        )
 
 
 def _print_version(made: FunctionVersion, as_json: bool) -> None:
@@ -140,6 +156,10 @@ def _as_json(info: FunctionInfo) -> dict[str, Any]:
         "work_ns": info.work_ns,
         "reasons": {reason.name: count for reason, count in info.reasons.items()},
         "suspended": info.suspended,
+        "compile_seconds": info.compile_seconds,
+        "code_bytes": info.code_bytes,
+        "start_fuel": info.start_fuel,
+        "unusable": info.unusable,
     }
 
 

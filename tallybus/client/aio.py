@@ -26,12 +26,12 @@ from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, new_call
 from tallybus.client.keys import Key, usable_key
-from tallybus.client.registration import ListFunctions
+from tallybus.client.registration import ListFunctions, ReadFunctionUsage
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, INTERRUPTED
 from tallybus.client.wire import FramePool, Wire, places_of
 from tallybus.common.record import WaitLevel
 from tallybus.errors import ClientClosed, ForkedProcess, WrongEventLoop
-from tallybus.functions import FunctionInfo, FunctionVersion
+from tallybus.functions import FunctionInfo, FunctionUsage, FunctionVersion
 from tallybus.operations import (
     Balance,
     Balances,
@@ -190,6 +190,10 @@ class AsyncClient:
     async def list_functions(self, *, timeout: float | None = None) -> list[FunctionInfo]:
         """The registered functions by name, with what was counted since the transactor started."""
         return await self._call(ListFunctions(), timeout)
+
+    async def function_usage(self, *, timeout: float | None = None) -> FunctionUsage:
+        """What all functions of the ledger take together, and may take."""
+        return await self._call(ReadFunctionUsage(), timeout)
 
     async def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
         """How far each stage has come."""

@@ -31,7 +31,7 @@ from tallybus.errors import (
     ProtocolError,
     TallybusError,
 )
-from tallybus.functions import FunctionInfo, FunctionVersion
+from tallybus.functions import FunctionInfo, FunctionUsage, FunctionVersion
 from tallybus.operations import Result
 
 MAX_CRC: Final = 2**32 - 1
@@ -177,6 +177,35 @@ class ListFunctions(Request[list[FunctionInfo]]):
         return [_info(row) for row in rows]
 
 
+_TOTALS: Final = (
+    *("binaries_bytes", "binaries_limit", "code_bytes", "code_limit"),
+    *("compile_ms", "compile_limit_ms", "waiting"),
+)
+
+
+class ReadFunctionUsage(Request[FunctionUsage]):
+    """Reads what all functions take together."""
+
+    __slots__ = ()
+    op = "functions"
+
+    def decode(self, header: Header, payload: Sequence[bytes]) -> FunctionUsage:
+        check_frames(payload, 0)
+        told = header.get("totals", {})
+        if not isinstance(told, dict):
+            raise bad_field("totals", told, "a map")
+        found = dict.fromkeys(_TOTALS, 0) | told  # an older gateway tells none
+        return FunctionUsage(
+            binaries_bytes=u64_field(found, "binaries_bytes"),
+            binaries_limit=u64_field(found, "binaries_limit"),
+            code_bytes=u64_field(found, "code_bytes"),
+            code_limit=u64_field(found, "code_limit"),
+            compile_seconds=u64_field(found, "compile_ms") / 1_000,
+            compile_limit=u64_field(found, "compile_limit_ms") / 1_000,
+            waiting=u64_field(found, "waiting"),
+        )
+
+
 def _info(row: Any) -> FunctionInfo:
     if not isinstance(row, dict):
         raise bad_field("functions", row, "a list of maps")
@@ -193,6 +222,9 @@ def _info(row: Any) -> FunctionInfo:
     ):
         raise bad_field("reasons", reasons, "a map from reasons to numbers")
     known = Reason._value2member_map_
+    seconds = row.get("compile_seconds", 0.0)
+    if type(seconds) not in (int, float):
+        raise bad_field("compile_seconds", seconds, "a number")
     crc = u64_field(row, "crc32c")
     if crc > MAX_CRC:
         raise bad_field("crc32c", crc, "an unsigned 32-bit integer")
@@ -210,6 +242,10 @@ def _info(row: Any) -> FunctionInfo:
         work_ns=u64_field(row, "work_ns") if "work_ns" in row else 0,
         reasons={Reason(r): n for r, n in sorted(reasons.items()) if r in known},
         suspended=row.get("suspended") is True,
+        compile_seconds=float(seconds),
+        code_bytes=u64_field(row, "code_bytes") if "code_bytes" in row else 0,
+        start_fuel=u64_field(row, "start_fuel") if "start_fuel" in row else 0,
+        unusable=text_field(row, "unusable") if "unusable" in row else "",
     )
 
 

@@ -30,11 +30,11 @@ from tallybus.client.clock import AcceptClock, ReadClock
 from tallybus.client.codec import AskGateway, ReadIndex, ReadServices, Request
 from tallybus.client.core import MILLISECOND, SECOND, Call, Core, CoreSettings, new_call
 from tallybus.client.keys import Key, usable_key
-from tallybus.client.registration import ListFunctions
+from tallybus.client.registration import ListFunctions, ReadFunctionUsage
 from tallybus.client.wire import FramePool, Wire, places_of
 from tallybus.common.record import WaitLevel
 from tallybus.errors import ClientClosed, ForkedProcess, Timeout
-from tallybus.functions import FunctionInfo, FunctionVersion
+from tallybus.functions import FunctionInfo, FunctionUsage, FunctionVersion
 from tallybus.operations import (
     Balance,
     Balances,
@@ -241,6 +241,10 @@ class Client:
     def list_functions(self, *, timeout: float | None = None) -> list[FunctionInfo]:
         """The registered functions by name, with what was counted since the transactor started."""
         return self._call(ListFunctions(), timeout)
+
+    def function_usage(self, *, timeout: float | None = None) -> FunctionUsage:
+        """What all functions of the ledger take together, and may take."""
+        return self._call(ReadFunctionUsage(), timeout)
 
     def pipeline_index(self, *, timeout: float | None = None) -> PipelineIndex:
         """How far each stage has come."""

@@ -24,6 +24,7 @@ from tests.chaos.history import Operations, Pace, Recorder, to_operation
 from tests.chaos.machine import Machine
 from tests.chaos.verdict import Judge, Verdict
 from tests.processes.pipeline import make_settings
+from tests.unchecked import amounts_unchecked
 
 START_SECONDS: Final = 60.0
 ACCOUNTS: Final = 64
@@ -100,7 +101,11 @@ class Run:
         stuck = False
         try:
             self.machine.start()
-            with Client(self.settings.gateway.endpoint, timeout=TIMEOUT_S) as probe:
+            # Some amounts are wrong on purpose.
+            with (
+                amounts_unchecked(),
+                Client(self.settings.gateway.endpoint, timeout=TIMEOUT_S) as probe,
+            ):
                 stuck = not self._answers(probe)
                 if not stuck:
                     self.clients.start()
@@ -256,7 +261,8 @@ class Run:
         meter = np.array(self.recorder.history.meter, np.int64)
         gaps: dict[str, list[float]] = {}
         previous = 0
-        for episode, following in zip(self.episodes, [*self.episodes[1:], None], strict=True):
+        followers = [*self.episodes[1:], None][: len(self.episodes)]
+        for episode, following in zip(self.episodes, followers, strict=True):
             overlaps = episode.from_ns < previous or (
                 following is not None and following.from_ns < episode.to_ns
             )

@@ -132,9 +132,9 @@ class GoodClient(threading.Thread):
             result = client.submit_and_wait(Transfer(one, two, amount))
             assert result.ok, result
             held = [held[0] - amount, held[1] + amount]
-            back = client.submit_batch(transfers([two] * 20, [one] * 20, [0] * 19 + [amount]))
-            # An amount of zero is refused, as it has to be: 19 rejections, and one success.
-            assert back.statuses.tolist() == [5] * 19 + [0], back.statuses
+            back = client.submit_batch(transfers([two] * 20, [one] * 20, [2**62] * 19 + [amount]))
+            # Nobody has so much: 19 rejections, and one success.
+            assert back.statuses.tolist() == [1] * 19 + [0], back.statuses
             held = [held[0] + amount, held[1] - amount]
             last = int(back.first_tx_id) + 19
             read = client.get_balances([one, two], min_tx_id=last).balances.tolist()

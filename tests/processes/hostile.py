@@ -38,7 +38,7 @@ from tallybus import (
     function_calls,
     transfers,
 )
-from tests.processes.pipeline import environment, make_settings, pipeline_of
+from tests.processes.pipeline import environment, eventually, make_settings, pipeline_of
 
 THIRD: Final = 1 / 3
 ACCOUNTS: Final = 1_000
@@ -222,7 +222,7 @@ class Outcome:
 def measure(seconds: float, only: str = "") -> list[Outcome]:
     """Everything, in about so many seconds."""
     kinds = [kind for kind in _attacks() if only in kind.what]
-    each = max(1.0, seconds / (2 * len(kinds) + 4))
+    each = max(0.3, seconds / (3 * len(kinds) + 4))
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         settings = make_settings(Path(folder) / "data")
@@ -256,7 +256,8 @@ def _beside(
     attacker = spawn.Process(target=attack, args=(endpoint, name, kind, stop), daemon=True)
     attacker.start()
     try:
-        time.sleep(min(2.0, each))  # the attack is under way
+        if not kind.compiles:
+            eventually(lambda: _begun(client, name), "the attack is under way")
         for victim, run in VICTIMS.items():
             kept = run(client, each)
             outcome.shares[victim] = kept.rate / alone[victim].rate
@@ -271,6 +272,11 @@ def _beside(
             attacker.terminate()
             attacker.join()
     return outcome
+
+
+def _begun(client: Client, name: str) -> bool:
+    (info,) = [each for each in client.list_functions() if each.name == name]
+    return info.calls > 0
 
 
 def _seen(client: Client, name: str) -> str:

@@ -285,26 +285,36 @@ def test_a_ledger_whose_binary_is_missing_stops_as_a_whole_and_says_why(
         up.assert_nothing_left()
 
 
-def test_a_function_that_no_longer_fits_into_the_limits_keeps_the_transactor_from_starting(
+def test_a_function_that_no_longer_fits_into_the_limits_stops_no_start(
     stopped: tuple[Path, Registry], tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(stopped[0], data, ignore=shutil.ignore_patterns("run", "*.lock"))
-    for limit, told in (("memory_mib", "memory"), ("max_functions", "max_functions")):
-        settings = make_settings(data, **SMALL, **{f"functions__{limit}": 1})
-        with Services(tmp_path) as services:
-            services.start("wal", settings, f"wal_{limit}")
-            transactor = services.start("transactor", settings, f"transactor_{limit}")
-            assert transactor.wait() == EXIT_DAMAGED
-            message = str(transactor.lines[-1]["message"])
-            assert "is registered and cannot be used" in message
-            assert told in message
-            assert "Traceback" not in transactor.text
+    lowered = make_settings(
+        data,
+        **SMALL,
+        functions__memory_mib=1,
+        functions__max_functions=1,
+        functions__binaries_mib=1,
+    )
+    with Services(tmp_path) as services:
+        services.start_all(lowered)
+        with Client(lowered.gateway.endpoint, timeout=PATIENCE_S) as client:
+            found = {each.name: each.unusable for each in client.list_functions()}
+            assert registry(client) == stopped[1]
+            unusable = [name for name, why in found.items() if why]
+            assert unusable
+            assert len(unusable) < len(found)
+            for name, why in found.items():
+                assert not why or "bytes of memory" in why
+                status = client.submit_and_wait(Function(name)).status
+                assert (status == Status.SUSPENDED) == bool(why)
     settings = make_settings(data, **SMALL)
     with Services(tmp_path) as services:
         services.start_all(settings)
         with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
             assert registry(client) == stopped[1]
+            assert not any(each.unusable for each in client.list_functions())
 
 
 def test_limits_of_the_settings_hold_for_registrations_and_calls(tmp_path: Path) -> None:
@@ -313,7 +323,7 @@ def test_limits_of_the_settings_hold_for_registrations_and_calls(tmp_path: Path)
         ledger__max_accounts=1_000,
         functions__max_functions=2,
         functions__memory_mib=1,
-        functions__fuel=500,
+        functions__fuel=1_000,
         functions__fuel_by_name="patient=1000000",
     )
     loop = making.function(

@@ -13,6 +13,7 @@ from wasmtime import wat2wasm
 from tallybus import Client, Deposit, Function, WaitLevel, function_calls
 from tallybus.common.record import Reason, Status
 from tallybus.common.settings import Settings
+from tests.processes import hostile
 from tests.processes.pipeline import (
     PATIENCE_S,
     eventually,
@@ -123,3 +124,12 @@ def test_a_suspended_function_stays_so_over_a_restart(tmp_path: Path) -> None:
 
 def _health(settings: Settings) -> int:
     return fetch(settings, "transactor", "/healthz")[0]
+
+
+def test_hostile_functions_and_victims_are_measured_and_the_attack_is_suspended() -> None:
+    """A slice of `python -m tests.processes.hostile`; how much is kept is measured there."""
+    (outcome,) = hostile.measure(2.0, "64 calls a request")
+    assert set(outcome.shares) == set(hostile.VICTIMS)
+    assert min(outcome.shares.values()) > 0
+    assert "QUOTA_EXCEEDED" in outcome.seen
+    assert outcome.suspended_s is not None

@@ -386,8 +386,8 @@ def _binary_after_record() -> Changes:
 def _forget_functions() -> Changes:
     restore = Registrar.restore
 
-    def mutant(self: Any, registry: FunctionRegistry, binaries: Any) -> None:
-        restore(self, FunctionRegistry(), {})
+    def mutant(self: Any, registry: FunctionRegistry, binaries: Any, *rest: Any) -> Any:
+        return restore(self, FunctionRegistry(), {}, *rest)
 
     return [(Registrar, "restore", mutant)]
 

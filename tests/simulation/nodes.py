@@ -54,6 +54,7 @@ from tallybus.services.transactor import service as transactor_service
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import EngineOrderError
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
+from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.service import TransactorService
@@ -61,6 +62,7 @@ from tallybus.services.wal.binaries import remove_unfinished
 from tallybus.services.wal.commit import Committer
 from tallybus.services.wal.core import WalCore
 from tallybus.services.wal.service import WalService
+from tests.compilers import inline
 from tests.faulty_storage import SimulatedCrash
 from tests.simulation.disk import CLUSTER, FOLDER, Disk, WitnessedLog
 from tests.simulation.functions import NAMES
@@ -344,10 +346,22 @@ class TransactorShell(TransactorService):
         self._mismatched_at = 0
 
     def _look_at_modules(self, registrar: Registrar) -> None:
-        # What the thread does, here.
+        # What the lanes do, here.
         while self.core.modules:
             module = self.core.modules.popleft()
-            self.core.prepared(module, registrar.prepared._prepare(module.binary))
+            try:
+                registrar.prepared.take(module.binary)
+            except InvalidFunction as error:
+                self.core.prepared(module, str(error))
+            else:
+                self.core.prepared(module, None)
+
+    def _recover(self) -> None:
+        with inline():
+            super()._recover()
+
+    def _code_files(self, limits: FunctionLimits) -> None:
+        return None  # nothing is kept beside the simulated disk
 
     def _watch(self, registrar: Registrar) -> None:
         pass  # no threads: the node suspends functions itself
@@ -370,6 +384,7 @@ class TransactorNode(Node):
         budget = WorkBudget(rng.choice((1, 250, 10**9)), 10**9) if pipeline.functions else None
         self.limits = FunctionLimits(virtual_time=True)
         self.slice_ns = rng.choice((1, 500, 10**9))
+        self.fresh = True
         self.core = TransactorCore(
             incarnation, pipeline.max_in_flight, HEARTBEAT_NS, budget or UNBOUNDED
         )
@@ -404,8 +419,11 @@ class TransactorNode(Node):
             return
         pipeline, disk = self.pipeline, self.pipeline.disk
         if not self.core.recovering:
-            if pipeline.functions and self.world.chance(0.02):
+            if pipeline.functions and self.world.chance(0.5 if self.fresh else 0.02):
+                # One that starts often finds others suspended than the one before had: what it
+                # executes again ends otherwise.
                 self._suspend()
+            self.fresh = self.fresh and not self.core.running
             with patch.object(transactor_core, "SLICE_NS", self.slice_ns):
                 self.shell.step(self.world.now)
             return

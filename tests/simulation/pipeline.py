@@ -320,6 +320,10 @@ class Pipeline:
             if not self.strict and world.chance(0.4):
                 # What only these two know is lost with them, whatever gateways were told of it.
                 fallen = ["sequencer", "transactor"]
+            elif not self.strict and self.functions and world.chance(0.5):
+                # What they executed and gateways were told is executed again, and calls may end
+                # otherwise.
+                fallen = world.rng.choice((["transactor"], ["transactor", "wal"]))
             for name in fallen:
                 if self.nodes[name].up:
                     self.stop(self.nodes[name], "crash")

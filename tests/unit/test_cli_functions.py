@@ -148,11 +148,22 @@ def test_wrong_use_exits_2_and_sends_nothing(
 
 
 def test_functions_are_listed(gateway: FakeGateway, module: Path) -> None:
-    assert json.loads(at(gateway, "function", "list", "--json").stdout) == {"functions": []}
+    assert json.loads(at(gateway, "function", "list", "--json").stdout)["functions"] == []
     at(gateway, "function", "register", "fee", module)
     for params in ((1, 5), (1, 5, 5), (1, 5, 200)):
         at(gateway, "call", "fee", *params)
-    assert json.loads(at(gateway, "function", "list", "--json").stdout) == {
+    listed = json.loads(at(gateway, "function", "list", "--json").stdout)
+    assert listed["usage"] == {
+        "binaries_bytes": 3 << 20,
+        "binaries_limit": 256 << 20,
+        "code_bytes": 1 << 20,
+        "code_limit": 512 << 20,
+        "compile_seconds": 1.5,
+        "compile_limit": 120.0,
+        "waiting": 2,
+    }
+    assert listed == {
+        "usage": listed["usage"],
         "functions": [
             {
                 "name": "fee",
@@ -169,12 +180,21 @@ def test_functions_are_listed(gateway: FakeGateway, module: Path) -> None:
                 "work_ns": 0,
                 "reasons": {},
                 "suspended": False,
+                "compile_seconds": 0.5,
+                "code_bytes": 10_000,
+                "start_fuel": 3_300,
+                "unusable": "",
             }
-        ]
+        ],
     }
     at(gateway, "function", "register", "unused", module)
     lines = [line.split("\t") for line in at(gateway, "function", "list").stdout.splitlines()]
-    assert lines == [
+    assert [line for (line,) in lines[3:] if line] == [
+        "binaries of all versions on disk: 3.0 of 256 MiB",
+        "machine code: 1.0 of 512 MiB, compiled in 1.5 of 120 s",
+        "waiting to be compiled: 2",
+    ]
+    assert lines[:3] == [
         [
             *("name", "version", "crc32c", "calls", "failures"),
             *("fuel", "mean fuel", "fuel limit", "mean time", "p99", "work", ""),

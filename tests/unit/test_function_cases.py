@@ -149,8 +149,8 @@ def test_state_of_a_module_does_not_pass_from_case_to_case(tmp_path: Path) -> No
         ({"status": 1}, trial(status=Status.INSUFFICIENT_FUNDS), []),
         ({"status": 130}, trial(status=130), []),
         ({"status": "FUNCTION_130"}, trial(status=130), []),
-        ({}, trial(status=130), ["status is FUNCTION_130, not NONE"]),
-        ({"status": 130}, trial(), ["status is NONE, not FUNCTION_130"]),
+        ({}, trial(status=130), ["status is FUNCTION_130, not OK"]),
+        ({"status": 130}, trial(), ["status is OK, not FUNCTION_130"]),
         ({"status": 130}, trial(status=131), ["status is FUNCTION_131, not FUNCTION_130"]),
         (
             {"status": 130},
@@ -160,7 +160,7 @@ def test_state_of_a_module_does_not_pass_from_case_to_case(tmp_path: Path) -> No
         (
             {},
             trial(status=Status.INVALID_OPERATION, reason=Reason.BAD_RETURN),
-            ["status is INVALID_OPERATION (BAD_RETURN), not NONE"],
+            ["status is INVALID_OPERATION (BAD_RETURN), not OK"],
         ),
         (
             {"status": 5, "reason": "TRAP"},

@@ -23,14 +23,12 @@ from wasmtime import (
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.module import (
     MAX_BINARY_BYTES,
-    MAX_FUNCTION_WORK,
-    MAX_WORK,
     ModuleFacts,
     ModuleLimits,
     inspect,
 )
 from tests.hostile import making
-from tests.hostile.expensive import ALLOWED, EXPENSIVE
+from tests.hostile.expensive import ALLOWED
 from tests.hostile.failing import FAILING
 from tests.hostile.refused import REFUSED
 from tests.hostile.remembering import FORGETTING_TRAPS, REMEMBERING, STATELESS
@@ -69,15 +67,9 @@ def test_refuses_with_a_reason_what_is_not_a_function(name: str) -> None:
     assert refused.reason in str(caught.value)
 
 
-@pytest.mark.parametrize("name", EXPENSIVE)
-def test_refuses_what_would_take_long_to_compile(name: str) -> None:
-    with pytest.raises(InvalidFunction, match=r"too much to compile|at most|deep"):
-        inspect(EXPENSIVE[name](), LIMITS)
-
-
 @pytest.mark.parametrize("name", VALID)
 def test_takes_what_is_allowed(name: str) -> None:
-    assert inspect(VALID[name](), LIMITS).work <= MAX_WORK
+    assert inspect(VALID[name](), LIMITS).functions >= 1
 
 
 def test_facts_of_a_module() -> None:
@@ -89,7 +81,7 @@ def test_facts_of_a_module() -> None:
     assert (facts.functions, facts.memory_bytes, facts.table_elements) == (5, 2 * 65_536, 7)
     assert not facts.has_start
     assert not facts.writes_state
-    assert 0 < facts.work < MAX_FUNCTION_WORK
+    assert facts.start_fuel == 0
     assert inspect(making.wat(text.replace("(func $s)", "(func $s) (start $s)")), LIMITS).has_start
 
 

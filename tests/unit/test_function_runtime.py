@@ -15,7 +15,7 @@ from crc32c import crc32c
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.common.settings import FunctionSettings
 from tallybus.services.transactor.engine import Engine, Executed
-from tallybus.services.transactor.functions import binding, selftest, state
+from tallybus.services.transactor.functions import selftest, state, wasm_engine
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits, limits_from
 from tallybus.services.transactor.functions.runtime import (
@@ -362,7 +362,7 @@ def test_a_quota_is_the_most_that_a_call_may_use(kept: bool) -> None:
     if not kept:
         text = text.replace("(i32.wrap", "(global.set $g (i32.const 1)) (i32.wrap")
     used = try_function(to_binary(text), (1, 2, 5), {}).fuel_used
-    limits = FunctionLimits(fuel=50, fuel_by_name={"exact": used, "less": used - 1})
+    limits = FunctionLimits(fuel=500, fuel_by_name={"exact": used, "less": used - 1})
     engine = Engine(ACCOUNTS, 1000, 1, limits)
     for name in ("exact", "less", "other"):
         install(engine, name, text)
@@ -370,7 +370,7 @@ def test_a_quota_is_the_most_that_a_call_may_use(kept: bool) -> None:
     assert found == [0, Status.QUOTA_EXCEEDED, 0]
     assert [
         (each.name, each.fuel_limit, each.fuel_total) for each in engine.functions.statistics()
-    ] == [("exact", used, used), ("less", used - 1, used - 1), ("other", 50, used)]
+    ] == [("exact", used, used), ("less", used - 1, used - 1), ("other", 500, used)]
     assert engine.balances[2] == 10
     engine.close()
 
@@ -816,7 +816,7 @@ def test_a_runtime_that_behaves_otherwise_is_refused(monkeypatch: pytest.MonkeyP
         with pytest.raises(FunctionsUnavailable, match="self-test"):
             _ = Engine(ACCOUNTS, 10, 1).functions
     with monkeypatch.context() as patch:
-        patch.setattr(binding, "version", lambda _name: "50.0.2")
+        patch.setattr(wasm_engine, "version", lambda _name: "50.0.2")
         with pytest.raises(FunctionsUnavailable, match=r"50\.0\.2 is installed"):
             _ = Engine(ACCOUNTS, 10, 1).functions
 

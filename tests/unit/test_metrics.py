@@ -26,7 +26,7 @@ from tallybus.common.metrics import (
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.common.settings import SERVICES, Settings, load, metrics_address
 from tallybus.common.stage import STAGES
-from tallybus.services.transactor.metrics import MAX_FUNCTIONS, OTHERS, functions
+from tallybus.services.transactor.metrics import MAX_FUNCTIONS, OTHERS, functions, totals
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = PROJECT / "docs" / "metrics.md"
@@ -303,6 +303,31 @@ def test_of_very_many_functions_the_rest_is_told_together() -> None:
     assert failures == [
         Sample("tallybus_function_failures_total", 3, (OTHERS, "insufficient_funds"))
     ]
+
+
+def test_what_all_functions_take_is_told_beside_what_they_may_take() -> None:
+    found = {
+        "binaries_bytes": 5,
+        "binaries_limit": 100,
+        "code_bytes": 6,
+        "code_limit": 200,
+        "compile_ms": 1_500,
+        "compile_limit_ms": 120_000,
+        "waiting": 2,
+        "waiting_bytes": 9,
+    }
+    samples = list(totals(found, [{"unusable": ""}, {"unusable": "too much memory"}]))
+    assert samples == [
+        Sample("tallybus_functions_binaries_bytes", 5.0, ("used",)),
+        Sample("tallybus_functions_binaries_bytes", 100.0, ("limit",)),
+        Sample("tallybus_functions_code_bytes", 6.0, ("used",)),
+        Sample("tallybus_functions_code_bytes", 200.0, ("limit",)),
+        Sample("tallybus_functions_compile_seconds", 1.5, ("used",)),
+        Sample("tallybus_functions_compile_seconds", 120.0, ("limit",)),
+        Sample("tallybus_functions_waiting", 2),
+        Sample("tallybus_functions_unusable", 1),
+    ]
+    assert list(totals({}, [])) == []
 
 
 def test_every_service_has_metrics() -> None:

@@ -26,6 +26,7 @@ from tallybus.services.transactor import core as module
 from tallybus.services.transactor.core import RESULTS_PER_ANSWER, TransactorCore
 from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.registrar import Registrar
+from tests.compilers import InProcess, one_for_all
 
 ME = 100
 LOG = 200
@@ -49,7 +50,7 @@ def log_status(
 
 def an_engine() -> tuple[Engine, Registrar]:
     engine = Engine(10, 50, 1)
-    return engine, Registrar(engine)
+    return engine, Registrar(engine, compilers=one_for_all(InProcess()))
 
 
 def recovered(

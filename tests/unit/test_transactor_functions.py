@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,13 +25,14 @@ from tallybus.common.frames import (
 )
 from tallybus.common.functions import FunctionRegistry, FunctionVersion, registrations_in
 from tallybus.common.payload import make_payload
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
 from tallybus.services.transactor import core as module
-from tallybus.services.transactor import registrar as registrar_module
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import Engine
+from tallybus.services.transactor.functions.codefiles import CodeFiles, identity_of
 from tallybus.services.transactor.functions.limits import FunctionLimits
-from tallybus.services.transactor.registrar import FunctionUnusable, Registrar
+from tallybus.services.transactor.registrar import Registrar
+from tests.compilers import InProcess, one_for_all
 from tests.unit.test_transactor_core import (
     GATEWAY,
     HEARTBEAT,
@@ -71,13 +73,24 @@ MANY = wasm(
         (i32.const 0)))"""
 )
 
+LARGE_MEMORY = wasm(
+    """(module (memory 20) (func (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64)
+        (result i32) (i32.store (i32.const 0) (i32.const 1)) (i32.const 0)))"""
+)
+
 
 class Rig:
     """A transactor that runs, fed by hand."""
 
-    def __init__(self, limits: FunctionLimits | None = None, capacity: int = 100_000) -> None:
+    def __init__(
+        self,
+        limits: FunctionLimits | None = None,
+        capacity: int = 100_000,
+        files: CodeFiles | None = None,
+    ) -> None:
         self.engine = Engine(10, 100_000, 1, limits)
-        self.registrar = Registrar(self.engine)
+        self.compiler = InProcess(limits)
+        self.registrar = Registrar(self.engine, limits, files, one_for_all(self.compiler))
         self.core = TransactorCore(ME, capacity, HEARTBEAT)
         self.core.tick(0)
         self.core.on_welcome(log_welcome(term=4), 0)
@@ -246,48 +259,145 @@ def test_functions_are_as_before_after_a_restart(rig: Rig) -> None:
     assert entries.tolist() == [(1, -5), (2, 5)]
 
 
-def test_a_registered_function_that_cannot_run_here_is_refused_by_name(rig: Rig) -> None:
-    registry = FunctionRegistry([FunctionVersion("move", 1, crc32c(b"\0asm"), 1)])
-    with pytest.raises(FunctionUnusable) as caught:
-        rig.registrar.restore(registry, {1: b"\0asm"})
-    assert (caught.value.name, caught.value.version) == ("move", 1)
+def test_a_registered_function_that_cannot_run_here_stops_nothing(rig: Rig) -> None:
+    versions = [
+        FunctionVersion("move", 1, crc32c(MOVE), 1),
+        FunctionVersion("broken", 1, crc32c(b"\0asm"), 2),
+    ]
+    unusable = rig.registrar.restore(FunctionRegistry(versions), {1: MOVE, 2: b"\0asm"})
+    ((version, reason),) = unusable
+    assert version == versions[1]
+    assert "version of the binary format" in reason
+    rows_ = {row["name"]: row for row in rig.registrar.rows()}
+    assert rows_["broken"]["unusable"] == reason
+    assert not rows_["move"]["unusable"]
+    (executed,) = rig.send(rig.calls(rows((1, 2, 5), (1, 2, 5)), ["broken"]))
+    records = np.frombuffer(executed.records, RECORD_DTYPE)
+    assert records["status"].tolist() == [Status.SUSPENDED] * 2
+    assert records["reason"].tolist() == [Reason.STOPPED] * 2
+    (executed,) = rig.send(rig.calls(rows((1, 2, 5)), ["move"]))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
 
 
-def test_what_a_start_would_compile_for_too_long_is_refused(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_run_can_be_replaced_and_unregistered(rig: Rig) -> None:
+    rig.send(rig.calls(rows((), ()), ["nobody"]))
+    versions = [FunctionVersion(name, 1, crc32c(b"\0asm"), n + 1) for n, name in enumerate("ab")]
+    rig.registrar.restore(FunctionRegistry(versions), {1: b"\0asm", 2: b"\0asm"})
+    (executed,) = rig.send(rig.registration("a", MOVE, override=True))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+    (executed,) = rig.send(rig.registration("b", b""))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+    (row,) = rig.registrar.rows()
+    assert (row["name"], row["version"], row["unusable"]) == ("a", 2, "")
+    (executed,) = rig.send(rig.calls(rows((1, 2, 5)), ["a"]))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+
+
+def test_limits_that_were_lowered_take_no_function_away() -> None:
+    lower = Rig(FunctionLimits(max_functions=1, compile_total_seconds=0, binaries_bytes=1))
+    versions = [FunctionVersion(f"f{n}", 1, crc32c(MOVE), n) for n in (1, 2, 3)]
+    assert lower.registrar.restore(FunctionRegistry(versions), dict.fromkeys((1, 2, 3), MOVE)) == []
+    for name in ("f1", "f2", "f3"):
+        (executed,) = lower.send(lower.calls(rows((1, 2, 5)), [name]))
+        assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+    assert "max_functions" in str(lower.registrar.refusal("f4", MOVE))
+
+
+@pytest.mark.parametrize(
+    ("limits", "setting"),
+    [
+        (FunctionLimits(compile_total_seconds=0), "functions.compile_total_seconds"),
+        (FunctionLimits(code_bytes=1_000), "functions.code_mib"),
+        (FunctionLimits(binaries_bytes=len(MOVE) - 1), "functions.binaries_mib"),
+        (FunctionLimits(fuel=60_000), "units of fuel"),
+    ],
+)
+def test_what_would_take_too_much_is_refused_by_the_settings_name(
+    limits: FunctionLimits, setting: str
 ) -> None:
-    rig.send(rig.registration("move", MOVE))
-    work = rig.engine.functions.compile(MOVE).facts.work
-    monkeypatch.setattr(registrar_module, "MAX_LIVE_WORK", work)
-    rig.registrar.prepared.ask("ticket", MANY)
+    rig = Rig(limits)
+    binary = LARGE_MEMORY if setting == "units of fuel" else MOVE
+    rig.registrar.ask("ticket", binary)
     while not rig.registrar.prepared.done():
         time.sleep(0.001)
-    assert rig.registrar.refusal("same", MOVE) is None
-    assert "units of work" in str(rig.registrar.refusal("many", MANY))
-    (executed,) = rig.send(rig.registration("many", MANY))
+    assert setting in str(rig.registrar.refusal("move", binary))
+    (executed,) = rig.send(rig.registration("move", binary))
     assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.QUOTA_EXCEEDED
-    rig.send(rig.registration("move", b""))
-    (executed,) = rig.send(rig.registration("again", MOVE))
+
+
+def test_binaries_of_all_versions_count_and_unregistering_is_always_possible() -> None:
+    rig = Rig(FunctionLimits(binaries_bytes=2 * len(MOVE)))
+    for _ in range(2):
+        (executed,) = rig.send(rig.registration("move", MOVE, override=True))
+        assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+    assert rig.registrar.totals()["binaries_bytes"] == 2 * len(MOVE)
+    (executed,) = rig.send(rig.registration("move", MOVE, override=True))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.QUOTA_EXCEEDED
+    (executed,) = rig.send(rig.registration("move", b""))
     assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
-    rig.registrar.close()
+    assert "versions are never deleted" in str(rig.registrar.refusal("move", MOVE))
 
 
-def test_a_restart_compiles_each_module_once_and_tells_how_far_it_is(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_restart_compiles_each_module_once_and_tells_how_far_it_is(rig: Rig) -> None:
     versions = [FunctionVersion(f"f{n}", 1, crc32c(MOVE), n) for n in range(1, 6)]
-    compiled: list[bytes] = []
-    monkeypatch.setattr(rig.registrar, "_compile", lambda binary: compiled.append(binary) or made)
-    made = rig.engine.functions.compile(MOVE)
     told: list[tuple[int, int]] = []
     rig.registrar.restore(
         FunctionRegistry(versions),
         {version.transaction_id: MOVE for version in versions},
         lambda done, total: told.append((done, total)),
     )
-    assert compiled == [MOVE]
-    assert told == [(n * len(MOVE), 5 * len(MOVE)) for n in range(5)]
+    assert rig.compiler.compiled == [MOVE]
+    assert sorted(set(told)) == [(n * len(MOVE), 5 * len(MOVE)) for n in range(5)]
     assert [row["name"] for row in rig.registrar.rows()] == ["f1", "f2", "f3", "f4", "f5"]
+
+
+def test_a_start_that_has_to_wait_for_the_compiler_goes_on_telling(rig: Rig) -> None:
+    rig.compiler.may_go_on.clear()
+    told = 0
+
+    def begins(_done: int, _total: int) -> None:
+        nonlocal told
+        told += 1
+        if told == 5:
+            rig.compiler.may_go_on.set()
+
+    versions = [FunctionVersion("move", 1, crc32c(MOVE), 1)]
+    assert rig.registrar.restore(FunctionRegistry(versions), {1: MOVE}, begins) == []
+    assert told >= 5
+    assert min(rig.compiler.allowances) > 0
+
+
+def test_a_restart_with_kept_code_compiles_nothing(tmp_path: Path) -> None:
+    files = CodeFiles(tmp_path / "compiled", identity_of(FunctionLimits()), 1 << 30)
+    first = Rig(files=files)
+    first.send(first.registration("move", MOVE))
+    first.send(first.registration("many", MANY))
+    assert len(first.compiler.compiled) == 2
+    second = Rig(files=files)
+    second.registrar.restore(
+        FunctionRegistry(first.registrar.registry.versions()), {1: MOVE, 2: MANY}
+    )
+    assert second.compiler.compiled == []
+    (executed,) = second.send(second.calls(rows((1, 2, 5)), ["move"]))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+    costs = {row["name"]: row["compile_seconds"] for row in second.registrar.rows()}
+    assert costs == {"move": 0.25, "many": 0.25}
+
+
+def test_a_registration_whose_module_is_not_at_hand_waits_and_is_not_lost(rig: Rig) -> None:
+    rig.compiler.may_go_on.clear()
+    waited = 0
+
+    def waiting() -> None:
+        nonlocal waited
+        waited += 1
+        if waited == 3:
+            rig.compiler.may_go_on.set()
+
+    rig.registrar.waiting = waiting
+    (executed,) = rig.send(rig.registration("move", MOVE))
+    assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
+    assert waited >= 3
 
 
 # -- batches in slices -----------------------------------------------------------------------------

@@ -1,31 +1,26 @@
-"""The one module that knows wasmtime's C interface: configuration, compiling, instances, addresses.
+"""Knows wasmtime's C interface, beside `wasm_engine.py`: linking, instances, addresses.
 
 Promises: whoever imports this package without using functions does not load wasmtime; every pointer
 taken here is given back by a `close`; errors of wasmtime come out as `InvalidFunction` (of a
 module) or `FunctionsUnavailable` (of the installation). It uses `wasmtime._bindings`, which is no
 public interface, so the version is pinned: another one is refused, and `selftest.py` calls through
 everything that is used here before a function may run.
-
-Traps are not signals: a signal handler would be the process's, in the way of Python's own and of
-`faulthandler`. Measured, explicit checks cost a call nothing and make a trap eight times cheaper.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.errors import ServiceError
-from tallybus.services.transactor.functions import calling, layout
+from tallybus.services.transactor.functions import calling, layout, wasm_engine
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
+from tallybus.services.transactor.functions.wasm_engine import FunctionsUnavailable
 
-WASMTIME_VERSION: Final = "50.0.1"
 EXPORT: Final = b"execute"
 HOST_MODULE: Final = b"ledger"
 TABLES: Final = 4
@@ -34,62 +29,6 @@ TABLES: Final = 4
 _I32: Final = 0
 _I64: Final = 1
 _FUNCTION_KIND: Final = 0
-_OFF: Final = (
-    # Not deterministic, or not needed by what compilers make of a function: less to go wrong.
-    "wasm_threads",
-    "shared_memory",
-    "wasm_simd",
-    "wasm_relaxed_simd",
-    "wasm_tail_call",
-    "wasm_function_references",
-    "wasm_gc",
-    "wasm_exceptions",
-    "wasm_multi_memory",
-    "wasm_memory64",
-    "wasm_wide_arithmetic",
-    "wasm_custom_page_sizes",
-    "wasm_stack_switching",
-    "wasm_component_model",
-    # A second thread that compiles would take a processor from execution.
-    "parallel_compilation",
-    "signals_based_traps",
-    # A copy-on-write image would spare an instance the fuel for its data, on some systems only.
-    "memory_init_cow",
-)
-_ON: Final = (
-    "consume_fuel",
-    # So that another thread can end a call.
-    "epoch_interruption",
-    "cranelift_nan_canonicalization",
-    # With these, what compilers make unless told otherwise; `module.py` reads no more.
-    "wasm_multi_value",
-    "wasm_bulk_memory",
-    "wasm_reference_types",
-)
-
-
-class FunctionsUnavailable(ServiceError):
-    """The WebAssembly runtime of this installation cannot be used. Field: `reason`."""
-
-    restart = False
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"functions cannot run here: {reason}. Install tallybus with the versions that it "
-            f"asks for (wasmtime {WASMTIME_VERSION})"
-        )
-        self.reason = reason
-
-
-def _bindings() -> Any:
-    try:
-        found = version("wasmtime")
-        from wasmtime import _bindings
-    except (ImportError, OSError, RuntimeError) as error:
-        raise FunctionsUnavailable(f"wasmtime cannot be loaded ({error})") from error
-    if found != WASMTIME_VERSION:
-        raise FunctionsUnavailable(f"wasmtime {found} is installed")
-    return _bindings
 
 
 def _address(function: Any) -> int:
@@ -160,24 +99,12 @@ class Sandbox:
     def __init__(self, state: NDArray[np.uint64], limits: FunctionLimits) -> None:
         """Raises FunctionsUnavailable."""
         self._engine = None
-        c = _bindings()
+        c = wasm_engine.bindings()
         self._c = c
         self._limits = limits
         self._no_finalizer = ctypes.CFUNCTYPE(None, ctypes.c_void_p)()
         self._export_name = ctypes.create_string_buffer(EXPORT)
-        config = c.wasm_config_new()
-        for name in _OFF:
-            getattr(c, f"wasmtime_config_{name}_set")(config, False)
-        for name in _ON:
-            getattr(c, f"wasmtime_config_{name}_set")(config, True)
-        c.wasmtime_config_max_wasm_stack_set(config, limits.stack_bytes)
-        # Room for the largest memory and not four GiB of addresses for each.
-        c.wasmtime_config_memory_reservation_set(config, limits.memory_bytes)
-        c.wasmtime_config_memory_reservation_for_growth_set(config, 0)
-        c.wasmtime_config_memory_guard_size_set(config, 0)
-        self._engine = c.wasm_engine_new_with_config(config)
-        if not self._engine:
-            raise FunctionsUnavailable("wasmtime does not take its configuration")
+        self._engine = wasm_engine.new_engine(c, limits.stack_bytes, limits.memory_bytes)
         self._linker = c.wasmtime_linker_new(self._engine)
         environment = ctypes.c_void_p(state.ctypes.data)
         for function, params, results in (
@@ -243,16 +170,19 @@ class Sandbox:
         state[layout.TABLES] = TABLES
 
     def compile(self, binary: bytes) -> Module:
-        """Compile and link. Raises InvalidFunction: not valid, imports something else than the
-        three host functions, or exports no `execute` of the right type."""
+        """Compile and link, here and now. Raises InvalidFunction: not valid, imports something else
+        than the three host functions, or exports no `execute` of the right type."""
+        return self._linked(wasm_engine.compile_module(self._c, self._engine, binary))
+
+    def load(self, code: bytes) -> Module:
+        """Link what another engine of this kind has compiled. Raises InvalidFunction.
+
+        Only for code from a trusted place: what was forged is executed.
+        """
+        return self._linked(wasm_engine.load_module(self._c, self._engine, code))
+
+    def _linked(self, module: Any) -> Module:
         c = self._c
-        if not binary:
-            raise InvalidFunction("the binary is empty")
-        content = (ctypes.c_uint8 * len(binary)).from_buffer_copy(binary)
-        module = ctypes.POINTER(c.wasmtime_module_t)()
-        error = c.wasmtime_module_new(self._engine, content, len(binary), ctypes.byref(module))
-        if error:
-            raise InvalidFunction(self._message(error))
         pre = ctypes.POINTER(c.wasmtime_instance_pre_t)()
         try:
             self._check_export(module)
@@ -339,15 +269,10 @@ class Sandbox:
         return self._message(ctypes.cast(ctypes.c_void_p(error), kind))
 
     def _message(self, error: Any) -> str:
-        message = self._c.wasm_byte_vec_t()
-        self._c.wasmtime_error_message(error, ctypes.byref(message))
-        self._c.wasmtime_error_delete(error)
-        return self._text(message)
+        return wasm_engine.message_of(self._c, error)
 
     def _text(self, message: Any) -> str:
-        text = bytes(message.data[: message.size]).decode(errors="replace")
-        self._c.wasm_byte_vec_delete(ctypes.byref(message))
-        return text
+        return wasm_engine.text_of(self._c, message)
 
     def close(self) -> None:
         """Free the engine; modules and instances keep what they need of it."""

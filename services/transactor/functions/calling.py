@@ -174,6 +174,7 @@ _CALLS: Final = _at(layout.CALLS)
 _FUEL_USED: Final = _at(layout.FUEL_USED)
 _SAMPLES: Final = _at(layout.SAMPLES)
 _SAMPLED_NS: Final = _at(layout.SAMPLED_NS)
+_START_FUEL: Final = _at(layout.START_FUEL)
 _STATUSES: Final = _at(layout.STATUSES)
 _REASONS: Final = _at(layout.REASONS)
 _DURATIONS: Final = _at(layout.DURATIONS)
@@ -504,7 +505,10 @@ def call_function(state: Any, name: Any) -> Any:
     if place == _NO_SLOT:
         return unknown
     slot = load(state + _SLOTS) + place * _SLOT_BYTES
-    if load(slot + _SUSPENDED_AT) != _ZERO:
+    if load(slot + _SUSPENDED_AT) != _ZERO or (
+        # It is registered, and could not be loaded.
+        load(slot + _CONTEXT) == _ZERO and load(slot + _PRE) == _ZERO
+    ):
         return _refused(slot, _SUSPENDED, _BY_STOPPED)
     if load(state + _SPENT_BY) != _ZERO:
         return _refused(slot, _NOT_RUN, load(state + _SPENT_BY))
@@ -524,7 +528,9 @@ def call_function(state: Any, name: Any) -> Any:
 
     calls = load(slot + _CALLS)
     # One more than the quota: a call that ends with none left used more than that.
-    fuel = load(slot + _FUEL) + _ONE
+    quota = load(slot + _FUEL) + _ONE
+    begins = load(slot + _START_FUEL)
+    fuel = quota - begins if begins < quota else _ZERO
     # The second call is timed too: the first one is slow, and some functions are seldom called.
     sampled = calls & _SAMPLED_MASK == _ONE or load(slot + _LAST_USED) > _SLOW_FUEL
     began = _now(state) if sampled else _SIGNED_ZERO
@@ -537,12 +543,15 @@ def call_function(state: Any, name: Any) -> Any:
         call_2(load(state + _SET_FUEL), context, fuel)
         _run(state, context, slot + _FUNCTION)
         call_2(load(state + _GET_FUEL), context, state + _LEFT)
+    elif fuel == _ZERO:
+        # Not even its beginning is paid for.
+        store(state + _LEFT, _ZERO)
     else:
         _run_fresh(state, slot, fuel)
         units = _FRESH_UNITS
     store(state + _RUNNING, _ZERO)
     left = load(state + _LEFT)
-    used = fuel - (left if left != _ZERO else _ONE)
+    used = quota - (left if left != _ZERO else _ONE)
     store(state + _SPENT, used)
     store(slot + _LAST_USED, used)
     store(state + _VIRTUAL_NS, load(state + _VIRTUAL_NS) + used + units)

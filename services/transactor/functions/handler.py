@@ -1,11 +1,11 @@
-"""From the bytes of a module to what the kernel can call: every check, then machine code.
+"""From a module to what the kernel can call: from its bytes, or from code that was made before.
 
-Uses the compiler through `binding.py` and touches nothing else. May be called from any thread.
+Uses wasmtime through `binding.py` and touches nothing else. May be called from any thread.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from crc32c import crc32c
@@ -15,10 +15,19 @@ from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.binding import Instance, Module, Sandbox
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
-from tallybus.services.transactor.functions.module import ModuleFacts, ModuleLimits, inspect
+from tallybus.services.transactor.functions.module import ModuleFacts, ModuleLimits
+from tallybus.services.transactor.functions.weighing import weigh
 
 _INSTANTIATION_FUEL: Final = 10**12
 """For an instance that is made ahead: no call's fuel, and bounded by the module's limits."""
+
+
+class CompileCost(NamedTuple):
+    """`seconds` of processor time, and `code_bytes` of machine code that came out; 0 where nobody
+    measured."""
+
+    seconds: float = 0.0
+    code_bytes: int = 0
 
 
 class CompiledFunction:
@@ -26,13 +35,20 @@ class CompiledFunction:
 
     `facts` are those of `module.inspect`. `instance` serves every call; it is None for a module
     that can write state or has a start function: of such a one every call gets a fresh instance.
+    `cost`: what it took to compile.
     """
 
-    __slots__ = ("crc32c", "facts", "instance", "module")
+    __slots__ = ("cost", "crc32c", "facts", "instance", "module")
 
     def __init__(
-        self, module: Module, instance: Instance | None, facts: ModuleFacts, crc: int
+        self,
+        module: Module,
+        instance: Instance | None,
+        facts: ModuleFacts,
+        crc: int,
+        cost: CompileCost,
     ) -> None:
+        self.cost = cost
         self.module = module
         self.instance = instance
         self.facts = facts
@@ -49,6 +65,7 @@ class CompiledFunction:
         slot[layout.REGISTERED] = registered
         slot[layout.CRC] = crc
         slot[layout.FUEL] = fuel
+        slot[layout.START_FUEL] = self.facts.start_fuel
         if self.instance is None:
             slot[layout.PRE] = self.module.pre
         else:
@@ -62,21 +79,37 @@ class CompiledFunction:
         self.module.close()
 
 
-def compile_function(sandbox: Sandbox, binary: bytes, limits: FunctionLimits) -> CompiledFunction:
-    """Check and compile. Raises InvalidFunction with what is wrong.
+def limits_of(limits: FunctionLimits) -> ModuleLimits:
+    """What a module may hold."""
+    return ModuleLimits(limits.memory_bytes, limits.table_elements)
 
-    A module is also instantiated once, unless it has a start function, whose place is a
-    transaction: so what would fail in every call is refused here.
-    """
-    facts = inspect(binary, ModuleLimits(limits.memory_bytes, limits.table_elements))
+
+def compile_function(sandbox: Sandbox, binary: bytes, limits: FunctionLimits) -> CompiledFunction:
+    """Check and compile, here and now: for tests and trials. Raises InvalidFunction."""
+    weighed = weigh(binary, limits_of(limits))
+    return _ready(sandbox, sandbox.compile(weighed.binary), weighed.facts, binary, CompileCost())
+
+
+def load_function(
+    sandbox: Sandbox, binary: bytes, facts: ModuleFacts, code: bytes, seconds: float
+) -> CompiledFunction:
+    """The same from machine code that was made of this binary before. Raises InvalidFunction."""
+    cost = CompileCost(seconds, len(code))
+    return _ready(sandbox, sandbox.load(code), facts, binary, cost)
+
+
+def _ready(
+    sandbox: Sandbox, module: Module, facts: ModuleFacts, binary: bytes, cost: CompileCost
+) -> CompiledFunction:
+    """A module is also instantiated once, unless it has a start function, whose place is a
+    transaction: so what would fail in every call is refused here."""
     crc = crc32c(binary)
     if crc == 0:
         raise InvalidFunction("its CRC-32C is 0, which stands for no function at all")
-    module = sandbox.compile(binary)
     if facts.has_start:
-        return CompiledFunction(module, None, facts, crc)
+        return CompiledFunction(module, None, facts, crc, cost)
     instance = sandbox.instantiate(module, _INSTANTIATION_FUEL)
     if facts.writes_state:
         instance.close()
-        return CompiledFunction(module, None, facts, crc)
-    return CompiledFunction(module, instance, facts, crc)
+        return CompiledFunction(module, None, facts, crc, cost)
+    return CompiledFunction(module, instance, facts, crc, cost)

@@ -1,6 +1,10 @@
 """Instructions of WebAssembly, as far as they matter before compiling.
 
-That is: how long each is, what it costs to compile, and whether it writes state.
+That is: how long each is, whether it writes state, and how much fuel it has to take beyond the one
+unit that wasmtime counts, so that a unit is never longer than ten nanoseconds. What takes longer
+gets constants in front of it that are dropped again: the compiler counts them and makes no code of
+them. Fuel is looked at in loops and at the beginning of functions only; so an empty loop is put
+wherever much could run without that.
 
 Allowed is what compilers make by default: the first version with sign extension, conversions that
 saturate, several results, bulk memory and reference types. All else is refused by its name: SIMD,
@@ -18,8 +22,6 @@ from tallybus.services.transactor.functions.errors import InvalidFunction
 
 MAX_LOOP_DEPTH: Final = 16
 """Loops within loops: values that live through many of them make the compiler explode."""
-MAX_BLOCK_VALUES: Final = 8
-"""What a block with a type of its own is taken to hand over."""
 
 # What follows the byte of an instruction.
 _NOTHING: Final = 0
@@ -41,6 +43,7 @@ _REFUSED: Final = 13
 
 _BLOCK_TYPES: Final = frozenset((0x40, 0x7F, 0x7E, 0x7D, 0x7C, 0x70, 0x6F))
 _LOOP: Final = 0x03
+_ELSE: Final = 0x05
 _FIRST_STORE: Final = 0x36
 
 _WRITES: Final = frozenset((0x24, 0x26, 0x40))
@@ -81,37 +84,43 @@ _KIND_OF: Final[tuple[tuple[Iterable[int], int], ...]] = (
     ((0xFC,), _MISC),
 )
 
-# Measured with many of the same in a row, in tenths of a microsecond: what cannot be expressed in a
-# few machine instructions or needs a check before it takes a hundred times as long as a sum.
-_DEFAULT_WEIGHT: Final = 10
-_WEIGHT_OF: Final[tuple[tuple[Iterable[int], int], ...]] = (
-    ((0x01,), 0),  # nop
-    ((0x05, 0x0B, 0x1A, 0x20, 0x41, 0x42, 0x43, 0x44), 2),
-    ((0x00, 0x0F), 300),  # unreachable, return
-    ((0x10,), 300),  # call
-    ((0x11,), 1000),  # call_indirect
-    ((0x21, 0x22), 80),  # local.set, local.tee: joined where control is
-    ((0x25, 0x26, 0x40), 1000),  # table.get, table.set, memory.grow
-    (range(0x28, 0x3F), 250),  # loads and stores
-    ((*range(0x6D, 0x71), *range(0x7F, 0x83)), 420),  # integer division
-    ((0x77, 0x78, 0x89, 0x8A), 420),  # rotation
-    (range(0x8B, 0xA7), 60),  # floats: each result is made canonical
-    ((*range(0xA8, 0xAC), *range(0xAE, 0xB2)), 1000),  # conversions that trap
-    (range(0xB2, 0xBC), 60),
-    ((0xD2,), 300),  # ref.func
+# What an instruction takes beyond one unit, by measurement (`python -m benchmarks.fuel`): the
+# slowest use of it that was found, in tens of nanoseconds.
+_EXTRA_OF: Final[tuple[tuple[Iterable[int], int], ...]] = (
+    ((0x03,), 1),  # loop: when it is entered; wasmtime counts none for it
+    ((0x11,), 2),  # call_indirect
+    ((0x25, 0x26), 2),  # table.get, table.set
+    ((0x40,), 15),  # memory.grow, beside its pages
+    (range(0x6D, 0x71), 1),  # i32.div_s to i32.rem_u
+    (range(0x7F, 0x83), 1),  # i64.div_s to i64.rem_u
+    (range(0x91, 0x96), 5),  # f32.sqrt, add, sub, mul, div: slow with numbers that are very small
+    (range(0x9F, 0xA4), 5),  # the same of f64
+    ((0xB6, 0xBB), 4),  # f32.demote_f64, f64.promote_f32
+    ((0xD2,), 6),  # ref.func
 )
-_BREAKS_OF: Final[tuple[tuple[Iterable[int], int], ...]] = (
-    (range(0x28, 0x3F), 1),
-    ((0x10, 0x40, 0xD2), 1),
-    ((0x11, 0x25, 0x26), 4),
-    ((*range(0x6D, 0x71), *range(0x7F, 0x83)), 2),
-    ((*range(0xA8, 0xAC), *range(0xAE, 0xB2)), 4),
-)
-_SATURATING_WEIGHT: Final = 60
-_MEMORY_WEIGHT: Final = 300
-_TABLE_WEIGHT: Final = 2000
-_TARGET_WEIGHT: Final = 20
-_LOOP_WEIGHT: Final = 5
+HOST_CALL_EXTRA: Final = 9
+"""Of a call of `ledger.…`: a balance may be anywhere in memory."""
+_OWN_CALL_EXTRA: Final = 1
+_BULK_EXTRA: Final = {
+    8: 4,  # memory.init
+    9: 1,  # data.drop
+    10: 4,  # memory.copy
+    11: 15,  # memory.fill: as much with a length of 0
+    12: 4,  # table.init
+    13: 1,  # elem.drop
+    14: 4,  # table.copy
+    15: 5,  # table.grow
+    16: 0,  # table.size
+    17: 4,  # table.fill
+}
+CHECK_EVERY: Final = 500
+"""Units after which fuel is looked at, at the latest."""
+_AFTER_CALL: Final = CHECK_EVERY - 3
+"""Where a function has returned from a call: what it does then would add up with each caller's."""
+_UNIT: Final = bytes((0x41, 0x00, 0x1A))
+"""i32.const 0, drop: one unit, and no code."""
+_CHECK: Final = bytes((0x03, 0x40, 0x0B))
+"""An empty loop."""
 
 
 def _by_code(groups: Iterable[tuple[Iterable[int], int]], default: int) -> tuple[int, ...]:
@@ -123,53 +132,78 @@ def _by_code(groups: Iterable[tuple[Iterable[int], int]], default: int) -> tuple
 
 
 _KINDS: Final = _by_code(_KIND_OF, _REFUSED)
-_WEIGHTS: Final = _by_code(_WEIGHT_OF, _DEFAULT_WEIGHT)
-_BREAKS: Final = _by_code(_BREAKS_OF, 0)
+_EXTRAS: Final = _by_code(_EXTRA_OF, 0)
+_COUNTED: Final = _by_code((((0x00, 0x01, 0x02, 0x03, 0x05, 0x0B, 0x0F, 0x1A), 0),), 1)
+"""What wasmtime counts: none for what makes no code."""
+_ACCESSES: Final = range(0x28, 0x3F)
+"""Loads and stores."""
+_GROW: Final = 0x40
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What instructions take in one module. `imports`: how many functions it imports, which come
+    first. `access`: units beyond one of a load or a store. `grow`: the function that does what
+    memory.grow does."""
+
+    imports: int
+    access: int
+    grow: int
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What the instructions of a function come to.
+    """What the instructions of a function can do, and what they are with their weights.
 
-    `weight`: the part of the compiler's work that is linear, in tenths of a microsecond.
-    `branches`: edges of the graph of control. `breaks`: places where the compiler stops to keep
-    what lives, as at calls and checks that may trap. `writes_state`: whether anything is written
-    that outlives the call, as long as the instance does.
+    `writes_state`: whether anything is written that outlives the call, as long as the instance
+    does. `grows`: whether memory. `weighed`: the instructions to compile; empty if no weights were
+    given.
     """
 
-    weight: int
-    branches: int
-    breaks: int
     writes_state: bool
+    grows: bool
+    weighed: bytes
 
 
-def scan(data: bytes, position: int, end: int) -> Body:
+def scan(data: bytes, position: int, end: int, weights: Weights | None = None) -> Body:
     """Reads the instructions `data[position:end]` of a function.
 
     Raises InvalidFunction for what is not allowed, and when they do not end where the body does.
     """
     start = position
-    kinds, weights, stops = _KINDS, _WEIGHTS, _BREAKS
-    weight = branches = breaks = 0
-    writes = False
-    open_blocks = [-1]
-    """Where each open block's first instruction is if that is a loop, else -1."""
+    kinds, counted, extras = _KINDS, _COUNTED, list(_EXTRAS)
+    imports = 0
+    if weights is not None:
+        imports = weights.imports
+        for code in _ACCESSES:
+            extras[code] = weights.access
+    writes = grows = False
+    open_blocks = [0]
+    """Of each open block the most units that may have been spent inside it since the last look at
+    the fuel, whichever way was taken; of a loop that less one, and negative."""
     loops = 0
+    spent = 0
+    out: list[bytes] = []
+    copied = position
     try:
         while position < end:
+            at = position
             code = data[position]
             position += 1
-            weight += weights[code]
-            breaks += stops[code]
+            extra = extras[code]
             kind = kinds[code]
+            called = False
             if kind == _NOTHING:
-                pass
+                if code == _ELSE:
+                    most = open_blocks[-1]
+                    spent = max(spent, most if most >= 0 else -1 - most)
             elif kind == _NUMBER:
                 while data[position] > 0x7F:
                     position += 1
                 position += 1
                 if code in _WRITES:
                     writes = True
+                    grows |= code == _GROW
             elif kind == _ADDRESS:
                 if code >= _FIRST_STORE:
                     writes = True
@@ -180,57 +214,61 @@ def scan(data: bytes, position: int, end: int) -> Body:
                 position = _after_number(data, position)
             elif kind == _END:
                 began = open_blocks.pop()
-                if began >= 0:
+                if began < 0:
                     loops -= 1
-                    weight += (position - began) * _LOOP_WEIGHT
+                    began = -1 - began
                 if not open_blocks:
                     break
+                spent = max(spent, began)
+                _note(open_blocks, spent)
             elif kind == _BLOCK:
-                branches += 1
-                open_blocks.append(position if code == _LOOP else -1)
                 if code == _LOOP:
                     loops += 1
                     if loops > MAX_LOOP_DEPTH:
                         _fail(f"loops are nested more than {MAX_LOOP_DEPTH} deep", position - 1)
+                    # Its head looks at the fuel.
+                    open_blocks.append(-1)
+                    spent = 0
+                else:
+                    open_blocks.append(spent)
                 if data[position] in _BLOCK_TYPES:
                     position += 1
                 elif 0x40 <= data[position] <= 0x7F:
                     _fail(f"unknown type of a block {data[position]:#04x}", position)
                 else:
                     position = _after_number(data, position)
-                    branches += MAX_BLOCK_VALUES
             elif kind == _BRANCH:
-                branches += 1
                 position = _after_number(data, position)
             elif kind == _CALL:
-                position = _after_number(data, position)
+                number, position = _number(data, position)
+                if number < imports:
+                    extra = HOST_CALL_EXTRA
+                else:
+                    extra = _OWN_CALL_EXTRA
+                    called = True
             elif kind == _TABLE_OF_BRANCHES:
                 count, position = _number(data, position)
                 if count >= end - position:
                     _fail("a table of branches is longer than its function", position)
-                branches += min(count + 1, len(open_blocks))
-                weight += count * _TARGET_WEIGHT
-                breaks += count
                 for _ in range(count + 1):
                     while data[position] > 0x7F:
                         position += 1
                     position += 1
             elif kind == _CALL_INDIRECT:
-                branches += 1
                 position = _after_number(data, _after_number(data, position))
+                called = True
             elif kind == _MISC:
                 number, position = _number(data, position)
-                if number < 8:
-                    weight += _SATURATING_WEIGHT
-                else:
-                    weight += _MEMORY_WEIGHT if 8 <= number <= 11 else _TABLE_WEIGHT
+                if number >= 8:
                     writes |= number != _TABLE_SIZE
-                    breaks += 1
                     if number in _MISC_TWO_NUMBERS:
                         position = _after_number(data, position)
                     elif number not in _MISC_ONE_NUMBER:
                         _fail(f"instruction 0xfc {number} is not allowed", position)
                     position = _after_number(data, position)
+                    extra = _BULK_EXTRA[number]
+                    # It took a unit for each byte, which nobody has looked at yet.
+                    called = True
             elif kind == _FOUR_BYTES:
                 position += 4
             elif kind == _EIGHT_BYTES:
@@ -241,11 +279,52 @@ def scan(data: bytes, position: int, end: int) -> Body:
                 position += 2
             else:
                 _refuse(code, position - 1)
+            if weights is None:
+                continue
+            if extra:
+                out.append(data[copied:at])
+                out.append(_UNIT * extra)
+                copied = at
+                if code == _GROW:
+                    out.append(b"\x10" + unsigned(weights.grow))
+                    copied = position
+                    called = True
+            spent += counted[code] + extra
+            if called:
+                spent = max(spent, _AFTER_CALL)
+            if spent >= CHECK_EVERY or open_blocks[-1] < spent:
+                _note(open_blocks, spent)
+            if spent >= CHECK_EVERY:
+                out.append(data[copied:position])
+                out.append(_CHECK)
+                copied = position
+                spent = 0
     except IndexError:
         position = end + 1
     if open_blocks or position != end:
         _fail("the instructions of a function do not end where its body does", start)
-    return Body(weight, branches, breaks, writes)
+    if weights is not None:
+        out.append(data[copied:end])
+    return Body(writes, grows, b"".join(out))
+
+
+def _note(open_blocks: list[int], spent: int) -> None:
+    """Inside the innermost block so much may have been spent."""
+    most = open_blocks[-1]
+    if most < 0:
+        open_blocks[-1] = min(most, -1 - spent)
+    else:
+        open_blocks[-1] = max(most, spent)
+
+
+def unsigned(number: int) -> bytes:
+    """A number as binaries have it (LEB128)."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def _after_number(data: bytes, position: int) -> int:

@@ -146,6 +146,8 @@ LAST_USED: Final = 12
 WORK_NS: Final = 13
 """Time that its calls took, by samples: whoever runs when the clock is looked at gets all of the
 time since the last look."""
+START_FUEL: Final = 15
+"""What a call takes of its quota before its code runs: 0 where one instance serves all calls."""
 STATUSES: Final = 16
 """Calls that ended with each of the 256 statuses."""
 REASONS: Final = STATUSES + 256

@@ -1,11 +1,9 @@
 """Reads a WebAssembly binary before it is compiled: what a function may be, and what it can do.
 
-Three things are decided here, from the bytes alone:
+Two things are decided here, from the bytes alone:
 
 - Our rules: which WebAssembly (see `instructions.py`), the three imports of a ledger, one export
   `execute` with eight i64 and one i32, bounds on memory, tables and on every count.
-- Work: compiling takes more than linear time and memory. 100 KB of nested loops took 19 seconds,
-  others gigabytes; so each function's instructions are weighed, and what takes long is refused.
 - Whether the code can write state. Only a module that cannot is ever called twice on one instance.
 
 Whether the module is valid is left to the compiler: types and stack heights are never relied on.
@@ -24,7 +22,7 @@ from typing import Final
 
 from tallybus.common.function_names import MAX_BINARY_BYTES
 from tallybus.services.transactor.functions.errors import InvalidFunction
-from tallybus.services.transactor.functions.instructions import Body, scan
+from tallybus.services.transactor.functions.instructions import scan
 
 PAGE_BYTES: Final = 65_536
 """A page of WebAssembly memory."""
@@ -48,13 +46,13 @@ MAX_LOCALS: Final = 1_000
 MAX_CUSTOM_SECTIONS: Final = 1_000
 MAX_EXPORT_NAME_BYTES: Final = 1_000
 
-MAX_WORK: Final = 10_000_000
-"""What compiling a module may take, in units of about a tenth of a microsecond: a second, and less
-than three for the worst that a search found. 100 KB of compiled Rust came to three million."""
-MAX_FUNCTION_WORK: Final = 2_000_000
-"""Of one function, as the compiler's time and memory grow faster than its size. The largest one in
-that Rust came to a tenth of this."""
-_EACH_FUNCTION_WORK: Final = 400
+# What an instance takes before its code runs, in units of fuel; only where each call gets one.
+INSTANCE_FUEL: Final = 100
+PAGE_FUEL: Final = 3_600
+"""Of a page of memory: the system has to find and clear it, in 16 pieces of two microseconds."""
+TABLE_ELEMENT_FUEL: Final = 1
+SEGMENT_FUEL: Final = 10
+EXPRESSION_FUEL: Final = 8
 
 _MAGIC: Final = b"\x00asm"
 _VERSION: Final = b"\x01\x00\x00\x00"
@@ -109,7 +107,8 @@ class ModuleFacts:
     `writes_state`: one call may leave something behind that a later one on the same instance would
     see, so that each needs a fresh instance. False only where the code cannot. `imports`: the names
     within `ledger` in the module's order, as often as they are imported. `memory_bytes`,
-    `table_elements`: of a fresh instance. `work`: see `MAX_WORK`.
+    `table_elements`: of a fresh instance. `grows`: whether it has memory.grow. `start_fuel`: what
+    each call takes before its code runs, beside what wasmtime counts.
     """
 
     writes_state: bool
@@ -119,11 +118,28 @@ class ModuleFacts:
     memory_bytes: int
     table_elements: int
     code_bytes: int
-    work: int
+    grows: bool
+    start_fuel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where things are in a binary. `sections`: number, and where the contents begin and end.
+    `bodies`: where each function's body begins, its instructions begin, and both end."""
+
+    facts: ModuleFacts
+    types: int
+    sections: tuple[tuple[int, int, int], ...]
+    bodies: tuple[tuple[int, int, int], ...]
 
 
 def inspect(binary: bytes, limits: ModuleLimits) -> ModuleFacts:
     """The facts about a module, or InvalidFunction with what is wrong and where."""
+    return parts(binary, limits).facts
+
+
+def parts(binary: bytes, limits: ModuleLimits) -> Parts:
+    """The same, with where things are."""
     if len(binary) > MAX_BINARY_BYTES:
         raise InvalidFunction(
             f"the binary has {len(binary)} bytes, at most {MAX_BINARY_BYTES} are allowed"
@@ -134,7 +150,7 @@ def inspect(binary: bytes, limits: ModuleLimits) -> ModuleFacts:
         raise InvalidFunction("a component, not a core module", None, 4)
     if binary[4:8] != _VERSION:
         raise InvalidFunction("the version of the binary format is not 1", None, 4)
-    return _Module(binary, limits).facts()
+    return _Module(binary, limits).parts()
 
 
 class _Reader:
@@ -251,15 +267,22 @@ class _Module:
         self._exports: set[str] = set()
         self._has_start = False
         self._writes_state = False
-        self._bodies = 0
+        self._grows = False
         self._code_bytes = 0
-        self._work = 0
+        self._begin_fuel = INSTANCE_FUEL
+        self._found: list[tuple[int, int, int]] = []
+        self._bodies: list[tuple[int, int, int]] = []
 
-    def facts(self) -> ModuleFacts:
+    def parts(self) -> Parts:
         self._sections()
+        return Parts(self._facts(), len(self._types), tuple(self._found), tuple(self._bodies))
+
+    def _facts(self) -> ModuleFacts:
         own = len(self._functions) - len(self._imports)
-        if self._bodies != own:
-            raise InvalidFunction(f"{own} functions are declared, {self._bodies} have code", "code")
+        if len(self._bodies) != own:
+            raise InvalidFunction(
+                f"{own} functions are declared, {len(self._bodies)} have code", "code"
+            )
         self._check_execute()
         return ModuleFacts(
             writes_state=self._writes_state,
@@ -269,8 +292,13 @@ class _Module:
             memory_bytes=self._memory_bytes,
             table_elements=self._table_elements,
             code_bytes=self._code_bytes,
-            work=self._work,
+            grows=self._grows,
+            start_fuel=self._start_fuel() if self._writes_state else 0,
         )
+
+    def _start_fuel(self) -> int:
+        pages = self._memory_bytes // PAGE_BYTES
+        return self._begin_fuel + pages * PAGE_FUEL + self._table_elements * TABLE_ELEMENT_FUEL
 
     def _sections(self) -> None:
         handlers = {
@@ -314,6 +342,7 @@ class _Module:
             if _ORDER[number] <= last:
                 raise reader.error("out of order, or there twice", at)
             last = _ORDER[number]
+            self._found.append((number, reader.position, reader.end))
             handlers[number](reader)
             if reader.position != reader.end:
                 raise reader.error(f"{reader.end - reader.position} bytes too many at its end")
@@ -410,6 +439,7 @@ class _Module:
                 raise reader.error("a global is neither constant nor mutable", at)
             reader.constant()
             self._globals += 1
+            self._begin_fuel += EXPRESSION_FUEL
 
     def _export_section(self, reader: _Reader) -> None:
         sizes = (len(self._functions), self._tables, self._memories, self._globals)
@@ -466,6 +496,7 @@ class _Module:
                 reader.u32()
             if active:
                 reader.constant()
+            self._begin_fuel += SEGMENT_FUEL
             if flags & 3:
                 kind = reader.byte()
                 if kind not in _REFERENCES if flags & 4 else kind != 0:
@@ -475,6 +506,7 @@ class _Module:
             for _ in range(count):
                 if flags & 4:
                     reader.constant()
+                    self._begin_fuel += EXPRESSION_FUEL
                 else:
                     reader.u32()
 
@@ -491,6 +523,7 @@ class _Module:
                 reader.u32()
             if flags != 1:
                 reader.constant()
+                self._begin_fuel += SEGMENT_FUEL
             reader.skip(reader.u32())
 
     def _code_section(self, reader: _Reader) -> None:
@@ -506,37 +539,20 @@ class _Module:
             end = start + size
             parameters = len(self._types[self._functions[len(self._imports) + index]][0])
             body = _Reader(self._binary, start, end, "code")
-            local = parameters + _locals(body, MAX_LOCALS - parameters)
+            _locals(body, MAX_LOCALS - parameters)
             found = scan(self._binary, body.position, end)
-            work = _work(found, local)
-            self._work += work
-            if work > MAX_FUNCTION_WORK or self._work > MAX_WORK:
-                raise reader.error(
-                    f"too much to compile: function {len(self._imports) + index} has {size} bytes, "
-                    f"{found.branches} branches, {found.breaks} calls or checks, {local} locals: "
-                    f"{work} units of work of at most {MAX_FUNCTION_WORK}; the module up to here "
-                    f"{self._work} of at most {MAX_WORK}. Several small functions take less",
-                    at,
-                )
             self._writes_state |= found.writes_state
-            self._bodies += 1
+            self._grows |= found.grows
+            self._bodies.append((start, body.position, end))
             reader.skip(size)
 
 
-def _work(body: Body, local: int) -> int:
-    """What a function takes to compile, measured with the worst that could be thought of."""
-    # Blocks are compared with each other, and at each edge, call or check stands what lives there.
-    crowd = body.branches * body.branches // 6 + 2 * (body.branches + body.breaks) * local
-    return _EACH_FUNCTION_WORK + body.weight + crowd
-
-
-def _locals(body: _Reader, limit: int) -> int:
+def _locals(body: _Reader, limit: int) -> None:
     total = 0
     # Groups may be empty, so they are counted too.
     for _ in range(body.count("groups of locals", MAX_LOCALS)):
         total += body.count("locals", limit - total)
         body.value_type()
-    return total
 
 
 def _shown(text: str) -> str:

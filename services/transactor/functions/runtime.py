@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from tallybus.common.errors import EXIT_SETTINGS, ServiceError
 from tallybus.common.record import Status
 from tallybus.services.transactor.functions import layout
-from tallybus.services.transactor.functions.binding import FunctionsUnavailable, Sandbox
-from tallybus.services.transactor.functions.handler import CompiledFunction, compile_function
+from tallybus.services.transactor.functions.binding import Sandbox
+from tallybus.services.transactor.functions.compiler import Code
+from tallybus.services.transactor.functions.handler import (
+    CompiledFunction,
+    compile_function,
+    load_function,
+)
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.functions.selftest import self_test
 from tallybus.services.transactor.functions.state import CallState
+from tallybus.services.transactor.functions.wasm_engine import FunctionsUnavailable
 
 __all__ = [
     "CompiledFunction",
@@ -57,6 +63,9 @@ class FunctionStatistics:
     `Reason`; those that were not run are in both, and not in `calls`. `fuel_total` of all calls,
     `fuel_limit` of one. `work_ns`: the time that all calls took, by samples. `mean_ns` and
     `p99_ns`: of timed calls, None before the first one.
+    `compile_seconds`, `code_bytes`: what its module took to compile, and what came out.
+    `start_fuel`: what each call takes before its code runs. `unusable`: why it cannot run here;
+    empty if it can.
     """
 
     name: str
@@ -71,12 +80,24 @@ class FunctionStatistics:
     mean_ns: float | None
     p99_ns: float | None
     suspended: bool
+    compile_seconds: float
+    code_bytes: int
+    start_fuel: int
+    unusable: str
 
 
 class _Live:
-    __slots__ = ("compiled", "crc32c", "slot", "version")
+    __slots__ = ("compiled", "crc32c", "slot", "unusable", "version")
 
-    def __init__(self, slot: int, version: int, crc: int, compiled: CompiledFunction) -> None:
+    def __init__(
+        self,
+        slot: int,
+        version: int,
+        crc: int,
+        compiled: CompiledFunction | None,
+        unusable: str = "",
+    ) -> None:
+        self.unusable = unusable
         self.slot = slot
         self.version = version
         self.crc32c = crc
@@ -99,13 +120,17 @@ class FunctionRuntime:
         self._renewed = 0
 
     def compile(self, binary: bytes) -> CompiledFunction:
-        """A module's code, checked in every respect. Raises InvalidFunction. Takes milliseconds to
-        seconds, in which other threads run."""
+        """A module's code, checked in every respect, made in this process: for modules that can be
+        trusted not to take long. Raises InvalidFunction."""
         return compile_function(self._sandbox, binary, self.limits)
 
+    def load(self, binary: bytes, code: Code) -> CompiledFunction:
+        """The same from code that was made of this binary elsewhere. Raises InvalidFunction."""
+        return load_function(self._sandbox, binary, code.facts, code.machine_code, code.seconds)
+
     def takes(self, name: str) -> bool:
-        """Whether a function of this name can be installed: always, if one is live."""
-        return name in self._live or bool(self._free)
+        """Whether a function of this name may be registered: always, if one is live."""
+        return name in self._live or len(self._live) < self.limits.max_functions
 
     def install(
         self,
@@ -121,16 +146,34 @@ class FunctionRuntime:
 
         Raises TooManyFunctions.
         """
-        if not self.takes(name):
-            raise TooManyFunctions(name, len(self.calls.slots))
-        before = self._live.get(name)
-        slot = self._free.pop() if before is None else before.slot
+        slot = self._slot_for(name)
         compiled.fill(self.calls.slots[slot], crc32c, self.limits.fuel_of(name), registered)
         if compiled.instance is not None:
             compiled.instance.renew_deadline()
         self._live[name] = _Live(slot, version, crc32c, compiled)
         # Behind the line before: another thread may suspend it at any moment.
         self.calls.slots[slot, layout.SUSPENDED] = name in self._suspended
+
+    def refuse(self, name: str, version: int, crc32c: int, why: str, registered: int = 0) -> None:
+        """From now on calls of `name` end SUSPENDED: it is registered and cannot run here.
+
+        Raises TooManyFunctions.
+        """
+        slot = self._slot_for(name)
+        row = self.calls.slots[slot]
+        row[:] = 0
+        row[layout.REGISTERED] = registered
+        row[layout.CRC] = crc32c
+        row[layout.FUEL] = self.limits.fuel_of(name)
+        self._live[name] = _Live(slot, version, crc32c, None, why)
+
+    def _slot_for(self, name: str) -> int:
+        before = self._live.get(name)
+        if before is not None:
+            return before.slot
+        if not self._free:
+            raise TooManyFunctions(name, len(self.calls.slots))
+        return self._free.pop()
 
     def remove(self, name: str) -> None:
         """From now on there is no function of this name. KeyError if there is none."""
@@ -172,7 +215,7 @@ class FunctionRuntime:
             return
         self._renewed = self._epoch
         for live in self._live.values():
-            if live.compiled.instance is not None:
+            if live.compiled is not None and live.compiled.instance is not None:
                 live.compiled.instance.renew_deadline()
 
     def places(self, names: Sequence[str]) -> NDArray[np.uint64]:
@@ -214,13 +257,18 @@ class FunctionRuntime:
             mean_ns=int(slot[layout.SAMPLED_NS]) / samples if samples else None,
             p99_ns=_quantile(slot[layout.DURATIONS :], 0.99) if samples else None,
             suspended=bool(slot[layout.SUSPENDED]),
+            compile_seconds=0.0 if live.compiled is None else live.compiled.cost.seconds,
+            code_bytes=0 if live.compiled is None else live.compiled.cost.code_bytes,
+            start_fuel=int(slot[layout.START_FUEL]),
+            unusable=live.unusable,
         )
 
     def close(self) -> None:
         """Free all code. Nothing can be called any more."""
         for live in self._live.values():
             self.calls.slots[live.slot] = 0
-            live.compiled.close()
+            if live.compiled is not None:
+                live.compiled.close()
         self._live.clear()
         self._sandbox.close()
 

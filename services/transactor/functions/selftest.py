@@ -12,12 +12,13 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tallybus.common.record import Reason, Status
-from tallybus.services.transactor.functions.binding import FunctionsUnavailable, Sandbox
+from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.handler import compile_function
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.functions.once import Call, call_once
 from tallybus.services.transactor.functions.state import CallState
+from tallybus.services.transactor.functions.wasm_engine import FunctionsUnavailable
 
 # (global $n (mut i64) (i64.const 0))
 # (func (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64) (result i32)
@@ -51,11 +52,11 @@ class _Expected(NamedTuple):
 
 
 _CALLS: Final = (
-    _Expected(0, Status.NONE, _MOVED, (20, 22), ""),
-    _Expected(200, 200, [], (20, 22), ""),
-    _Expected(1, Status.INVALID_OPERATION, [], (5, 5), "unreachable"),
+    _Expected(0, Status.NONE, _MOVED, (47, 157), ""),
+    _Expected(200, 200, [], (47, 157), ""),
+    _Expected(1, Status.INVALID_OPERATION, [], (5, 113), "unreachable"),
     _Expected(2, Status.QUOTA_EXCEEDED, [], (_FUEL, _FUEL), "fuel"),
-    _Expected(0, Status.NONE, _MOVED, (20, 22), ""),
+    _Expected(0, Status.NONE, _MOVED, (47, 157), ""),
 )
 
 

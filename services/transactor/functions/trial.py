@@ -12,7 +12,12 @@ from tallybus.common.lazyarray import lazy_zeros
 from tallybus.common.settings import LedgerSettings
 from tallybus.common.settings_table import MAX_FUEL
 from tallybus.services.transactor.functions.binding import Sandbox
-from tallybus.services.transactor.functions.handler import compile_function
+from tallybus.services.transactor.functions.compiler import Compiler
+from tallybus.services.transactor.functions.handler import (
+    CompiledFunction,
+    compile_function,
+    load_function,
+)
 from tallybus.services.transactor.functions.layout import PARAMS_PER_CALL
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.functions.once import Call, call_once
@@ -20,6 +25,8 @@ from tallybus.services.transactor.functions.selftest import self_test
 from tallybus.services.transactor.functions.state import CallState
 
 MAX_ACCOUNTS: Final = LedgerSettings().max_accounts
+_SMALL_BYTES: Final = 16 << 10
+"""Compiled here and now: it takes less than a second. A larger module gets a bounded process."""
 
 
 class TrialSandbox:
@@ -35,7 +42,7 @@ class TrialSandbox:
         self._calls = CallState(1)
         self._sandbox = Sandbox(self._calls.words, self.limits)
         try:
-            self._function = compile_function(self._sandbox, binary, self.limits)
+            self._function = _compiled(self._sandbox, binary, self.limits)
         except BaseException:
             self._sandbox.close()
             raise
@@ -105,3 +112,14 @@ def try_function(
 def _check_i64(value: int) -> None:
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{value} does not fit 64 bits with a sign")
+
+
+def _compiled(sandbox: Sandbox, binary: bytes, limits: FunctionLimits) -> CompiledFunction:
+    if len(binary) <= _SMALL_BYTES:
+        return compile_function(sandbox, binary, limits)
+    compiler = Compiler(limits, 0)
+    try:
+        code = compiler.compile(binary, limits.compile_seconds)
+    finally:
+        compiler.stop()
+    return load_function(sandbox, binary, code.facts, code.machine_code, code.seconds)
