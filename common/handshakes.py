@@ -24,7 +24,7 @@ from typing import Any, Final
 import zmq
 
 from tallybus.common import logs
-from tallybus.common.endpoints import Place
+from tallybus.common.endpoints import Place, as_given
 from tallybus.common.monitor import Failure, SocketMonitor, What
 
 LOOK_NS: Final = 1_000_000_000
@@ -89,13 +89,13 @@ class Peer:
         socket.setsockopt(zmq.IPV6, self.places[self.at].ipv6)
         if len(self.places) > 1:
             socket.setsockopt(zmq.CONNECT_TIMEOUT, ATTEMPT_MS)
-        socket.connect(self.endpoint)
+        socket.connect(as_given(self.endpoint))
 
     def connect_anew(self, socket: zmq.Socket[Any], *, elsewhere: bool = False) -> None:
         """Give the connection up, and begin another, with `elsewhere` at the next place."""
         # A socket that still has the endpoint would take the second connect for a mistake.
         with suppress(zmq.ZMQError):
-            socket.disconnect(self.endpoint)
+            socket.disconnect(as_given(self.endpoint))
         self.at = (self.at + elsewhere) % len(self.places)
         self.connect(socket)
 
