@@ -37,7 +37,9 @@ from tests.processes.pipeline import (
 )
 from tests.processes.services import Services
 
-NEEDS_FUNCTIONS: Final = {name for name in METRICS if "_function_" in name}
+NEEDS_FUNCTIONS: Final = {
+    name for name in METRICS if "_function_" in name or "_client_work_" in name
+}
 """Metrics that have no values before a function was registered and called."""
 NEEDS_TCP: Final = {"tallybus_refused_connections_total"}
 """Metrics that have no values where a service listens to nobody over tcp."""

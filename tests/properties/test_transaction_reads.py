@@ -6,7 +6,7 @@ import pytest
 import wasmtime
 
 from tallybus import Deposit, Function, Ledger, Status, Transfer, WaitLevel, Withdrawal
-from tallybus.errors import InvalidRequest, TransactionNotFound
+from tallybus.errors import ServerError, TransactionNotFound
 from tests.processes.pipeline import blocks
 
 SEGMENT = 50
@@ -82,7 +82,7 @@ def test_damage_is_told_to_who_asks_and_everything_else_goes_on(tmp_path: Path) 
             file.seek(block.end - 1)
             file.write(bytes([last ^ 1]))
         for tx_id in (block.first_id, block.last_id):
-            with pytest.raises(InvalidRequest, match=f"wal_000001.bin, offset {block.offset}"):
+            with pytest.raises(ServerError, match=f"wal_000001.bin, offset {block.offset}"):
                 ledger.get_transaction(tx_id)
         check(ledger, block.first_id - 1)
         check(ledger, 100)

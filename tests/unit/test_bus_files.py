@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_a_socket_whose_place_another_has_taken_is_not_taken_back(
     one, two = make_bus(tmp_path), make_bus(tmp_path)
     one.pull("wal")
     (tmp_path / "wal.data").unlink()
+    (tmp_path / ".wal.data.lock").unlink()
     two.pull("wal")
     with pytest.raises(EndpointTaken) as caught:
         one.listen_again()
@@ -94,8 +96,7 @@ def test_a_folder_that_is_gone_can_be_tried_again(tmp_path: Path, make_bus: Make
     folder.mkdir()
     bus = make_bus(folder)
     receiver = bus.pull("wal")
-    (folder / "wal.data").unlink()
-    folder.rmdir()
+    shutil.rmtree(folder)
     for _ in range(2):
         with pytest.raises(EndpointUnusable):
             bus.listen_again()
@@ -110,7 +111,7 @@ def test_a_folder_may_have_any_name(name: bytes, tmp_path: Path, make_bus: MakeB
     folder.mkdir()
     bus = make_bus(folder)
     receiver = bus.pull("wal")
-    assert os.listdir(os.fsencode(folder)) == [b"wal.data"]
+    assert sorted(os.listdir(os.fsencode(folder))) == [b".wal.data.lock", b"wal.data"]
     assert receiver.endpoint == f"ipc://{folder}/wal.data"
     assert arrives(bus.push("wal"), receiver, b"x")
 

@@ -342,7 +342,7 @@ def test_another_module_shows_what_it_would_have_done(
         {"account": 1, "balance": 1_900},
         {"account": 2, "balance": -900},
     ]
-    assert "status NONE, not FUNCTION_130" in done.stderr
+    assert "status OK, not FUNCTION_130" in done.stderr
 
 
 def test_the_same_call_in_json(ledger: WrittenLedger, folder: Path) -> None:
