@@ -21,7 +21,6 @@ import numpy as np
 from tallybus.common.frames import Executed, Hello, Refused, Request, Results, StageStatus, Welcome
 from tallybus.common.functions import FunctionRegistry
 from tallybus.common.link import LinkReceiver, LinkSender, Verdict
-from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.submissions import Submissions
 from tallybus.services.sequencer.clock import LedgerClock, Moment
 from tallybus.services.sequencer.core import SequencerCore
@@ -398,22 +397,6 @@ def _keep_outcomes_of_the_dead() -> Changes:
         pass
 
     return [(Submissions, "on_transactor", mutant)]
-
-
-@mutation("commit-whoever-executed", "a gateway does not ask whom the log follows")
-def _commit_whoever_executed() -> Changes:
-    on_status = GatewayCore.on_status
-
-    def mutant(self: Any, message: StageStatus, now_ns: int) -> None:
-        if message.stage == "wal":
-            on_status(self, replace(message, peer=self._transactor or message.peer), now_ns)
-        elif message.stage == "transactor":
-            self._followed = message.incarnation
-            on_status(self, message, now_ns)
-        else:
-            on_status(self, message, now_ns)
-
-    return [(GatewayCore, "on_status", mutant)]
 
 
 @mutation(
