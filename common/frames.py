@@ -284,6 +284,8 @@ class Prepared:
     query: int
     refused: bool = False
     reason: str = ""
+    busy: bool = False
+    """It was not even looked at: there is no room for it now."""
 
 
 @dataclass(slots=True)

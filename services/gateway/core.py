@@ -174,7 +174,9 @@ class GatewayCore(StageCore):
         if isinstance(request, Register) and request.binary:
             if not self.registrations.takes(request):
                 self.desk.overloaded(
-                    request, f"{self.registrations.held_bytes} bytes of modules are waiting"
+                    request,
+                    f"{self.registrations.held_bytes} bytes of modules are waiting, too many of "
+                    "them this client's",
                 )
                 return False
             self.registrations.prepare(request)
@@ -330,7 +332,9 @@ class GatewayCore(StageCore):
         register = self.registrations.prepared(message)
         if register is None:
             return
-        if message.refused:
+        if message.busy:
+            self._fail(register, protocol.OVERLOADED, message.reason)
+        elif message.refused:
             self._fail(
                 register,
                 protocol.INVALID_FUNCTION,

@@ -13,7 +13,8 @@ from tallybus.common.frames import FunctionsQuery, Message, Prepare, Prepared, s
 from tallybus.services.gateway.protocol import FunctionsRead, Register
 
 MAX_HELD_BYTES: Final = 64 << 20
-"""Modules held at a time until they are compiled; beyond it clients are told `overloaded`."""
+"""Modules held at a time until they are compiled; beyond it clients are told `overloaded`. A client
+leaves others as much room as it has."""
 ASK_AGAIN_NS: Final = 1_000_000_000
 
 
@@ -25,6 +26,8 @@ class Registrations:
         self.held_bytes = 0
         """Bytes of the modules that wait for the transactor."""
         self._waiting: dict[int, Register] = {}
+        self._held_of: dict[bytes, int] = {}
+        """The same of each client that has any."""
         self._reads: list[tuple[int, FunctionsRead]] = []
         """With the question that was asked when they came: any later answer serves them too."""
         self._last = 0
@@ -32,13 +35,14 @@ class Registrations:
 
     def takes(self, register: Register) -> bool:
         """Whether there is room for one more."""
-        return self.held_bytes + size(register.binary) <= MAX_HELD_BYTES
+        own = self._held_of.get(register.owner, 0)
+        return own + size(register.binary) <= MAX_HELD_BYTES - self.held_bytes
 
     def prepare(self, register: Register) -> None:
         """Have the module validated and compiled."""
         self._last += 1
         self._waiting[self._last] = register
-        self.held_bytes += size(register.binary)
+        self._hold(register, size(register.binary))
         self.questions.append(_question(self._last, register))
 
     def prepared(self, message: Prepared) -> Register | None:
@@ -49,8 +53,14 @@ class Registrations:
     def _let_go(self, query: int) -> Register | None:
         register = self._waiting.pop(query, None)
         if register is not None:
-            self.held_bytes -= size(register.binary)
+            self._hold(register, -size(register.binary))
         return register
+
+    def _hold(self, register: Register, more: int) -> None:
+        self.held_bytes += more
+        own = self._held_of.pop(register.owner, 0) + more
+        if own:
+            self._held_of[register.owner] = own
 
     def read(self, read: FunctionsRead) -> None:
         """Ask which functions there are."""

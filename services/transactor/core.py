@@ -423,10 +423,11 @@ class TransactorCore(StageCore):
                 Module(peer, message.query, message.name, bytes(message.binary), client)
             )
 
-    def prepared(self, module: Module, refusal: str | None) -> None:
-        """The shell has looked at a module: it can be registered, or not for this reason."""
+    def prepared(self, module: Module, refusal: str | None, busy: bool = False) -> None:
+        """The shell has looked at a module: it can be registered, or not for this reason. `busy`:
+        it was not looked at for this reason, and may be asked about again."""
         self._preparing.discard((module.peer, module.query))
-        answer = Prepared(module.query, refusal is not None, refusal or "")
+        answer = Prepared(module.query, refusal is not None, refusal or "", busy)
         self.replies.append((module.peer, answer))
 
     def totals_of_functions(self) -> dict[str, int]:

@@ -250,9 +250,9 @@ class Registrar:
         if self._files is not None:
             self._files.keep(self._keys.values())
 
-    def ask(self, ticket: Any, binary: bytes, client: bytes = NOBODY) -> None:
-        """Have a module compiled for this client."""
-        self.prepared.ask(ticket, binary, client)
+    def ask(self, ticket: Any, binary: bytes, client: bytes = NOBODY) -> str | None:
+        """Have a module compiled for this client; if there is no room for it now, says so."""
+        return self.prepared.ask(ticket, binary, client)
 
     def totals(self) -> dict[str, int]:
         """What functions take of what is bounded for all of them together: bytes of binaries on

@@ -95,10 +95,10 @@ class TransactorService(Shell):
         while self.core.modules:
             module = self.core.modules.popleft()
             refusal = registrar.refusal(module.name, module.binary)
-            if refusal is None:
-                registrar.ask(module, module.binary, module.client)
-            else:
+            if refusal is not None:
                 self.core.prepared(module, refusal)
+            elif (full := registrar.ask(module, module.binary, module.client)) is not None:
+                self.core.prepared(module, full, busy=True)
         for module, refusal in registrar.prepared.done():
             self.core.prepared(module, refusal or registrar.refusal(module.name, module.binary))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,23 @@ def test_what_comes_back_is_the_modules_code_and_what_it_is(compiler: Compiler) 
     first = process_of(compiler)
     compiler.compile(to_binary(EMPTY.text), 10)
     assert process_of(compiler) == first
+
+
+def test_its_process_finds_packages_where_this_one_does_and_not_in_the_working_directory(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages, here = tmp_path / "packages", tmp_path / "here"
+    for folder in (packages, here):
+        folder.mkdir()
+    # Python imports it when it starts, from the first folder on its path that has one.
+    note = "import pathlib\npathlib.Path(__file__).with_suffix('.used').touch()\n"
+    (packages / "sitecustomize.py").write_text(note)
+    (here / "json.py").write_text("raise SystemExit(3)")
+    path = os.pathsep.join([str(packages), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.chdir(here)
+    compiler.compile(FINE, 10)
+    assert (packages / "sitecustomize.used").exists()
 
 
 def test_what_is_not_valid_is_refused_and_the_process_goes_on(compiler: Compiler) -> None:

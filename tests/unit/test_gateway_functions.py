@@ -171,14 +171,26 @@ def test_modules_that_nobody_waits_for_are_let_go(rig: FunctionRig) -> None:
     assert rig.core.registrations.held_bytes == 0
 
 
-def test_modules_beyond_the_bound_are_refused(
+def test_modules_beyond_the_bound_are_refused_and_a_client_leaves_others_room(
     rig: FunctionRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_HELD_BYTES", 2 * len(BINARY))
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 4 * len(BINARY))
     for request in (1, 2, 3):
         rig.register(request)
     assert rig.answer()["error"] == "overloaded"
     assert len(rig.questions()) == 2
+    rig.register(4, client=b"other")
+    assert len(rig.questions()) == 1
+
+
+def test_a_module_for_which_there_is_no_room_now_is_not_called_invalid(rig: FunctionRig) -> None:
+    rig.register(1)
+    (question,) = rig.questions()
+    rig.core.on_prepared(Prepared(question.query, True, "128 modules wait", busy=True))
+    answer = rig.answer()
+    assert answer["error"] == "overloaded"
+    assert "128 modules wait" in answer["message"]
+    assert rig.core.registrations.held_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -209,14 +209,33 @@ def test_waiting_for_a_module_goes_on_telling_and_can_be_ended(alone: Rig) -> No
 def test_more_than_may_wait_is_refused_at_once(alone: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     alone.hold(alone.quick, b"first")
     monkeypatch.setattr(module, "MAX_WAITING", 3)
-    alone.modules.ask(1, b"a")
-    alone.modules.ask(2, b"b")
-    ((ticket, refusal),) = alone.modules.done()
-    assert ticket == 2
-    assert "try again" in str(refusal)
-    alone.modules.ask(3, b"a")
+    assert alone.modules.ask(1, b"a", b"client") is None
+    assert "try again" in str(alone.modules.ask(2, b"b", b"client"))
+    assert alone.modules.ask(3, b"a", b"client") is None
     alone.quick.may_go_on.set()
-    alone.done(3)
+    assert sorted(ticket for ticket, _ in alone.done(3)) == [-1, 1, 3]
+    assert alone.modules.ask(4, b"b", b"client") is None
+    alone.done(1)
+
+
+def test_nobody_takes_all_the_room_for_waiting_modules(
+    alone: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone.hold(alone.quick, b"first")
+    monkeypatch.setattr(module, "MAX_WAITING", 2 + 8)
+    for ticket in range(20):
+        alone.modules.ask(ticket, b"%d" % ticket, b"greedy")
+    assert alone.modules.ask(20, b"small", b"other") is None
+    monkeypatch.setattr(module, "MAX_WAITING", 1_000)
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", alone.modules.waiting.bytes + 8_000)
+    for ticket in range(20):
+        alone.modules.ask(ticket, bytes(1_000 + ticket), b"greedy")
+    assert alone.modules.ask(20, bytes(900), b"other") is None
+    assert len(alone.modules._jobs) == alone.modules.waiting.modules
+    alone.quick.may_go_on.set()
+    alone.slow.may_go_on.set()
+    until(lambda: alone.modules.waiting == (0, 0))
+    assert not alone.modules._waiting_of
 
 
 def test_a_compiler_that_has_nothing_to_do_rests(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock, Timer
 from typing import Any, Final
 
+from tallybus.common import startup
 from tallybus.services.transactor.functions.compiling import DONE, WORD
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
@@ -104,7 +104,8 @@ class Compiler:
                 try:
                     # In a session of its own: a terminal's Ctrl-C is not meant for it.
                     self._process = subprocess.Popen(
-                        [sys.executable, "-I", "-m", MODULE, *map(str, arguments)],
+                        startup.command(MODULE, map(str, arguments)),
+                        env=startup.environment(),
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=subprocess.DEVNULL,

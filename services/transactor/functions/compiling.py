@@ -1,4 +1,4 @@
-"""The process that compiles: `python -I -m tallybus.services.transactor.functions.compiling …`.
+"""The process that compiles: `python -P -m tallybus.services.transactor.functions.compiling …`.
 
 Modules come in on standard input and machine code goes out on standard output; it opens no other
 file and no socket, and ends with its parent. What a module takes to compile nobody knows before, so

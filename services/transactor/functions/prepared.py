@@ -32,7 +32,8 @@ LARGE_BYTES: Final = 512 << 10
 """A module of this size is not done in that time."""
 MAX_WAITING: Final = 4_096
 MAX_WAITING_BYTES: Final = 256 << 20
-"""Of all modules that wait; what comes then is refused."""
+"""Of all modules that wait. What comes then is refused, and what would leave others less room than
+its client has: nobody can keep them from registering anything."""
 IDLE_SECONDS: Final = 20.0
 """After which a compiler's process ends until it is needed again."""
 POLL_SECONDS: Final = 0.1
@@ -59,6 +60,9 @@ class QueueLength(NamedTuple):
 
     modules: int
     bytes: int
+
+
+_NONE: Final = QueueLength(0, 0)
 
 
 class _Job(Generic[Ticket, Compiled]):
@@ -125,6 +129,8 @@ class PreparedModules(Generic[Ticket, Compiled]):
         self._queues: tuple[_Queue[Ticket, Compiled], ...] = (_Queue(), _Queue())
         self._jobs: dict[bytes, _Job[Ticket, Compiled]] = {}
         self._waiting_bytes = 0
+        self._waiting_of: dict[bytes, QueueLength] = {}
+        """Of each client that has any."""
         self._done: deque[tuple[Ticket, str | None]] = deque()
         self._ready: OrderedDict[bytes, Compiled] = OrderedDict()
         self._ready_bytes = 0
@@ -135,23 +141,27 @@ class PreparedModules(Generic[Ticket, Compiled]):
         self.compiled = 0
         """Modules that were compiled or loaded from files."""
 
-    def ask(self, ticket: Ticket, binary: bytes, client: bytes = NOBODY) -> None:
-        """Compile this module for this client; `done` tells how it went."""
+    def ask(self, ticket: Ticket, binary: bytes, client: bytes = NOBODY) -> str | None:
+        """Compile this module for this client; `done` tells how it went. If there is no room for it
+        now, says so, and nothing more is told."""
         with self._changed:
             if binary in self._ready:
                 self._ready.move_to_end(binary)
                 self._done.append((ticket, None))
             else:
                 job = self._jobs.get(binary)
-                if job is None and self._full(binary):
-                    waiting = f"{len(self._jobs)} modules wait to be compiled; try again later"
-                    self._done.append((ticket, waiting))
-                else:
-                    if job is None:
-                        job = self._add(binary, client, self._seconds, urgent=False)
-                    job.tickets.append(ticket)
-                    return
+                if job is None and self._full(binary, client):
+                    return (
+                        f"{len(self._jobs)} modules of {self._waiting_bytes} bytes wait to be "
+                        f"compiled, {self._waiting_of.get(client, _NONE).modules} of them this "
+                        "client's; try again later"
+                    )
+                if job is None:
+                    job = self._add(binary, client, self._seconds, urgent=False)
+                job.tickets.append(ticket)
+                return None
         self.notify()
+        return None
 
     def done(self) -> list[tuple[Ticket, str | None]]:
         """What was finished since the last call: the ticket, and why it was refused, if it was."""
@@ -224,10 +234,20 @@ class PreparedModules(Generic[Ticket, Compiled]):
             thread.join()
         self._ready.clear()
 
-    def _full(self, binary: bytes) -> bool:
+    def _full(self, binary: bytes, client: bytes) -> bool:
+        own = self._waiting_of.get(client, _NONE)
         return (
-            len(self._jobs) >= MAX_WAITING or self._waiting_bytes + len(binary) > MAX_WAITING_BYTES
+            own.modules >= MAX_WAITING - len(self._jobs)
+            or own.bytes + len(binary) > MAX_WAITING_BYTES - self._waiting_bytes
         )
+
+    def _count(self, job: _Job[Ticket, Compiled], modules: int) -> None:
+        """One more of its client waits, or one less."""
+        more = modules * len(job.binary)
+        self._waiting_bytes += more
+        own = self._waiting_of.pop(job.client, _NONE)
+        if own.modules + modules:
+            self._waiting_of[job.client] = QueueLength(own.modules + modules, own.bytes + more)
 
     def _add(
         self, binary: bytes, client: bytes, allowance: float, *, urgent: bool
@@ -235,7 +255,7 @@ class PreparedModules(Generic[Ticket, Compiled]):
         job: _Job[Ticket, Compiled] = _Job(binary, client, allowance)
         job.urgent = urgent
         self._jobs[binary] = job
-        self._waiting_bytes += len(binary)
+        self._count(job, 1)
         self._queues[len(binary) >= LARGE_BYTES].add(job)
         if not self._threads and not self.closing:
             for lane, name in enumerate(("compiler", "compiler-slow")):
@@ -290,7 +310,7 @@ class PreparedModules(Generic[Ticket, Compiled]):
         refusal = None if job.error is None else str(job.error)
         with self._changed:
             del self._jobs[job.binary]
-            self._waiting_bytes -= len(job.binary)
+            self._count(job, -1)
             if job.compiled is not None:
                 self.compiled += 1
                 self._ready[job.binary] = job.compiled
