@@ -625,7 +625,12 @@ def test_a_batch_with_millions_of_entries_passes_also_when_services_die_in_it(
     tmp_path: Path,
 ) -> None:
     """Each call makes 254 entries: 127 units leave account 1, one for each of 127 others."""
-    settings = make_settings(tmp_path / "data", ledger__max_accounts=200)
+    settings = make_settings(
+        tmp_path / "data",
+        ledger__max_accounts=200,
+        functions__submit_entries=10_000_000,
+        functions__submit_ms=10_000,
+    )
     spread = making.function(
         """(local.set $to (i64.const 127))
         (loop $l

@@ -22,6 +22,7 @@ from tallybus import Deposit, Function, Transfer, WaitLevel, Withdrawal, deposit
 from tallybus.client import Client
 from tallybus.common.keys import Role
 from tallybus.common.pipeline_view import STAGES, Report
+from tallybus.common.record import json_name
 from tallybus.common.settings import Settings, page_address
 from tallybus.common.times import utc_text
 from tallybus.embedded import Ledger
@@ -254,7 +255,7 @@ def same_as_client(settings: Settings, client: Client, tx_id: int) -> dict[str, 
         "term": str(expected.term),
         "stage": client.get_status(tx_id).stage.name,
         "kind": getattr(expected.kind, "name", str(expected.kind)),
-        "status": getattr(expected.status, "name", f"FUNCTION_{expected.status}"),
+        "status": json_name(expected.status),
         "user_ref": str(expected.user_ref),
         "account": text(expected.account),
         "source": text(expected.source),

@@ -87,6 +87,7 @@ _FRESH_UNITS: Final = _U(layout.FRESH_UNITS)
 _SLICE_OVER: Final = _U(layout.SLICE_OVER)
 _INTERRUPTED_CALL: Final = _U(layout.INTERRUPTED)
 _DURATION_STEPS: Final = _U(layout.DURATION_STEPS)
+_NS_PER_UNIT: Final = np.int64(layout.NS_PER_UNIT)
 _DEADLINE: Final = _U(1)
 """Ends a call at the next change of the epoch."""
 _TWO: Final = _U(2)
@@ -320,9 +321,9 @@ def _now(state: Any) -> Any:
 
 
 @inlined
-def _look(state: Any, slot: Any) -> None:
-    """Look at the clock: what has passed since the last look was the submit's, and the slot's if
-    it is not 0. Its budget and the slice may be over."""
+def _look(state: Any, slot: Any, units: Any) -> None:
+    """Look at the clock: what has passed since the last look was the submit's, as far as so many
+    units of work explain it, and the slot's if it is not 0. Budget and slice may be over."""
     now = _now(state)
     took = now - np.int64(load(state + _LOOKED_NS))
     store(state + _LOOKED_NS, _U(now))
@@ -330,7 +331,8 @@ def _look(state: Any, slot: Any) -> None:
     if slot != _ZERO:
         store(slot + _WORK_NS, load(slot + _WORK_NS) + _U(took))
     place = load(state + _TIMES) + (load(state + _SUBMIT) << _SHIFT_3)
-    spent = load(place) + _U(took)
+    explained = np.int64(units) * _NS_PER_UNIT
+    spent = load(place) + _U(min(explained, took))
     store(place, spent)
     if spent >= load(state + _BUDGET_NS) and load(state + _SPENT_BY) == _ZERO:
         store(state + _SPENT_BY, _BY_WORK)
@@ -343,7 +345,7 @@ def _look(state: Any, slot: Any) -> None:
 @inlined
 def _next_submit(state: Any, row: Any) -> None:
     """Go on to the submit that this row of parameters belongs to."""
-    _look(state, load(state + _LAST_SLOT))
+    _look(state, load(state + _LAST_SLOT), load(state + _UNITS))
     submit = load(state + _SUBMIT)
     last = load(state + _SUBMITS) - _ONE
     while submit < last and row >= load(load(state + _ENDS) + (submit << _SHIFT_3)):
@@ -559,7 +561,7 @@ def call_function(state: Any, name: Any) -> Any:
         _count_duration(slot, _now(state) - began)
     units += used + load(state + _UNITS)
     if units >= load(state + _LOOK_AFTER):
-        _look(state, slot)
+        _look(state, slot, units)
     else:
         store(state + _UNITS, units)
 

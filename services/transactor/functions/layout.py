@@ -165,6 +165,9 @@ SLOW_FUEL: Final = 65_536
 """A call is timed, too, when the one before used more: beside it the clock costs nothing."""
 LOOK_UNITS: Final = 65_536
 """Work after which the clock is looked at."""
+NS_PER_UNIT: Final = 10
+"""A unit of work never takes longer. Whatever does was no work of a call: memory of the duplicate
+window or of balances that is used for the first time, for example."""
 CALL_UNITS: Final = 100
 FRESH_UNITS: Final = 10_000
 """Work of a call beside its fuel: with one instance for all calls, and with a fresh one."""

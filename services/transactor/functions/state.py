@@ -134,7 +134,8 @@ class CallState:
         """What the slice kept: int64[m] of parameters, and ENTRY_DTYPE[e]; new arrays."""
         words = self.words
         took = max(0, self._now_ns() - int(words[layout.LOOKED_NS]))
-        self._times[int(words[layout.SUBMIT])] += np.uint64(took)
+        explained = int(words[layout.UNITS]) * layout.NS_PER_UNIT
+        self._times[int(words[layout.SUBMIT])] += np.uint64(min(took, explained))
         if words[layout.LAST_SLOT]:
             offset = int(words[layout.LAST_SLOT]) - int(words[layout.SLOTS])
             self.slots[offset // (8 * layout.SLOT_WORDS), layout.WORK_NS] += np.uint64(took)
