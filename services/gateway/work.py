@@ -70,6 +70,8 @@ class Charge:
     expected_ns: int = 0
     call_ns: float = 0.0
     """Of one of its calls, on average."""
+    each_ns: dict[str, float] = field(default_factory=dict)
+    """Of one call of each function, when it was sent."""
     weight_ns: int = 0
     factor: float = 1.0
     sent: bool = False
@@ -215,7 +217,9 @@ class WorkQueue:
         expected = 0.0
         calls = 0
         for name, count in charge.calls.items():
-            expected += count * own.get(name, known.get(name, float(UNKNOWN_NS)))
+            each_ns = own.get(name, known.get(name, float(UNKNOWN_NS)))
+            charge.each_ns[name] = each_ns
+            expected += count * each_ns
             calls += count
         least = min(calls * UNKNOWN_NS, self._budget_ns) // SURPRISE
         charge.call_ns = expected / max(1, calls)
@@ -254,9 +258,10 @@ class WorkQueue:
         """Its calls took `factor` times what was expected. What is slower than expected is believed
         at once, what is quicker bit by bit: a client must not hide slow calls among quick ones."""
         own, known = charge.customer.expected, self._known
-        for name in charge.calls:
+        for name, sent_ns in charge.each_ns.items():
             before = own.get(name, known.get(name, float(UNKNOWN_NS)))
-            heard = min(before * factor, float(self._budget_ns))
+            # Of what was expected then: others that were under way may have been heard of since.
+            heard = min(sent_ns * factor, float(self._budget_ns))
             first = name not in own
             now = heard if first or heard > before else before + (heard - before) / 8
             for memory in (own, known):

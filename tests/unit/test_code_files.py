@@ -112,14 +112,20 @@ def _folder_is_a_link(rig: Rig) -> None:
     rig.files.folder.symlink_to(elsewhere)
 
 
-def _pipe(rig: Rig) -> None:
+def _folder(rig: Rig) -> None:
     path = rig.file()
     path.unlink()
     path.mkdir()
 
 
+def _pipe(rig: Rig) -> None:
+    path = rig.file()
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
 @pytest.mark.parametrize(
-    "spoil", [_file_for_others, _folder_for_others, _link, _folder_is_a_link, _pipe]
+    "spoil", [_file_for_others, _folder_for_others, _link, _folder_is_a_link, _folder, _pipe]
 )
 def test_what_others_could_have_written_is_not_executed(
     rig: Rig, spoil: Callable[[Rig], None]

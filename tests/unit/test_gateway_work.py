@@ -223,6 +223,18 @@ def test_slow_calls_are_learned_at_once_and_quick_ones_slowly() -> None:
     assert len(rig.sent()) <= 7
 
 
+def test_one_pause_is_not_taken_for_more_by_each_of_those_that_were_under_way() -> None:
+    rig = Rig()
+    rig.teach(b"a", 1_000)
+    under_way = [rig.add(b"a", 100) for _ in range(10)]
+    assert rig.sent() == under_way
+    for submit in under_way:
+        rig.executed(submit, 100 * 20_000)
+    rig.add(b"a", 100)
+    (last,) = rig.sent()
+    assert last.charge.expected_ns == pytest.approx(100 * 20_000, rel=0.01)
+
+
 def test_what_was_not_run_teaches_nothing() -> None:
     rig = Rig()
     rig.teach(b"a", 10 * MS)

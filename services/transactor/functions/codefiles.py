@@ -39,6 +39,8 @@ _DIGEST_BYTES: Final = 32
 _WORD: Final = 8
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MAX_FILE_BYTES: Final = 1 << 30
+_OPEN: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""A pipe in the place of a file must not be waited for."""
 
 
 def key_of(binary: bytes) -> str:
@@ -165,7 +167,7 @@ class CodeFiles:
                 f"may write to it. Its owner must be user {os.geteuid()}, its mode 0700"
             )
             return None
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | _OPEN), "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode) or not _ours(about):
                 self._say(f"{path} is not used: it is not ours alone to write")
