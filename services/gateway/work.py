@@ -6,9 +6,10 @@ executed may be expected to take 50 ms together, divided among the gateways. The
 a queue for each client, and clients have their turns by the time that their calls took so far. A
 submit without calls never waits, unless it follows a waiting one of the same client.
 
-While others submit too, no client's calls get more than `SHARE` of the time. What a call takes is
-learned, by client and function, from the times that come back with the outcomes; a client is
-charged what was expected when its submit is sent, and the difference when the truth is known.
+While others submit too, no client's calls get more than `SHARE` of the time, divided by the number
+of gateways: a client may call at each of them. What a call takes is learned, by client and
+function, from the times that come back with the outcomes; a client is charged what was expected
+when its submit is sent, and the difference when the truth is known.
 
 A client is a key, or without keys a connection.
 """
@@ -176,7 +177,8 @@ class WorkQueue:
                 customer.queued = False
                 early.append(customer)
                 continue
-            self._weigh(charge, 1 / SHARE if shared else 1.0)
+            # The same client may call at the other gateways, too, which know nothing of this one.
+            self._weigh(charge, max(1, self.sharers) / SHARE if shared else 1.0)
             if self.outstanding_ns and self.outstanding_ns + charge.weight_ns > limit:
                 break
             self._pop(customer)
