@@ -17,6 +17,7 @@ import click
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.options import WholeNumber, json_option
 from tallybus.cli.output import note, print_json, print_table
+from tallybus.cli.owner import as_ourselves, as_owner
 from tallybus.cli.pipes import print_or_fail
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.files import Storage, StorageError
@@ -157,11 +158,11 @@ def create_command(
                     ExitCode.FAILED,
                 ) from error
             return
-        with _as_ourselves():
+        with as_ourselves():
             write_new(target, text, STORAGE)
         written = True
 
-    with _told(), _as_owner(keyring.folder):
+    with _told(), as_owner(keyring.folder):
         try:
             made = keyring.create(
                 name, Role[role.upper()], given, hand_over, granted, builtins=not no_builtins
@@ -169,7 +170,7 @@ def create_command(
         except BaseException:
             if written and target is not None:
                 # Nobody would let it in.
-                with suppress(StorageError), _as_ourselves():
+                with suppress(StorageError), as_ourselves():
                     STORAGE.remove(target)
             raise
     for path in made.pairs:
@@ -227,7 +228,7 @@ def revoke_command(
     """
     with _told():
         keyring = _keyring(folder, config, assignments)
-        with _as_owner(keyring.folder):
+        with as_owner(keyring.folder):
             grant, changed = keyring.revoke(name)
     if changed:
         click.echo(f"{name}: revoked at {grant.revoked}")
@@ -244,40 +245,6 @@ def _keyring(folder: str | None, config: str | None, assignments: tuple[str, ...
             raise click.UsageError("say which folder of keys: --folder, or set security.keys")
         return Keyring(keys, STORAGE)
     return Keyring(Path(folder), STORAGE)
-
-
-@contextmanager
-def _as_owner(folder: Path) -> Iterator[None]:
-    """Root works on a folder as the user to whom it belongs: the services' user, who has to be able
-    to read what is made in it."""
-    try:
-        owner = os.stat(folder)
-    except OSError:
-        owner = None
-    if owner is None or os.geteuid() != 0 or owner.st_uid == 0:
-        yield
-        return
-    group = os.getegid()
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-
-
-@contextmanager
-def _as_ourselves() -> Iterator[None]:
-    """Inside of `_as_owner`: as who called."""
-    user, group = os.geteuid(), os.getegid()
-    os.seteuid(os.getuid())
-    os.setegid(os.getgid())
-    try:
-        yield
-    finally:
-        os.setegid(group)
-        os.seteuid(user)
 
 
 @contextmanager

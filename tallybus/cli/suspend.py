@@ -14,6 +14,7 @@ import click
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.options import FUNCTION_NAME, json_option
 from tallybus.cli.output import note, print_json, print_table
+from tallybus.cli.owner import as_owner
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.files import Storage
 from tallybus.common.settings import data_folder, load
@@ -57,7 +58,8 @@ def suspend_command(
     folder = _folder(data, config, assignments)
     since = datetime.now(UTC).isoformat(timespec="seconds")
     for name in names:
-        suspend(folder, Suspension(name, since, reason[:MAX_REASON_CHARS]), STORAGE)
+        with as_owner(folder):
+            suspend(folder, Suspension(name, since, reason[:MAX_REASON_CHARS]), STORAGE)
         note(f"{name} is suspended")
 
 
@@ -78,7 +80,8 @@ def resume_command(
             ExitCode.USAGE,
         )
     for name in names:
-        resume(folder, name, STORAGE)
+        with as_owner(folder):
+            resume(folder, name, STORAGE)
         note(f"{name} runs again")
 
 

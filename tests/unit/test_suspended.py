@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from tallybus.cli import main, suspend
+from tallybus.cli import main, owner, suspend
+from tallybus.cli.errors import CommandFailed
 from tallybus.common.files import Storage, StorageError
 from tallybus.common.suspended import (
     Suspension,
@@ -63,6 +66,38 @@ def test_a_file_made_by_hand_suspends_whatever_it_holds(data: Path, content: byt
     (data / "suspended" / "fee").write_bytes(content)
     assert suspensions(data, Storage()) == [Suspension("fee")]
     assert run("suspended", data=data).exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for others")
+def test_root_suspends_as_the_user_whose_ledger_it_is() -> None:
+    # As another user the transactor could not look into the folder, and would go on calling.
+    # Not in the test's folder: another user gets no further than to its parents.
+    with tempfile.TemporaryDirectory() as made_for_all:
+        Path(made_for_all).chmod(0o755)
+        data = Path(made_for_all) / "data"
+        data.mkdir(mode=0o700)
+        os.chown(data, 12345, 12346)
+        assert run("suspend", "fee", data=data).exit_code == 0
+        assert os.geteuid() == 0
+        for made in (data / "suspended", data / "suspended" / "fee"):
+            assert (made.stat().st_uid, made.stat().st_gid) == (12345, 12346)
+        assert run("resume", "fee", data=data).exit_code == 0
+        assert suspended_names(data, Storage()) == frozenset()
+
+
+def test_where_root_may_not_act_as_the_owner_nothing_is_changed(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_id: int) -> None:
+        raise PermissionError
+
+    real = os.stat(data)
+    state = os.stat_result((real.st_mode, 0, 0, 0, 65534, 65534, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "stat", lambda _path, **_how: state)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "setegid", refused)
+    with pytest.raises(CommandFailed, match="belongs to user 65534"), owner.as_owner(data):
+        pytest.fail("it went on as somebody else")
 
 
 def test_other_files_in_the_folder_suspend_nothing(data: Path) -> None:

@@ -1,0 +1,59 @@
+"""Root that works on a folder of services does so as the user to whom it belongs.
+
+They have to be able to read what is made there, and what is made is for its owner's eyes alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tallybus.cli.errors import CommandFailed, ExitCode
+
+
+@contextmanager
+def as_owner(folder: Path) -> Iterator[None]:
+    """Inside of it root is the owner of the folder; everyone else, and without a folder, is who
+    called. Raises CommandFailed where root may not do that, as in containers without
+    capabilities."""
+    try:
+        owner = os.stat(folder)
+    except OSError:
+        owner = None
+    if owner is None or os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    group = os.getegid()
+    try:
+        os.setegid(owner.st_gid)
+        try:
+            os.seteuid(owner.st_uid)
+        except PermissionError:
+            os.setegid(group)
+            raise
+    except PermissionError as error:
+        raise CommandFailed(
+            f"{folder} belongs to user {owner.st_uid}, and root may not act as that user here; "
+            "nothing was changed: call the command as that user",
+            ExitCode.FAILED,
+        ) from error
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
+@contextmanager
+def as_ourselves() -> Iterator[None]:
+    """Inside of `as_owner`: as who called."""
+    user, group = os.geteuid(), os.getegid()
+    os.seteuid(os.getuid())
+    os.setegid(os.getgid())
+    try:
+        yield
+    finally:
+        os.setegid(group)
+        os.seteuid(user)
