@@ -172,6 +172,7 @@ def test_a_path_that_the_encoding_of_the_process_cannot_hold_is_refused_by_its_s
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,
+            check=False,
             env={
                 "PYTHONPATH": str(Path(module.__file__).resolve().parents[1]),
                 "LC_ALL": "POSIX",
@@ -180,7 +181,6 @@ def test_a_path_that_the_encoding_of_the_process_cannot_hold_is_refused_by_its_s
             },
             capture_output=True,
             text=True,
-            check=False,
         )
         assert f"SettingsError: {key} (file x.toml)" in done.stderr
 
