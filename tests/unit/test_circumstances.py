@@ -425,3 +425,5 @@ def test_the_page_about_running_it_tells_the_codes_that_are_final() -> None:
     for code in (*FINAL_EXIT_CODES, EXIT_HANGUP):
         assert f"| {code} |" in text
     assert f"`RestartPreventExitStatus={' '.join(map(str, sorted(FINAL_EXIT_CODES)))}`" in text
+    *others, last = map(str, sorted(FINAL_EXIT_CODES))
+    assert f"**{', '.join(others)} and {last} are final**" in text
