@@ -97,9 +97,9 @@ class ReplayError(ServiceError):
 
     def __init__(self, transaction_id: int, reason: str) -> None:
         super().__init__(
-            f"replay stopped at transaction {transaction_id}: {reason}. The log and the state it "
-            "was applied to do not belong together; check both (`tallybus ctl verify`) and the "
-            "setting of max_accounts before starting again"
+            f"replay stopped at transaction {transaction_id}: {reason}. Either ledger.max_accounts "
+            "is lower than when it was executed, then set it as it was; or the log and the state "
+            "it was applied to do not belong together, then restore a backup"
         )
         self.transaction_id = transaction_id
         self.reason = reason

@@ -30,7 +30,6 @@ Array = npt.NDArray[Any]
 _REGISTERED: Final = np.uint8(Kind.FUNCTION_REGISTERED)
 _WORD_BYTES: Final = 8
 _MAX_SHOWN_WORDS: Final = 32
-_EMPTY_WORDS: Final = np.empty(0, np.int64)
 
 
 class RegistrationError(ServiceError):
@@ -42,7 +41,7 @@ class RegistrationError(ServiceError):
     def __init__(self, transaction_id: int, reason: str) -> None:
         super().__init__(
             f"the registration of a function in transaction {transaction_id} cannot be: {reason}. "
-            "Check the log and the snapshots (`tallybus ctl verify`) before starting again"
+            "The log is not as it was written: restore a backup"
         )
         self.transaction_id = transaction_id
         self.reason = reason

@@ -42,8 +42,6 @@ RESTARTS: Final = "--restarts"
 
 _THREADS: Final = 6
 """As many as a service starts at most, those of libzmq included, which aborts without them."""
-_NO_THREAD: Final = "can't start new thread"
-"""What Python says when the system refuses one."""
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD: Final = -1
@@ -90,7 +88,7 @@ def run_stage(stage: str, configured: Settings | None = None) -> int:
     """Run one of SERVICES until it is told to stop; returns the exit code of the process."""
     try:
         module = importlib.import_module(f"tallybus.services.{stage}.service")
-    except ImportError as error:
+    except startup.BROKEN as error:
         return startup.broken(stage, error)
     return run_service(getattr(module, f"{stage.capitalize()}Service"), configured)
 
@@ -141,7 +139,7 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
             return error.exit_code
         return EXIT_HOPELESS
     except Exception as error:
-        if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        if isinstance(error, RuntimeError) and startup.NO_THREAD in str(error):
             log.error(str(ThreadsRefused()), extra=logs.fields(error="ThreadsRefused"))
             return ThreadsRefused.exit_code
         place = place_of(error)

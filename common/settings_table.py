@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,14 @@ class Setting:
             raise refuse(f"{value!r} is not text")
         if _CONTROL.search(value):
             raise refuse(f"{value!r} has control characters")
+        if self.kind == "path" or value.startswith("ipc:"):
+            try:
+                os.fsencode(value)
+            except UnicodeEncodeError:
+                raise refuse(
+                    f"{value!a} cannot be a path in the encoding of this process "
+                    f"({sys.getfilesystemencoding()}); start it with LC_ALL=C.UTF-8"
+                ) from None
         if self.kind == "path":
             if value:
                 return Path(value)

@@ -39,6 +39,16 @@ THREAD_VARIABLES: Final = (
 none of them, and a limit of processes may not allow them."""
 
 
+NO_THREAD: Final = "can't start new thread"
+"""What Python says when the system refuses one."""
+
+BROKEN: Final = (
+    *(ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, LookupError),
+    *(AssertionError, RuntimeError),
+)
+"""What an import raises when the next start imports the same and fails as well. Neither OSError
+nor MemoryError: a disk or a limit may be another one then."""
+
 output_error: OSError | None = None
 """Why standard output could last not be written."""
 
@@ -101,7 +111,7 @@ def run(stage: str) -> int:
     hold_hangup()
     try:
         from tallybus.common.process import run_stage
-    except ImportError as error:
+    except BROKEN as error:
         return broken(stage, error)
     return run_stage(stage)
 
@@ -113,10 +123,15 @@ def hold_hangup() -> None:
         signal.signal(signal.SIGHUP, lambda _number, _frame: os._exit(EXIT_HANGUP))
 
 
-def broken(stage: str, error: ImportError) -> int:
-    """Tell that something of the installation is missing; returns the exit code."""
+def broken(stage: str, error: Exception) -> int:
+    """Tell that a module cannot be imported (one of BROKEN); returns the exit code."""
+    if NO_THREAD in str(error):
+        raise error  # that may be otherwise at the next start
+    if not isinstance(error, ImportError):
+        sys.excepthook(type(error), error, error.__traceback__)
     sys.stderr.write(
-        f"tallybus {stage}: {error}: the installation is not whole, install tallybus again\n"
+        f"tallybus {stage}: {type(error).__name__}: {error}: the installation is not whole, "
+        "install tallybus again\n"
     )
     return EXIT_HOPELESS
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.options import json_option
 from tallybus.cli.output import print_json, print_table
 from tallybus.cli.setting_options import parse_assignments, settings_options
@@ -76,4 +77,12 @@ def _toml_line(each: Effective) -> str:
         return f"# {each.setting.name} is derived from other settings"
     # A basic string of TOML takes every escape that JSON writes.
     text = str(value) if isinstance(value, int) else json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise CommandFailed(
+            f"{each.setting.key} is {value!a}, whose bytes are no UTF-8: no settings file can "
+            f"hold it, so give it by the variable {each.setting.variable}",
+            ExitCode.FAILED,
+        ) from None
     return f"{each.setting.name} = {text}  # {each.origin}"

@@ -28,6 +28,7 @@ from tallybus.cli.options import (
     settings_options,
 )
 from tallybus.cli.output import print_json
+from tallybus.common.endpoints import address_of, with_brackets
 from tallybus.common.settings import SERVICES, STAGES, Settings, load, metrics_address
 from tallybus.errors import AccessDenied, TallybusError
 
@@ -111,7 +112,9 @@ def _addresses(base: str | None, settings: Settings) -> Addresses | None:
     if base is None:
         found = {stage: metrics_address(settings, stage) for stage in SERVICES}
     else:
-        match = _BASE.fullmatch(base)
+        # An IPv6 address alone needs no brackets, as in the setting metrics.address.
+        # An address of IPv6 alone needs no brackets, as in metrics.address.
+        match = _BASE.fullmatch(base if address_of(base) is None else with_brackets(base))
         host = match and (match[1] or match[2])
         port = int(match[3]) if match and match[3] else settings.metrics.base_port
         if not host or not 1 <= port <= 65_535 - len(SERVICES) + 1:

@@ -292,5 +292,10 @@ def test_units_give_up_after_final_exit_codes_and_stop_in_order(service: str) ->
     assert after == ([START_ORDER[place - 1]] if place else [])
     for name in re.findall(r"^Environment=(TALLYBUS_\w+)", text, re.MULTILINE):
         assert name in {row.variable for row in SETTINGS.values()} | {CONFIG_VARIABLE}
+    if "ReadOnlyPaths=-/var/lib/tallybus" in text:
+        # Or each of its starts compiles all functions.
+        cache = re.search(r"^Environment=TALLYBUS_FUNCTIONS_COMPILED=(.*)$", text, re.MULTILINE)
+        assert cache is not None
+        assert cache[1].startswith("/var/cache/tallybus/")
     target = (DEPLOY / "systemd" / "tallybus.target").read_text("utf-8")
     assert f"tallybus-{service}.service" in target

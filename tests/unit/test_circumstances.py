@@ -1,5 +1,7 @@
 """What can only be checked where a service starts: CPUs, addresses, threads; and what repeats."""
 
+import errno
+import importlib
 import json
 import os
 import signal
@@ -8,12 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tallybus import supervisor
-from tallybus.common import addresses, cpus, failures, logs, process
+from tallybus.common import addresses, cpus, failures, logs, process, startup
 from tallybus.common.errors import (
     EXIT_BUSY,
     EXIT_HANGUP,
@@ -387,6 +389,35 @@ def test_a_supervisor_holds_the_data_whatever_becomes_of_the_run_folder(
     two.stop()
 
 
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (ImportError("no zmq"), EXIT_HOPELESS),
+        (SyntaxError("half a file"), EXIT_HOPELESS),
+        (RuntimeError("cannot cache function"), EXIT_HOPELESS),
+        (AttributeError("another version"), EXIT_HOPELESS),
+        (RuntimeError(startup.NO_THREAD), None),
+        (OSError(errno.EMFILE, "too many"), None),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_not_tried_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: Exception,
+    code: int | None,
+) -> None:
+    def fails(_name: str) -> NoReturn:
+        raise raised
+
+    monkeypatch.setattr(importlib, "import_module", fails)
+    if code is None:
+        with pytest.raises(type(raised)):
+            process.run_stage("wal")
+    else:
+        assert process.run_stage("wal") == code
+        assert str(raised) in capsys.readouterr().err
+
+
 def test_the_page_about_running_it_tells_the_codes_that_are_final() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text("utf-8")
     assert failures.MOST == 3
@@ -394,3 +425,5 @@ def test_the_page_about_running_it_tells_the_codes_that_are_final() -> None:
     for code in (*FINAL_EXIT_CODES, EXIT_HANGUP):
         assert f"| {code} |" in text
     assert f"`RestartPreventExitStatus={' '.join(map(str, sorted(FINAL_EXIT_CODES)))}`" in text
+    *others, last = map(str, sorted(FINAL_EXIT_CODES))
+    assert f"**{', '.join(others)} and {last} are final**" in text

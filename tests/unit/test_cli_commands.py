@@ -102,6 +102,12 @@ def test_config_show_as_a_table(tmp_path: Path) -> None:
     assert len(lines) == 1 + len(SETTINGS)
 
 
+def test_a_settings_file_is_not_made_of_a_path_that_it_could_not_hold() -> None:
+    done = run("config", "show", "--toml", "--set", "ledger.data=d\udcff")
+    assert (done.exit_code, done.stdout) == (5, "")
+    assert "TALLYBUS_LEDGER_DATA" in done.stderr
+
+
 def test_config_show_as_toml_is_a_settings_file_with_the_same_values(tmp_path: Path) -> None:
     awkward = tmp_path / 'a "b" \\ c ä'
     done = run("config", "show", "--toml", "--set", f"ledger.data={awkward}")

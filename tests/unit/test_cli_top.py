@@ -649,7 +649,7 @@ def test_what_is_no_page_of_metrics_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert told.startswith(f"127.0.0.1:{port}: ")
 
 
-@pytest.mark.parametrize("base", ["", ":9464", "h:0", "h:65535", "h:x", "::1", "a b:1:2", "h/x"])
+@pytest.mark.parametrize("base", ["", ":9464", "h:0", "h:65535", "h:x", "::1:x", "a b:1:2", "h/x"])
 def test_a_wrong_address_of_metrics_is_refused(base: str) -> None:
     done = run("--once", "--metrics", base)
     assert done.exit_code == 2
@@ -663,6 +663,7 @@ def test_a_wrong_address_of_metrics_is_refused(base: str) -> None:
         ("node1:7000", "node1", 7000),
         ("http://node1:7000/", "node1", 7000),
         ("[::1]:7000", "::1", 7000),
+        ("::1", "::1", 9464),
         ("0.0.0.0", "127.0.0.1", 9464),
     ],
 )

@@ -161,6 +161,30 @@ def test_what_only_looks_like_one_of_them_is_told(name: str, value: str) -> None
 # Refusals
 
 
+def test_a_path_that_the_encoding_of_the_process_cannot_hold_is_refused_by_its_setting(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "x.toml"
+    code = "from tallybus.common.settings import load; load('x.toml', environ={})"
+    for key, content in (("ledger.data", "dé"), ("gateway.endpoint", "ipc:///tmp/é.sock")):
+        section, name = key.split(".")
+        file.write_text(f'[{section}]\n{name} = "{content}"\n', "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            check=False,
+            env={
+                "PYTHONPATH": str(Path(module.__file__).resolve().parents[1]),
+                "LC_ALL": "POSIX",
+                "PYTHONUTF8": "0",
+                "PYTHONCOERCECLOCALE": "0",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert f"SettingsError: {key} (file x.toml)" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [

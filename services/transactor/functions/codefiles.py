@@ -52,7 +52,9 @@ def identity_of(limits: FunctionLimits) -> bytes:
     """Of all that code depends on beside its module: compiler, settings, weights, processor."""
     told = [wasm_engine.description(limits.stack_bytes, limits.memory_bytes)]
     # With the texts of what decides on it, so that whoever changes them has no files to clear.
-    told += [Path(str(each.__file__)).read_text() for each in (instructions, module, weighing)]
+    told += [
+        Path(str(each.__file__)).read_text("utf-8") for each in (instructions, module, weighing)
+    ]
     told.append(str(limits.table_elements))
     return machinecode.identity("\0".join(told))
 
