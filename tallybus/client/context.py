@@ -74,7 +74,11 @@ def acquire() -> zmq.Context[Any]:
 
 
 def release(context: zmq.Context[Any]) -> None:
-    """One user less. After the last one the context is ended; all sockets have to be closed."""
+    """One user less. After the last one the context is ended.
+
+    All sockets have been closed by then, but for such as an exception of a signal's handler left
+    to its traceback alone. These are closed here, because libzmq would wait for them for ever.
+    """
     shared = _shared
     with shared.lock:
         if context is not shared.context:
@@ -83,7 +87,7 @@ def release(context: zmq.Context[Any]) -> None:
         if shared.users:
             return
         shared.context = None
-    context.term()
+    context.destroy(linger=0)
 
 
 @contextmanager

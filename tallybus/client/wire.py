@@ -32,7 +32,7 @@ from tallybus.common.curve import secure_client
 from tallybus.common.endpoints import Place, as_given
 from tallybus.common.keys import ClientKey
 from tallybus.common.monitor import SocketEvent, SocketMonitor
-from tallybus.errors import InvalidRequest
+from tallybus.errors import InvalidRequest, TooManyOpenFiles
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 SOCKET_BUFFER_BYTES: Final = 4 << 20
@@ -138,7 +138,13 @@ class Wire:
         try:
             with contexts.room_for_a_client(self._context):
                 self._open()
+        except (InvalidRequest, TooManyOpenFiles, zmq.ZMQError):
+            self.close()
+            raise
         except BaseException:
+            # Interrupted, as by a signal: a socket may be open that nobody knows but the traceback,
+            # and to end the context would be to wait for it. So the context lives on.
+            self._shares = False
             self.close()
             raise
         self._connection: int | None = 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tallybus import AsyncClient, Client, Deposit, OutcomeUnknown, TallybusError, WaitLevel
+from tallybus.client import context
 from tests.fake_gateway import FakeGateway
 from tests.interruptions import Interrupted, Interruption
 
@@ -166,6 +168,41 @@ def test_a_client_that_was_interrupted_while_closing_can_be_closed(gateway: Fake
         if interruption.where is None:
             break
     assert number > 20
+
+
+# What is left to be finalized says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_making_a_client_may_be_interrupted_anywhere(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libzmq ends no context in which a socket is open, and the traceback of whoever was
+    interrupted holds what was being made."""
+    held: list[BaseException] = []
+    places: list[str] = []
+
+    def act() -> None:
+        while True:
+            # With a context of its own it is the only client, whose end is the context's.
+            monkeypatch.setattr(context, "_shared", context._Shared())
+            try:
+                with Interruption(len(held) + 1, *OURS):
+                    Client(gateway.endpoint).close()
+            except Interrupted as interrupted:
+                held.append(interrupted)
+                places.append(str(interrupted))
+            else:
+                return
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), f"hangs after {places[-1]}"
+    assert len(places) > 50
+    with Client(gateway.endpoint) as client:
+        client.submit_and_wait(Deposit(1, 70), timeout=5)
+    held.clear()
+    gc.collect()
 
 
 @pytest.mark.parametrize("kind", [Interrupted, KeyboardInterrupt])
