@@ -152,6 +152,9 @@ def test_other_threads_go_on_while_one_is_interrupted(gateway: FakeGateway) -> N
     assert wrong == []
 
 
+# What is left to be finalized says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_client_that_was_interrupted_while_closing_can_be_closed(gateway: FakeGateway) -> None:
     number = 0
     while True:
@@ -168,6 +171,7 @@ def test_a_client_that_was_interrupted_while_closing_can_be_closed(gateway: Fake
         if interruption.where is None:
             break
     assert number > 20
+    gc.collect()
 
 
 # What is left to be finalized says so.
