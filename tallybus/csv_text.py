@@ -13,7 +13,7 @@ from io import StringIO
 from itertools import chain
 from typing import Final
 
-from tallybus.csv_dialect import COMMA
+from tallybus.csv_dialect import COMMA, NAMES, delimiter_name
 from tallybus.csv_magic import HEAD_BYTES, foreign, not_utf8
 
 MAX_LINE_BYTES: Final = 1 << 20
@@ -173,7 +173,7 @@ def csv_fault(error: csv.Error, source: Lines, line: int) -> MalformedCsv:
     if "unexpected end" in text:
         reason = "a quoted field is not closed before the end of the file"
     elif "expected after" in text:
-        reason = "text behind the closing quote of a field; a quote inside quotes is written twice"
+        reason = _behind_a_quote(source.text_from(line) or "", source.delimiter)
     elif "field limit" in text:
         reason = (
             f"a field is longer than {csv.field_size_limit()} characters; is a quote not closed?"
@@ -186,6 +186,17 @@ def csv_fault(error: csv.Error, source: Lines, line: int) -> MalformedCsv:
     return MalformedCsv(
         reason, line=line, column=None if start is None else _locate(start, text, source.delimiter)
     )
+
+
+def _behind_a_quote(row: str, delimiter: str) -> str:
+    """Why a closing quote in this row has text behind it."""
+    for other in NAMES:
+        if other != delimiter and f'"{other}"' in row.partition("\n")[0]:
+            return (
+                f"the fields of this row are separated by {delimiter_name(other)}, those of the "
+                f"header by {delimiter_name(delimiter)}; use one in the whole file"
+            )
+    return "text behind the closing quote of a field; a quote inside quotes is written twice"
 
 
 def _locate(text: str, error: str, delimiter: str) -> int | None:

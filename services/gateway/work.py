@@ -30,7 +30,7 @@ from tallybus.services.gateway.protocol import Submit
 
 OUTSTANDING_NS: Final = 50_000_000
 """Calls that all gateways together have sent and that are not executed may take so long."""
-SHARE: Final = 0.4
+SHARE: Final = 1 / 3
 """Of the transactor's time, for the calls of one client while others submit as well."""
 ACTIVE_NS: Final = 1_000_000_000
 """Who has submitted within this time is active."""

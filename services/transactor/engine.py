@@ -43,6 +43,7 @@ counts in it."""
 _NO_WORDS: Final = np.empty(0, np.int64)
 _NO_ENTRIES: Final = np.empty(0, ENTRY_DTYPE)
 _FUNCTION: Final = np.uint8(Kind.FUNCTION)
+_NOT_RUN: Final = np.uint8(Status.NOT_RUN)
 
 
 class EngineOrderError(ServiceError):
@@ -258,6 +259,8 @@ class Engine:
             out = out[:start].copy()
         if calls is None:
             return Executed(out, failures, links)
+        if failed:
+            calls.not_run(int(np.count_nonzero(failures["status"] == _NOT_RUN)))
         kept, entries = calls.end_slice()
         if batch.done:
             batch.times = calls.finish()

@@ -154,6 +154,8 @@ def test_an_empty_file_is_refused(text: str) -> None:
         ("deposit,1", 3, "amount", "ends after 2 of 5 fields"),
         ("deposit,1,1,,,x", 6, None, "6 fields"),
         ('deposit,"1"x,1,,', 2, None, "closing quote"),
+        ('"deposit";"1";"1"', 1, None, "separated by semicolon, those of the header by comma"),
+        ('"deposit"\t"1"\t"1"', 1, None, "separated by tab, those of the header by comma"),
         ('deposit,1,1,,"', 5, None, "not closed"),
         ("deposit,1,1\r2,,", 3, None, "carriage return"),
         ("deposit,1,1,\x00,", 4, None, "zero byte"),

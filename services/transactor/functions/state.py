@@ -26,6 +26,10 @@ _MOST_OF_SLICE: Final = 1 << 18
 """Entries of 4 MiB: a slice that made so many is logged before more are made."""
 _PARAMS: Final = layout.PARAMS_PER_CALL
 NO_END: Final = 2**64 - 1
+ENTRY_NS: Final = 100
+RECORD_NS: Final = 500
+"""What an entry, and a call that was recorded and not run, keep the ledger for behind the
+transactor: they are logged and read again."""
 MOST_STRETCH: Final = 16
 """How many times as long as it ran a submit's work may have kept the ledger."""
 
@@ -130,6 +134,10 @@ class CallState:
         self._replace_entries(max(2 * len(before), used + MAX_ENTRIES))
         self._entries[:used] = before[:used]
 
+    def not_run(self, calls: int) -> None:
+        """So many calls of the slice were recorded and not run."""
+        self._elapsed_ns += calls * RECORD_NS
+
     def end_slice(self) -> tuple[NDArray[np.int64], NDArray[np.void]]:
         """What the slice kept: int64[m] of parameters, and ENTRY_DTYPE[e]; new arrays."""
         words = self.words
@@ -142,6 +150,7 @@ class CallState:
         self._elapsed_ns += time.monotonic_ns() - self._slice_began_ns
         kept = self._kept[: int(words[layout.KEPT_COUNT])].copy()
         used = int(words[layout.USED])
+        self._elapsed_ns += used * ENTRY_NS
         entries = self._entries[:used].copy().reshape(-1).view(ENTRY_DTYPE)
         if len(self._entries) > _MOST_KEPT_ENTRIES:
             self._replace_entries(_FIRST_ENTRIES)
@@ -150,8 +159,9 @@ class CallState:
     def finish(self) -> list[int]:
         """The batch is done: the nanoseconds for which the calls of each submit kept the ledger.
 
-        That is more than they ran where the machine is busy with other things: others have waited
-        for it all the same. A pause of the whole process is nobody's work, so there is a limit.
+        That is more than they ran where they made many entries, and where the machine is busy with
+        other things: others have waited for it all the same. A pause of the whole process is
+        nobody's work, so there is a limit.
         """
         times: list[int] = self._times.tolist()
         ran = sum(times)
