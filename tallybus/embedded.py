@@ -24,7 +24,14 @@ from tallybus.common.bus import Context, new_context
 from tallybus.common.files import Storage
 from tallybus.common.service import Shell
 from tallybus.common.settings import SecuritySettings, Settings, load
-from tallybus.errors import ForkedProcess, TallybusError, Timeout, Unavailable, Unreachable
+from tallybus.errors import (
+    ForkedProcess,
+    InvalidRequest,
+    TallybusError,
+    Timeout,
+    Unavailable,
+    Unreachable,
+)
 from tallybus.extras import need_server
 
 T = TypeVar("T")
@@ -74,6 +81,12 @@ class Ledger(Client):
         need_server("an embedded ledger")
         if isinstance(settings, Settings):
             base = settings
+        elif settings is not None and not isinstance(settings, Mapping):
+            raise InvalidRequest(
+                "settings must be a mapping of names to values, or what load_settings gives, not "
+                f"a {type(settings).__name__}",
+                field="settings",
+            )
         else:
             base = load(environ={}, overrides=settings, overrides_origin="Ledger.open")
         if overrides:

@@ -30,7 +30,7 @@ from tallybus.common.errors import SettingsError
 from tallybus.common.files import LockHeld
 from tallybus.common.logreader import DamagedLog, ForeignLog
 from tallybus.common.settings import load
-from tallybus.errors import TallybusError
+from tallybus.errors import InvalidRequest, TallybusError
 from tests.processes.pipeline import (
     PATIENCE_S,
     blocks,
@@ -326,3 +326,11 @@ def test_settings_may_be_given_as_a_whole(tmp_path: Path) -> None:
         info = ledger.gateway_info()
         assert (info.max_batch, info.max_accounts) == (7, 9)
     assert settings.ledger.max_accounts != 9
+
+
+@pytest.mark.parametrize("settings", [3, "data", ["ledger.max_accounts"], object()])
+def test_settings_of_another_kind_are_refused_by_name(settings: object, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="settings must be a mapping") as caught:
+        Ledger.open(tmp_path / "data", settings=settings)  # type: ignore[arg-type]
+    assert caught.value.field == "settings"
+    assert not (tmp_path / "data").exists()
