@@ -30,7 +30,7 @@ from tallybus.common.errors import SettingsError
 from tallybus.common.files import LockHeld
 from tallybus.common.logreader import DamagedLog, ForeignLog
 from tallybus.common.settings import load
-from tallybus.errors import InvalidRequest, TallybusError
+from tallybus.errors import TallybusError
 from tests.processes.pipeline import (
     PATIENCE_S,
     blocks,
