@@ -2,6 +2,7 @@
 
 import errno
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,29 @@ def test_a_sync_that_ends_after_a_failed_write_does_not_count() -> None:
     with pytest.raises(StorageError) as caught:
         log.sync()
     assert caught.value.__cause__ is failure
+
+
+def test_a_full_segment_is_not_closed_after_a_sync_that_failed_meanwhile() -> None:
+    """What that sync lost, the next one does not bring back, and says nothing of it."""
+    failure = StorageError(FOLDER, "fdatasync", errno.EIO)
+
+    class FailsMeanwhile(MemoryStorage):
+        log: Log | None = None
+
+        def _sys_write(self, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+            written = super()._sys_write(descriptor, buffers, offset)
+            if self.log is not None:
+                self.log.failure = failure
+            return written
+
+    disk = FailsMeanwhile()
+    log = Log.open(FOLDER, disk, 10, CLUSTER)
+    disk.log = log
+    with pytest.raises(StorageError) as caught:
+        log.append(sample_batch(1, 10), 0)
+    assert caught.value.__cause__ is failure
+    assert closed_path(FOLDER, 1) not in disk.contents()
+    assert FOLDER / ACTIVE_NAME in disk.contents()
 
 
 def test_a_clean_stop_leaves_everything_certified() -> None:
