@@ -281,8 +281,8 @@ class Log:
 
     def _rotate(self) -> None:
         with self._file_lock:
-            # A sync that failed while this waited may have lost what it was to make durable, and the
-            # next one succeeds all the same: the file must not count as whole.
+            # A sync that failed while this waited may have lost what it was to make durable, and
+            # the next one succeeds all the same: the file must not count as whole.
             self._check_usable()
             try:
                 self._file, self._chain = rotate(
