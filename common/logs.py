@@ -21,6 +21,7 @@ import math
 import re
 import select
 import sys
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
@@ -144,6 +145,8 @@ class _Handler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._poll: select.poll | None = None
         self._stuck = False
+        self._writing = False
+        self._late: deque[logging.LogRecord] = deque()
         try:
             descriptor = stream.fileno()
         except (OSError, ValueError):
@@ -152,7 +155,22 @@ class _Handler(logging.StreamHandler[TextIO]):
         self._poll.register(descriptor, select.POLLOUT)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, unless nobody takes it: then the service goes on without."""
+        """Write a line, unless nobody takes it: then the service goes on without.
+
+        A line of a signal handler or a finalizer, which may come in the middle of another one of
+        the same thread, follows it: streams refuse to be written by those who write them.
+        """
+        self._late.append(record)
+        if self._writing:
+            return
+        self._writing = True
+        try:
+            while self._late:
+                self._write(self._late.popleft())
+        finally:
+            self._writing = False
+
+    def _write(self, record: logging.LogRecord) -> None:
         if self._poll is not None:
             self._stuck = not self._poll.poll(0 if self._stuck else STUCK_MS)
             if self._stuck:

@@ -117,10 +117,10 @@ def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
         stop = service.stop
 
         def on_signal(number: int, _: FrameType | None) -> None:
+            # Nothing is logged here: the signal may have come in the middle of a line.
             nonlocal code
-            log.info("stopping", extra=logs.fields(signal=signal.Signals(number).name))
             code = EXIT_HANGUP if number == signal.SIGHUP else code
-            stop()
+            stop(signal.Signals(number).name)
 
         supervised = SUPERVISED in sys.argv[1:-1]
         if supervised:

@@ -170,6 +170,7 @@ class Shell(ABC):
         self._inputs: list[Input] = []
         self._stopping = False
         self._hurried = False
+        self._stopped_by = ""
         self._parent = 0
         self._look_ns = 0
         self._rests = settings.service(self.stage).wait == "low_cpu"
@@ -285,6 +286,7 @@ class Shell(ABC):
             self._turn_until_ready()
             while not self._stopping:
                 self.turn()
+            self._tell_stopping()
             self._drain_out()
         finally:
             self.close()
@@ -399,12 +401,17 @@ class Shell(ABC):
         """Whether `stop` was called: long work in `prepare` and `step` looks at it."""
         return self._stopping
 
-    def stop(self) -> None:
+    def stop(self, signal: str = "") -> None:
         """Make `run` return once everything under way is done; when called again, after the current
-        turn. May be called from any thread or signal handler."""
+        turn. May be called from any thread, and from the handler of the named signal."""
+        self._stopped_by = signal or self._stopped_by
         self._hurried = self._stopping
         self._stopping = True
         self.wake()
+
+    def _tell_stopping(self) -> None:
+        if self._stopped_by:
+            self.log.info("stopping", extra=logs.fields(signal=self._stopped_by))
 
     def report_progress(self, what: str) -> Callable[[int, int], None]:
         """A callback for long work: tells bytes done of bytes in all, at most once a second."""

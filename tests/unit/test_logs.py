@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -222,6 +223,53 @@ def test_a_reader_that_is_asleep_holds_up_nobody() -> None:
         assert 10 < len(told) < 3000, "the pipe is full, and the rest was dropped"
         logs.get("wal").info("awake again")
         assert json.loads(reader.read(1 << 20).splitlines()[-1])["message"] == "awake again"
+
+
+def test_a_line_that_comes_in_the_middle_of_another_follows_it(tmp_path: Path) -> None:
+    class Interrupted(io.FileIO):
+        """Its first write is interrupted by a signal, whose handler has something to say."""
+
+        interrupted = False
+
+        def write(self, data: object) -> int:
+            if not self.interrupted:
+                self.interrupted = True
+                signal.raise_signal(signal.SIGUSR1)
+            return super().write(data)  # type: ignore[arg-type]
+
+    def tell(_number: int, _frame: object) -> None:
+        logs.get("wal").info("stopping")
+        handled.append(True)
+
+    handled: list[bool] = []
+    before = signal.signal(signal.SIGUSR1, tell)
+    path = tmp_path / "log"
+    raw = Interrupted(path, "w")
+    try:
+        with io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=True) as stream:
+            logs.setup("wal", stream=stream, format="json")
+            logs.get("wal").info("ready")
+            logs.get("wal").info("stopped")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert handled == [True]
+    lines = [json.loads(line)["message"] for line in path.read_text().splitlines()]
+    assert lines == ["ready", "stopping", "stopped"]
+
+
+def test_a_line_that_breaks_off_holds_back_no_later_one() -> None:
+    class Breaking(io.StringIO):
+        def write(self, text: str) -> int:
+            if "first" in text:
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    stream = Breaking()
+    logs.setup("wal", stream=stream, format="json")
+    with pytest.raises(KeyboardInterrupt):
+        logs.get("wal").info("first")
+    logs.get("wal").info("second")
+    assert [line["message"] for line in json_lines(stream)] == ["second"]
 
 
 def test_a_path_that_is_no_text_is_written_with_escapes() -> None:
