@@ -43,6 +43,9 @@ SURPRISE: Final = 32
 unknown one does."""
 CUSTOMERS_KEPT: Final = 4_096
 NAMES_KEPT: Final = 4_096
+_SKIPPED: Final = np.zeros(256, bool)
+"""By status: whether a call that ended so did not run."""
+_SKIPPED[[Status.NOT_RUN, Status.SUSPENDED, Status.DUPLICATE]] = True
 
 
 @dataclass(slots=True, eq=False)
@@ -297,12 +300,4 @@ def _calls(submit: Submit) -> dict[str, int]:
 
 def _not_run(failures: Any) -> int:
     """Calls that took no time to speak of."""
-    if not len(failures):
-        return 0
-    statuses = failures["status"]
-    skipped = (
-        (statuses == Status.NOT_RUN)
-        | (statuses == Status.SUSPENDED)
-        | (statuses == Status.DUPLICATE)
-    )
-    return int(np.count_nonzero(skipped))
+    return int(np.count_nonzero(_SKIPPED[failures["status"]])) if len(failures) else 0
