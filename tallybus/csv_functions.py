@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.checks import MAX_I64, MIN_I64
-from tallybus.common.function_names import NAME_RULE, is_function_name
+from tallybus.common.functions.names import NAME_RULE, is_function_name
 from tallybus.common.record import Kind
 from tallybus.csv_text import shown
 from tallybus.functions import MAX_PARAMS, OperationBatch

@@ -12,10 +12,11 @@ from typing import Final
 
 import numpy as np
 
-from tallybus.common.frames import shown, size
-from tallybus.common.function_names import is_function_name, name_matcher
-from tallybus.common.keys import Grant, Role
+from tallybus.common.buffers import size
+from tallybus.common.bus.messages import shown
+from tallybus.common.functions.names import is_function_name, name_matcher
 from tallybus.common.record import RECORD_DTYPE, Kind
+from tallybus.common.security.keys import Grant, Role
 from tallybus.services.gateway.protocol import (
     FORBIDDEN,
     AcceptClock,

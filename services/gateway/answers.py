@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from tallybus.common.frames import Buffer, size
+from tallybus.common.buffers import Buffer, size
 
 MAX_WAITING_BYTES: Final = 16 << 20
 """Answers that wait for one client."""

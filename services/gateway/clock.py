@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tallybus.common.frames import ClockAnswer, ClockQuery
+from tallybus.common.bus.messages import ClockAnswer, ClockQuery
 from tallybus.services.gateway.protocol import AcceptClock, ClockRead
 
 ASK_AGAIN_NS: Final = 200_000_000

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallybus.common.frames import (
+from tallybus.common.buffers import Buffer, as_buffer
+from tallybus.common.bus.messages import (
     PROTOCOL_VERSION,
     Answer,
     Assigned,
-    Buffer,
     ClockAnswer,
     FrameError,
     FunctionsAnswer,
@@ -28,12 +28,11 @@ from tallybus.common.frames import (
     Results,
     ResultsGone,
     StageStatus,
-    as_buffer,
 )
-from tallybus.common.keys import Role
+from tallybus.common.bus.transaction import reply_fields, reply_payloads, transaction_in
 from tallybus.common.record import STATUS_DTYPE, Level
-from tallybus.common.stage import StageCore
-from tallybus.common.transaction import reply_fields, reply_payloads, transaction_in
+from tallybus.common.security.keys import Role
+from tallybus.common.service.core import StageCore
 from tallybus.services.gateway import protocol
 from tallybus.services.gateway.access import Access
 from tallybus.services.gateway.clock import ClockQuestions

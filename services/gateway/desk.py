@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from tallybus.common.frames import Buffer
+from tallybus.common.buffers import Buffer
 from tallybus.services.gateway import protocol
 from tallybus.services.gateway.protocol import BadRequest, ClientRequest, Refusal, Submit
 from tallybus.services.gateway.quotas import let_go

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tallybus.common.frames import FunctionsQuery, Message, Prepare, Prepared, size
+from tallybus.common.buffers import size
+from tallybus.common.bus.messages import FunctionsQuery, Message, Prepare, Prepared
 from tallybus.services.gateway.protocol import FunctionsRead, Register
 
 MAX_HELD_BYTES: Final = 64 << 20

@@ -26,11 +26,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from tallybus.common import logs, openfiles
-from tallybus.common.bus import ClientPort
-from tallybus.common.endpoints import plain_host, shown
-from tallybus.common.frames import Buffer
-from tallybus.common.monitor import Failure, SocketEvent, What, parse
+from tallybus.common import logs
+from tallybus.common.buffers import Buffer
+from tallybus.common.bus.monitor import Failure, SocketEvent, What, parse
+from tallybus.common.bus.sockets import ClientPort
+from tallybus.common.service import open_files
+from tallybus.common.settings.endpoints import plain_host, shown
 from tallybus.services.gateway.connections import (
     MAX_ROUTING_ID_BYTES,
     REASONS,
@@ -216,7 +217,7 @@ def allow_files(wanted: int, log: logging.Logger) -> int:
     Returns how many connections there can be; tells the log when they are fewer.
     """
     needed = wanted + RESERVED_FILES
-    soft = openfiles.allow(needed)
+    soft = open_files.allow(needed)
     if soft >= needed:
         return wanted
     possible = max(1, soft - RESERVED_FILES, soft // 2)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from tallybus.common.metrics import Histogram, Meter, Sample, times
+from tallybus.common.metrics.counters import Histogram, Meter, Sample, times
 from tallybus.common.record import Level
 from tallybus.services.gateway.connections import REASONS
 from tallybus.services.gateway.protocol import (

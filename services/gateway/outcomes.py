@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tallybus.common.frames import Results, as_buffer
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.messages import Results
 from tallybus.common.record import FAILURE_DTYPE, Stage
 
 

@@ -17,24 +17,22 @@ import msgpack
 import numpy as np
 from crc32c import crc32c
 
-from tallybus.common.frames import (
-    EMPTY,
+from tallybus.common.buffers import EMPTY, Buffer, size
+from tallybus.common.bus.messages import (
     MAX_U64,
     PARAMS_SIZE,
     PROTOCOL_VERSION,
-    Buffer,
     FrameError,
     shown,
-    size,
     unpack_header,
 )
-from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
-from tallybus.common.functions import UNREGISTERED
+from tallybus.common.bus.submitted import RecordFault, count_calls
+from tallybus.common.functions.names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
+from tallybus.common.functions.registry import UNREGISTERED
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
-from tallybus.common.submitted import RecordFault, count_calls
 
 if TYPE_CHECKING:
-    from tallybus.common.keys import Grant
+    from tallybus.common.security.keys import Grant
     from tallybus.services.gateway.quotas import Usage
 
 REVISION: Final = 1

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from tallybus.common.frames import Buffer, size
-from tallybus.common.keys import Grant
+from tallybus.common.buffers import Buffer, size
+from tallybus.common.security.keys import Grant
 from tallybus.services.gateway.protocol import (
     INVALID_REQUEST,
     OVERLOADED,

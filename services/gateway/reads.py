@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tallybus.common.frames import Answer, Query, as_buffer
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.messages import Answer, Query
 from tallybus.services.gateway.protocol import Read
 
 MAX_READ_BYTES: Final = 32 << 20

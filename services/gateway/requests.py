@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallybus.common.frames import EMPTY, Buffer, Request, size
+from tallybus.common.buffers import EMPTY, Buffer, size
+from tallybus.common.bus.messages import Request
 from tallybus.common.record import RECORD_DTYPE, Kind, Level
 from tallybus.services.gateway.protocol import (
     MAX_NAMES,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tallybus.common.frames import Presence, StageStatus
-from tallybus.common.stage import STAGES
+from tallybus.common.bus.messages import Presence, StageStatus
+from tallybus.common.stages import PORTS
 
 
 class Services:
@@ -33,7 +33,7 @@ class Services:
         if presence is not None:
             presences[own.stage] = presence
         return [
-            _row(*heard[stage], presences.get(stage), now_ns) for stage in STAGES if stage in heard
+            _row(*heard[stage], presences.get(stage), now_ns) for stage in PORTS if stage in heard
         ]
 
 

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallybus.common.frames import (
-    EMPTY,
+from tallybus.common.buffers import EMPTY, as_buffer, size
+from tallybus.common.bus.link import LinkSender, weigh
+from tallybus.common.bus.messages import (
     MAX_U64,
     Assigned,
     Request,
@@ -23,10 +24,7 @@ from tallybus.common.frames import (
     ResultsGone,
     ResultsQuery,
     StageStatus,
-    as_buffer,
-    size,
 )
-from tallybus.common.link import LinkSender, weigh
 from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, Level, Stage
 from tallybus.services.gateway import protocol
 from tallybus.services.gateway.desk import Desk

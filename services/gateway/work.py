@@ -24,7 +24,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallybus.common.frames import PARAMS_SIZE, size
+from tallybus.common.buffers import size
+from tallybus.common.bus.messages import PARAMS_SIZE
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.services.gateway.protocol import Submit
 

@@ -15,22 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.errors import ServiceError
-from tallybus.common.functions import (
+from tallybus.common.functions.registry import (
     FunctionRegistry,
     FunctionVersion,
     RegistrationError,
     registrations_in,
 )
-from tallybus.common.lazyarray import account_array, lazy_zeros
+from tallybus.common.memory import CHUNK_ACCOUNTS, account_array, lazy_zeros
 from tallybus.common.record import STATUS_DTYPE, Stage, Status
-from tallybus.common.replay import ReplayError, replay_balances
-from tallybus.common.snapshot import (
-    CHUNK_ACCOUNTS,
-    FrozenBalances,
-    Snapshot,
-    chunk_count,
-    copy_chunks,
-)
+from tallybus.common.snapshot.balances import FrozenBalances, Snapshot, chunk_count, copy_chunks
+from tallybus.common.wal.replay import ReplayError, replay_balances
 from tallybus.services.snapshotter.core import QueryRefused
 
 _WINDOW_SETTING: Final = "ledger.transactions_per_segment"

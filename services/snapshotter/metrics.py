@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tallybus.common.metrics import Meter, Sample
+from tallybus.common.metrics.counters import Meter, Sample
 
 if TYPE_CHECKING:
     from tallybus.services.snapshotter.service import SnapshotterService

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.files import Storage
-from tallybus.common.logfind import find_block
-from tallybus.common.logreader import LogRun, read_log
 from tallybus.common.record import STATUS_DTYPE, Stage, Status
+from tallybus.common.wal.find import find_block
+from tallybus.common.wal.reader import LogRun, read_log
 from tallybus.services.snapshotter.core import QueryRefused
 
 OLD_STATUSES: Final = "old_statuses"

@@ -14,7 +14,12 @@ from typing import Final, NamedTuple
 
 from tallybus.common.errors import ServiceError
 from tallybus.common.files import Storage
-from tallybus.common.snapshot import FrozenBalances, SnapshotFields, prune_snapshots, write_frozen
+from tallybus.common.snapshot.balances import (
+    FrozenBalances,
+    SnapshotFields,
+    prune_snapshots,
+    write_frozen,
+)
 
 _log: Final = logging.getLogger("tallybus.snapshotter")
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from tallybus.common.metrics import Meter, Outcomes, Sample, status_label
+from tallybus.common.metrics.counters import Meter, Outcomes, Sample, status_label
 from tallybus.common.record import FIRST_USER_STATUS, Reason
 
 if TYPE_CHECKING:

@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tallybus.common.block import MAX_ID, BlockHeader, Chain
 from tallybus.common.files import FileLock, Storage, StorageError
-from tallybus.common.logcheck import TornTail
-from tallybus.common.logreader import LOCK_NAME, Progress
-from tallybus.common.payload import (
+from tallybus.common.wal.batch import (
     EMPTY_PAYLOAD,
     Buffer,
     InvalidPayload,
@@ -30,6 +27,9 @@ from tallybus.common.payload import (
     make_payload,
     split_at_segments,
 )
+from tallybus.common.wal.block import MAX_ID, BlockHeader, Chain
+from tallybus.common.wal.check import TornTail
+from tallybus.common.wal.reader import LOCK_NAME, Progress
 from tallybus.services.wal.recovery import Recovered, recover
 from tallybus.services.wal.rotation import rotate
 

@@ -10,12 +10,12 @@ from typing import Final
 import numpy as np
 
 from tallybus.common import logs
-from tallybus.common.frames import TOPIC_ACKNOWLEDGE, Executed, Hello, Message, StageStatus
-from tallybus.common.functions import registrations_in
-from tallybus.common.payload import count_extras
+from tallybus.common.bus.messages import TOPIC_ACKNOWLEDGE, Executed, Hello, Message, StageStatus
+from tallybus.common.functions.registry import registrations_in
 from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE, Kind
-from tallybus.common.service import Shell
-from tallybus.common.settings import data_folder
+from tallybus.common.service.shell import Shell
+from tallybus.common.settings.sections import data_folder
+from tallybus.common.wal.batch import count_extras
 from tallybus.services.wal.binaries import keep_binary, remove_unfinished
 from tallybus.services.wal.commit import Committer
 from tallybus.services.wal.core import WalCore

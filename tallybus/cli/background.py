@@ -24,8 +24,8 @@ from tallybus.cli import connect
 from tallybus.cli.drive import Source
 from tallybus.cli.errors import CommandFailed, ExitCode
 from tallybus.cli.workload import Workload, first_ref
-from tallybus.common import startup
 from tallybus.common.record import Level
+from tallybus.common.service import startup
 
 if TYPE_CHECKING:
     from tallybus.client import Client, Pending

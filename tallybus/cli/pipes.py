@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO
 import click
 
 from tallybus.cli.errors import ExitCode
-from tallybus.common import startup
+from tallybus.common.service import startup
 
 READS: Final = frozenset(
     {

@@ -13,7 +13,7 @@ import sys
 import click
 
 from tallybus.cli.errors import ExitCode
-from tallybus.common import startup
+from tallybus.common.service import startup
 
 _lost: OSError | None = None
 

@@ -76,7 +76,7 @@ def target(
             yield Target(endpoint, base, None, key)
         return
     need_server("a ledger of one's own (--spawn)")
-    from tallybus.common.settings import load, run_folder
+    from tallybus.common.settings.sections import load, run_folder
     from tallybus.supervisor import running_pipeline
 
     with (

@@ -90,7 +90,7 @@ def free_ports(count: int) -> int:
 
 def _ipc_endpoint(folder: Path) -> str:
     """In the folder of the run where the path is short enough for a socket, else a free port."""
-    from tallybus.common.endpoints import MAX_IPC_PATH_BYTES
+    from tallybus.common.settings.endpoints import MAX_IPC_PATH_BYTES
 
     path = folder / "clients"
     if len(os.fsencode(path)) <= MAX_IPC_PATH_BYTES:
@@ -99,7 +99,7 @@ def _ipc_endpoint(folder: Path) -> str:
 
 
 def _make_keys(folder: Path, client: Path) -> None:
-    from tallybus.common.keys import Role
+    from tallybus.common.security.keys import Role
     from tallybus.keyring import Keyring, write_new
 
     Keyring(folder).create(_KEY_NAME, Role.ADMIN, {}, lambda text: write_new(client, text))

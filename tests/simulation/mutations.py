@@ -18,9 +18,17 @@ from unittest.mock import patch
 
 import numpy as np
 
-from tallybus.common.frames import Executed, Hello, Refused, Request, Results, StageStatus, Welcome
-from tallybus.common.functions import FunctionRegistry
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict
+from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict
+from tallybus.common.bus.messages import (
+    Executed,
+    Hello,
+    Refused,
+    Request,
+    Results,
+    StageStatus,
+    Welcome,
+)
+from tallybus.common.functions.registry import FunctionRegistry
 from tallybus.services.gateway.submissions import Submissions
 from tallybus.services.sequencer.clock import LedgerClock, Moment
 from tallybus.services.sequencer.core import SequencerCore

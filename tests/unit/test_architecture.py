@@ -14,11 +14,11 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 
 ZMQ_USERS = {
-    "tallybus.common.bus",
-    "tallybus.common.monitor",
-    "tallybus.common.curve",  # options of sockets
-    "tallybus.common.handshakes",  # of the bus's sockets
-    "tallybus.common.zap",  # the socket that libzmq asks whom to let in
+    "tallybus.common.bus.sockets",
+    "tallybus.common.bus.monitor",
+    "tallybus.common.security.curve",  # options of sockets
+    "tallybus.common.bus.handshakes",  # of the bus's sockets
+    "tallybus.common.security.doorkeeper",  # the socket that libzmq asks whom to let in
     "tallybus.client.sync",
     "tallybus.client.aio",
     "tallybus.client.wire",  # what these two share
@@ -33,12 +33,14 @@ SERVICE_USERS = {
     "tallybus.cli.operate",  # serve, up
 }
 WRITER = "tallybus.common.files"
-STREAMS = "tallybus.common.startup"  # opens the null device and the standard streams, no file
+STREAMS = (
+    "tallybus.common.service.startup"  # opens the null device and the standard streams, no file
+)
 # Beside every `core`, modules that cores are made of.
 PURE = {
     "tallybus.client.access",
-    "tallybus.common.link",
-    "tallybus.common.frames",
+    "tallybus.common.bus.link",
+    "tallybus.common.bus.messages",
     "tallybus.common.record",
     "tallybus.services.gateway.access",
     "tallybus.services.gateway.connections",
@@ -57,10 +59,10 @@ IMPURE = {
     "threading",
     "time",
     "zmq",
-    "tallybus.common.bus",
+    "tallybus.common.bus.sockets",
     "tallybus.common.files",
-    "tallybus.common.service",
-    "tallybus.common.zap",
+    "tallybus.common.service.shell",
+    "tallybus.common.security.doorkeeper",
 }
 WRITING_OS = {
     "fallocate",

@@ -18,8 +18,8 @@ from tallybus import Timeout, supervisor
 from tallybus.cli import latency, load, main
 from tallybus.cli.limits import DiskLimits
 from tallybus.cli.target import FULL_BELOW_BYTES, Target
-from tallybus.common import settings as configuration
 from tallybus.common.files import StorageError
+from tallybus.common.settings import sections as configuration
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.function_names import MAX_NAME_BYTES
+from tallybus.common.functions.names import MAX_NAME_BYTES
 from tallybus.common.record import RECORD_DTYPE, Kind
 from tallybus.csv_functions import BATCH_NAMES
 from tallybus.csv_import import (

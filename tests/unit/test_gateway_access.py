@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.keys import Grant, Role
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind
+from tallybus.common.security.keys import Grant, Role
 from tallybus.services.gateway import quotas as module
 from tallybus.services.gateway.core import GatewayCore
 from tallybus.services.gateway.protocol import ClientRequest, Limits, Refusal, Wait

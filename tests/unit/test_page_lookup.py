@@ -12,8 +12,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from tallybus.common.bus import Bus, BusLimits, new_context
-from tallybus.common.frames import Buffer
+from tallybus.common.buffers import Buffer
+from tallybus.common.bus.sockets import Bus, BusLimits, new_context
 from tallybus.common.record import (
     ENTRY_DTYPE,
     MAX_BALANCE,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tallybus.common.files import Storage
-from tallybus.common.functions import FunctionVersion, RegistrationError, name_words
+from tallybus.common.functions.registry import FunctionVersion, RegistrationError, name_words
 from tallybus.common.record import (
     ENTRY_DTYPE,
     RECORD_DTYPE,
@@ -21,8 +21,8 @@ from tallybus.common.record import (
     Stage,
     Status,
 )
-from tallybus.common.replay import ReplayError
-from tallybus.common.snapshot import SnapshotFields, load_latest_snapshot, write_frozen
+from tallybus.common.snapshot.balances import SnapshotFields, load_latest_snapshot, write_frozen
+from tallybus.common.wal.replay import ReplayError
 from tallybus.services.snapshotter.balances import (
     AccountOutOfRange,
     ReadState,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tallybus.common import startup
+from tallybus.common.service import startup
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOREIGN = ("click", "msgpack", "numpy", "zmq", "rich", "tomllib", "logging")

@@ -20,7 +20,8 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
-from tallybus.common.frames import PROTOCOL_VERSION, Buffer
+from tallybus.common.buffers import Buffer
+from tallybus.common.bus.messages import PROTOCOL_VERSION
 from tallybus.common.record import (
     ENTRY_DTYPE,
     RECORD_DTYPE,
