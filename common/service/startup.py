@@ -105,17 +105,6 @@ def open_standard_streams() -> None:
         sys.stdout = _output("utf-8" if encoding.lower() in _ASCII else encoding)
 
 
-def run(stage: str) -> int:
-    """What `python -m tallybus.services.STAGE` does; returns the exit code."""
-    prepare()
-    hold_hangup()
-    try:
-        from tallybus.common.service.process import run_stage
-    except BROKEN as error:
-        return broken(stage, error)
-    return run_stage(stage)
-
-
 def hold_hangup() -> None:
     """Until a service has handlers of its own: a process that a hangup kills looks to systemd as if
     it had ended as it should."""

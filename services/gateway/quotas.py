@@ -27,6 +27,7 @@ from tallybus.services.gateway.protocol import (
     Refusal,
     Submit,
 )
+from tallybus.services.gateway.usage import Usage
 
 IN_FLIGHT: Final = "in_flight"
 RATE: Final = "rate"
@@ -37,22 +38,6 @@ SECOND_NS: Final = 1_000_000_000
 MAX_IDLE: Final = 65_536
 """Clients without a request under way that are remembered at most, for the sake of their rate."""
 SWEEP_FROM: Final = 1_024
-
-
-class Usage:
-    """What one client has under way, and how far ahead of its rate it is.
-
-    `paid_ns` is when everything it has asked for so far will be paid off at its rate, `worked_ns`
-    when the time that its calls took will be.
-    """
-
-    __slots__ = ("heard_ns", "in_flight", "paid_ns", "worked_ns")
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self.paid_ns = 0
-        self.worked_ns = 0
-        self.heard_ns = 0
 
 
 class Quotas:

@@ -1,7 +1,7 @@
 """The command `tallybus`. One module per group of commands, imported when its command is called.
 
 Nothing here but click is imported up front, so that a short command is not slowed down by what the
-long ones need. Exit codes are in `tallybus.cli.errors`, and in `docs/cli.md`.
+long ones need. Exit codes are in `tallybus.cli.exit_codes`, and in `docs/cli.md`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallybus.cli import connect
 from tallybus.cli.drive import Source
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.workload import Workload, first_ref
 from tallybus.common.record import Level
 from tallybus.common.service import startup

@@ -16,7 +16,8 @@ import click
 
 from tallybus.batch_size import BatchSize
 from tallybus.cli import connect
-from tallybus.cli.errors import CommandFailed, ExitCode, as_click_exception
+from tallybus.cli.errors import CommandFailed, as_click_exception
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.import_sender import Sender
 from tallybus.cli.import_source import FileChanged, Source
 from tallybus.cli.options import WholeNumber, client_options, json_option

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.options import WholeNumber, json_option
 from tallybus.cli.output import note, print_json, print_table
 from tallybus.cli.owner import as_ourselves, as_owner

@@ -16,7 +16,8 @@ import click
 
 from tallybus.cli import connect
 from tallybus.cli.background import Sent, background
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.limits import measure_disk
 from tallybus.cli.options import (
     LevelType,

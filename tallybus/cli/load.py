@@ -16,7 +16,8 @@ import click
 
 from tallybus.cli import connect, loadfunction
 from tallybus.cli.drive import Measured, drive
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.limits import DiskLimits, measure_disk
 from tallybus.cli.options import (
     WholeNumber,

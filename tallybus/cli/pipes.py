@@ -15,7 +15,7 @@ from typing import Any, Final, TextIO
 
 import click
 
-from tallybus.cli.errors import ExitCode
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.common.service import startup
 
 READS: Final = frozenset(

@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from tallybus.cli.errors import ExitCode
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.common.service import startup
 
 _lost: OSError | None = None

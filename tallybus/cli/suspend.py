@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.options import FUNCTION_NAME, json_option
 from tallybus.cli.output import note, print_json, print_table
 from tallybus.cli.owner import as_owner
