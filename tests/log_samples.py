@@ -15,7 +15,7 @@ from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.common.wal.batch import Payload, make_payload
 from tallybus.common.wal.block import BlockHeader, Chain
 from tallybus.common.wal.reader import BlockScanner, LogRun, chain_at, read_log
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 
 CLUSTER = 0xC0FFEE00C0FFEE01
 FOLDER = Path("/data")

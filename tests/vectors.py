@@ -50,8 +50,8 @@ from tallybus.common.record import (
 )
 from tallybus.common.security.keys import Grant, Role
 from tallybus.operations import Operation, encode_operations
-from tallybus.services.gateway import protocol
-from tallybus.services.gateway.quotas import Quotas
+from tallybus.services.gateway.clients import protocol
+from tallybus.services.gateway.clients.quotas import Quotas
 from tests.unit.test_gateway_core import MS
 from tests.unit.test_gateway_functions import FunctionRig
 

@@ -14,7 +14,7 @@ from tallybus.common.record import RECORD_DTYPE, Kind
 from tallybus.common.snapshot.balances import SnapshotFields, write_snapshot
 from tallybus.services.transactor.engine import Engine, Executed
 from tallybus.services.transactor.registrar import Registrar
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 from tests.log_samples import CLUSTER
 
 

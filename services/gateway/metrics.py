@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tallybus.common.metrics.counters import Histogram, Meter, Sample, times
 from tallybus.common.record import Level
-from tallybus.services.gateway.connections import REASONS
-from tallybus.services.gateway.protocol import (
+from tallybus.services.gateway.clients.protocol import (
     OVERLOADED,
     TIMEOUT,
     ClientRequest,
@@ -17,11 +16,12 @@ from tallybus.services.gateway.protocol import (
     Submit,
     Wait,
 )
+from tallybus.services.gateway.connections.table import REASONS
 
 if TYPE_CHECKING:
-    from tallybus.services.gateway.answers import AnswerQueue
+    from tallybus.services.gateway.clients.answers import AnswerQueue
+    from tallybus.services.gateway.connections.guard import ConnectionGuard
     from tallybus.services.gateway.core import GatewayCore
-    from tallybus.services.gateway.guard import ConnectionGuard
 
 CLIENTS_NS: Final = 60_000_000_000
 """How long a client counts after its last request, at least."""

@@ -39,15 +39,15 @@ from tallybus.common.settings.sections import (
     page_address,
 )
 from tallybus.common.stages import STAGES
-from tallybus.services.gateway.answers import AnswerQueue
-from tallybus.services.gateway.connections import Connections
+from tallybus.services.gateway.clients.answers import AnswerQueue
+from tallybus.services.gateway.clients.protocol import FORBIDDEN, ClientRequest, Limits, Refusal
+from tallybus.services.gateway.clients.quotas import LIMITS, Quotas
+from tallybus.services.gateway.connections.guard import RESERVED_FILES, ConnectionGuard, allow_files
+from tallybus.services.gateway.connections.table import Connections
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.guard import RESERVED_FILES, ConnectionGuard, allow_files
 from tallybus.services.gateway.metrics import GatewayMeter
 from tallybus.services.gateway.page.feed import Heard, Index, as_services
 from tallybus.services.gateway.page.lookup import PAGE_CLIENT
-from tallybus.services.gateway.protocol import FORBIDDEN, ClientRequest, Limits, Refusal
-from tallybus.services.gateway.quotas import LIMITS, Quotas
 
 if TYPE_CHECKING:
     from tallybus.services.gateway.page.page import Page

@@ -10,7 +10,7 @@ from tallybus.common.metrics.counters import Meter, Sample
 if TYPE_CHECKING:
     from tallybus.common.settings.sections import Settings
     from tallybus.services.snapshotter.core import SnapshotterCore
-    from tallybus.services.snapshotter.snapshots import SnapshotWriter
+    from tallybus.services.snapshotter.snapshot_writer import SnapshotWriter
 
 
 class Measured(Protocol):

@@ -20,11 +20,11 @@ from tallybus.common.service.shell import Shell
 from tallybus.common.settings.sections import data_folder
 from tallybus.common.snapshot.balances import FrozenBalances, SnapshotFields, load_latest_snapshot
 from tallybus.common.wal.reader import LogRefused, LogRun, read_log
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.cold_statuses import LogStatuses
 from tallybus.services.snapshotter.core import SnapshotterCore
 from tallybus.services.snapshotter.metrics import SnapshotterMeter
-from tallybus.services.snapshotter.queries import LogStatuses
-from tallybus.services.snapshotter.snapshots import SnapshotWriter
+from tallybus.services.snapshotter.read_state import ReadState
+from tallybus.services.snapshotter.snapshot_writer import SnapshotWriter
 from tallybus.services.snapshotter.transactions import LogTransactions
 
 LOCK_NAME: Final = "snapshotter.lock"

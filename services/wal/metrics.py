@@ -9,7 +9,7 @@ from tallybus.common.metrics.counters import Meter, Sample, times
 
 if TYPE_CHECKING:
     from tallybus.services.wal.core import WalCore
-    from tallybus.services.wal.segments import Log
+    from tallybus.services.wal.log import Log
 
 
 class Measured(Protocol):

@@ -33,7 +33,7 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
     from tallybus import errors
     from tallybus.cli import streams
     from tallybus.common.errors import ServiceError
-    from tallybus.csv_text import MalformedCsv
+    from tallybus.csv.text import MalformedCsv
 
     code: ExitCode | None = None
     text = str(error)

@@ -13,9 +13,9 @@ from typing import Final
 
 import click
 
-from tallybus.cli import transports
 from tallybus.cli.errors import CommandFailed
 from tallybus.cli.exit_codes import ExitCode
+from tallybus.cli.measure import transports
 from tallybus.extras import need_server
 
 FULL_BELOW_BYTES: Final = 1 << 20

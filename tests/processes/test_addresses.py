@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tallybus import Client, Deposit, WaitLevel
-from tallybus.cli.transports import free_ports
+from tallybus.cli.measure.transports import free_ports
 from tallybus.common.errors import EXIT_BUSY
 from tallybus.common.settings.sections import metrics_address
 from tallybus.supervisor import running_pipeline

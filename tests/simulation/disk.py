@@ -29,7 +29,7 @@ from tallybus.common.snapshot.balances import FrozenBalances
 from tallybus.common.wal import scan  # noqa: F401 - once it is loaded, the log is read with it
 from tallybus.common.wal.batch import Payload, make_payload
 from tallybus.common.wal.reader import LOCK_NAME, LogRun, read_log
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 from tests.faulty_storage import MemoryStorage, SimulatedCrash
 from tests.simulation.world import check
 

@@ -41,13 +41,13 @@ from tallybus.common.snapshot.balances import DamagedSnapshot, Snapshot
 from tallybus.common.snapshot.format import SnapshotMismatch
 from tallybus.common.wal.reader import read_log
 from tallybus.common.wal.replay import ReplayError
+from tallybus.services.gateway.clients.protocol import Limits
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.protocol import Limits
 from tallybus.services.sequencer.clock import Moment
 from tallybus.services.sequencer.core import SequencerCore
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.cold_statuses import LogStatuses
 from tallybus.services.snapshotter.core import SnapshotterCore
-from tallybus.services.snapshotter.queries import LogStatuses
+from tallybus.services.snapshotter.read_state import ReadState
 from tallybus.services.transactor import core as transactor_core
 from tallybus.services.transactor import recovery
 from tallybus.services.transactor import service as transactor_service
@@ -59,7 +59,7 @@ from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.service import TransactorService
 from tallybus.services.wal.binaries import remove_unfinished
-from tallybus.services.wal.commit import Committer
+from tallybus.services.wal.committer import Committer
 from tallybus.services.wal.core import WalCore
 from tallybus.services.wal.service import WalService
 from tests.compilers import inline

@@ -42,10 +42,10 @@ PURE = {
     "tallybus.common.bus.link",
     "tallybus.common.bus.messages",
     "tallybus.common.record",
-    "tallybus.services.gateway.access",
-    "tallybus.services.gateway.connections",
-    "tallybus.services.gateway.quotas",
-    "tallybus.services.gateway.work",
+    "tallybus.services.gateway.clients.access",
+    "tallybus.services.gateway.connections.table",
+    "tallybus.services.gateway.clients.quotas",
+    "tallybus.services.gateway.pipeline.work",
     "tallybus.services.transactor.functions.budget",
 }
 IMPURE = {

@@ -15,13 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks import transports as comparison
-from tallybus.cli import COMMANDS, connect, latency, load, main, transports
-from tallybus.cli.background import background
+from tallybus.cli import COMMANDS, connect, main
 from tallybus.cli.errors import CommandFailed
-from tallybus.cli.limits import DiskLimits
+from tallybus.cli.measure import latency, load, transports
+from tallybus.cli.measure.background import background
+from tallybus.cli.measure.disk_speed import DiskLimits
+from tallybus.cli.measure.transports import TRANSPORTS
 from tallybus.cli.options import checked_transport
 from tallybus.cli.target import target
-from tallybus.cli.transports import TRANSPORTS
 from tallybus.common.security.keys import (
     Role,
     client_key_text,

@@ -32,10 +32,10 @@ from tallybus.common.record import (
     Stage,
     Status,
 )
-from tallybus.services.gateway import desk as module
+from tallybus.services.gateway.clients import desk as module
+from tallybus.services.gateway.clients.protocol import Limits
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.protocol import Limits
-from tallybus.services.gateway.submissions import ASK_AGAIN_NS
+from tallybus.services.gateway.pipeline.submissions import ASK_AGAIN_NS
 
 ME = 77
 OTHER = 78

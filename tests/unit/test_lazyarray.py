@@ -62,7 +62,7 @@ import numpy as np
 from tallybus.common.record import RECORD_DTYPE, Kind
 from tallybus.common.snapshot.balances import SnapshotFields, load_latest_snapshot, write_snapshot
 from tallybus.common.files import Storage
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.read_state import ReadState
 from tallybus.services.transactor.engine import Engine
 
 def resident():
@@ -128,7 +128,7 @@ LIMITED = """
 import resource, sys
 import tallybus.services.transactor.engine as module
 from tallybus.common.memory import NoRoom
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.read_state import ReadState
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 for make in (
     lambda: module.Engine(2**32, 1_000, 1),

@@ -14,7 +14,7 @@ from tallybus.common.wal.batch import InvalidPayload
 from tallybus.common.wal.block import HEADER_FIELDS, Chain
 from tallybus.common.wal.check import check_log
 from tallybus.common.wal.reader import ACTIVE_NAME, closed_path
-from tallybus.services.wal.segments import AppendRefused, Log, LogBatch, check_append
+from tallybus.services.wal.log import AppendRefused, Log, LogBatch, check_append
 from tests.faulty_storage import Fault, FaultyStorage, MemoryStorage
 from tests.log_samples import (
     CLUSTER,

@@ -23,7 +23,7 @@ from tallybus.common.wal.reader import (
     closed_path,
     read_log,
 )
-from tallybus.services.wal.segments import Log
+from tallybus.services.wal.log import Log
 from tests.faulty_storage import MemoryStorage
 from tests.log_samples import (
     CLUSTER,

@@ -21,7 +21,7 @@ from tallybus.common.wal.reader import (
     LogRun,
     closed_path,
 )
-from tallybus.services.wal.segments import Log
+from tallybus.services.wal.log import Log
 from tests.faulty_storage import MemoryStorage
 from tests.log_samples import (
     CLUSTER,

@@ -28,7 +28,7 @@ from tallybus.common.wal.reader import (
     read_log,
     read_segment,
 )
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 from tests.faulty_storage import MemoryStorage
 from tests.log_samples import (
     CLUSTER,

@@ -24,7 +24,7 @@ from tallybus.common.record import (
     Stage,
     Status,
 )
-from tallybus.services.gateway import protocol
+from tallybus.services.gateway.clients import protocol
 from tallybus.services.gateway.page import lookup
 from tallybus.services.gateway.page.lookup import (
     MAX_LOOKUPS,

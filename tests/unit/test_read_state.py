@@ -23,14 +23,14 @@ from tallybus.common.record import (
 )
 from tallybus.common.snapshot.balances import SnapshotFields, load_latest_snapshot, write_frozen
 from tallybus.common.wal.replay import ReplayError
-from tallybus.services.snapshotter.balances import (
+from tallybus.services.snapshotter.cold_statuses import LogStatuses, TooManyColdStatuses
+from tallybus.services.snapshotter.core import QueryRefused
+from tallybus.services.snapshotter.read_state import (
     AccountOutOfRange,
     ReadState,
     StatusOutOfWindow,
 )
-from tallybus.services.snapshotter.core import QueryRefused
-from tallybus.services.snapshotter.queries import LogStatuses, TooManyColdStatuses
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 
 PROJECT = Path(__file__).resolve().parents[2]
 ACCOUNTS = 3 * 4096 + 7
@@ -465,7 +465,7 @@ def test_a_large_limit_takes_memory_only_for_what_is_used() -> None:
 from pathlib import Path
 import numpy as np
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.read_state import ReadState
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

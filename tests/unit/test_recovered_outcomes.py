@@ -14,7 +14,7 @@ from tallybus.services.transactor import recovery
 from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.recovery import recover_engine
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 
 SEGMENT = 3_000
 ACCOUNTS = 100

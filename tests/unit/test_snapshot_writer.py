@@ -17,7 +17,7 @@ from tallybus.common.snapshot.balances import (
     load_latest_snapshot,
 )
 from tallybus.common.wal.block import Buffer
-from tallybus.services.snapshotter.snapshots import SnapshotWriter
+from tallybus.services.snapshotter.snapshot_writer import SnapshotWriter
 
 DEADLINE = 30.0
 

@@ -12,8 +12,8 @@ from tallybus.common.bus.transaction import LoggedTransaction, transaction_in
 from tallybus.common.functions.registry import FunctionVersion, RegistrationError, name_words
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, STATUS_DTYPE, Kind, Stage, Status
 from tallybus.common.service.core import HELLO_EVERY_NS
-from tallybus.services.snapshotter.balances import ReadState
 from tallybus.services.snapshotter.core import BEHIND_NS, Lookup, SnapshotterCore
+from tallybus.services.snapshotter.read_state import ReadState
 
 ME = 100
 LOG = 200

@@ -22,10 +22,10 @@ from tallybus.common.snapshot.balances import (
 )
 from tallybus.common.wal.batch import make_payload
 from tallybus.common.wal.reader import read_log
-from tallybus.services.snapshotter.balances import ReadState
 from tallybus.services.snapshotter.core import SnapshotterCore
+from tallybus.services.snapshotter.read_state import ReadState
 from tallybus.services.snapshotter.transactions import LogTransactions
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 
 N = 16
 CLUSTER = 5

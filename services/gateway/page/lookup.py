@@ -33,7 +33,7 @@ from tallybus.common.record import (
     status_of,
 )
 from tallybus.common.times import utc_text
-from tallybus.services.gateway import protocol
+from tallybus.services.gateway.clients import protocol
 
 PAGE_CLIENT: Final = b""
 """The page's routing id. No client on the network can have it: libzmq itself makes up an id of five

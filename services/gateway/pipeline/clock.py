@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tallybus.common.bus.messages import ClockAnswer, ClockQuery
-from tallybus.services.gateway.protocol import AcceptClock, ClockRead
+from tallybus.services.gateway.clients.protocol import AcceptClock, ClockRead
 
 ASK_AGAIN_NS: Final = 200_000_000
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from tallybus.common.buffers import Buffer, size
 from tallybus.common.security.keys import Grant
-from tallybus.services.gateway.protocol import (
+from tallybus.services.gateway.clients.protocol import (
     INVALID_REQUEST,
     OVERLOADED,
     ClientRequest,
@@ -27,7 +27,7 @@ from tallybus.services.gateway.protocol import (
     Refusal,
     Submit,
 )
-from tallybus.services.gateway.usage import Usage
+from tallybus.services.gateway.clients.usage import Usage
 
 IN_FLIGHT: Final = "in_flight"
 RATE: Final = "rate"

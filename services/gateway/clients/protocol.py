@@ -33,7 +33,7 @@ from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
 
 if TYPE_CHECKING:
     from tallybus.common.security.keys import Grant
-    from tallybus.services.gateway.usage import Usage
+    from tallybus.services.gateway.clients.usage import Usage
 
 REVISION: Final = 1
 """Counts what was added to version 1 of the protocol: the keys of requests that came later, each

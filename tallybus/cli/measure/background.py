@@ -1,9 +1,9 @@
 """A steady load from a process of its own, while another one measures single transactions.
 
 A process, because a thread would share the interpreter with the measuring one and add its own
-pauses to what is measured. `python -m tallybus.cli.background` funds its accounts, starts sending,
-says `ready` on standard output, goes on until its standard input is closed, and then prints what it
-sent since `ready` as JSON: what was asked for and what was reached are two things.
+pauses to what is measured. `python -m tallybus.cli.measure.background` funds its accounts, starts
+sending, says `ready` on standard output, goes on until its standard input is closed, and then
+prints what it sent since `ready` as JSON: what was asked for and what was reached are two things.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tallybus.cli import connect
-from tallybus.cli.drive import Source
 from tallybus.cli.errors import CommandFailed
 from tallybus.cli.exit_codes import ExitCode
-from tallybus.cli.workload import Workload, first_ref
+from tallybus.cli.measure.drive import Source
+from tallybus.cli.measure.workload import Workload, first_ref
 from tallybus.common.record import Level
 from tallybus.common.service import startup
 
@@ -141,7 +141,7 @@ def background(
         "key": key,
     }
     process = subprocess.Popen(
-        startup.command("tallybus.cli.background", [json.dumps(asked)]),
+        startup.command("tallybus.cli.measure.background", [json.dumps(asked)]),
         env=startup.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -166,7 +166,7 @@ def _input_open() -> bool:
 
 
 def _main(arguments: dict[str, Any]) -> None:
-    from tallybus.cli.load import fund_accounts
+    from tallybus.cli.measure.load import fund_accounts
 
     rate, accounts = arguments["rate"], arguments["accounts"]
     timeout_s = float(arguments["timeout_s"])

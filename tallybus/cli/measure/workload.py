@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.cli import loadfunction
+from tallybus.cli.measure import function
 from tallybus.common.record import RECORD_DTYPE, Kind
 from tallybus.functions import MAX_PARAMS, OperationBatch
 from tallybus.operations import deposits
@@ -84,7 +84,7 @@ class Workload:
         records = self._pool[start : start + count]
         if self._params is None:
             return records
-        return OperationBatch(records, (loadfunction.NAME,), self._params[start : start + count])
+        return OperationBatch(records, (function.NAME,), self._params[start : start + count])
 
 
 def first_ref(random_bits: int, ops: int) -> int:
@@ -131,9 +131,9 @@ def _as_calls(pool: NDArray[np.void]) -> NDArray[np.int64]:
     params = np.zeros((len(pool), MAX_PARAMS), "<i8")
     params[:, 0] = pool["account"]
     params[:, 1] = pool["counterparty"]
-    params[:, 2] = loadfunction.FEE_ACCOUNT
+    params[:, 2] = function.FEE_ACCOUNT
     params[:, 3] = pool["amount"]
-    params[:, 4] = loadfunction.FEE_BPS
+    params[:, 4] = function.FEE_BPS
     pool[:] = np.zeros(1, RECORD_DTYPE)
     pool["kind"] = Kind.FUNCTION
     return params

@@ -13,7 +13,7 @@ import numpy as np
 
 from tallybus.common.buffers import as_buffer
 from tallybus.common.bus.messages import Answer, Query
-from tallybus.services.gateway.protocol import Read
+from tallybus.services.gateway.clients.protocol import Read
 
 MAX_READ_BYTES: Final = 32 << 20
 """Keys of reads held at a time; beyond it clients are told `overloaded`."""

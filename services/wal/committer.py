@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from tallybus.services.wal.segments import Written
+from tallybus.services.wal.log import Written
 
 
 class SyncTarget(Protocol):

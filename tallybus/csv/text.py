@@ -1,7 +1,7 @@
 """The text of a CSV file, and where in it something is wrong.
 
 Sans-IO: takes the file's bytes and gives its lines, to be split into fields by `csv.reader`. It
-knows nothing of what the fields mean; that is `tallybus.csv_import`.
+knows nothing of what the fields mean; that is `tallybus.csv.importing`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from io import StringIO
 from itertools import chain
 from typing import Final
 
-from tallybus.csv_dialect import COMMA, NAMES, delimiter_name
-from tallybus.csv_magic import HEAD_BYTES, foreign, not_utf8
+from tallybus.csv.dialect import COMMA, NAMES, delimiter_name
+from tallybus.csv.magic import HEAD_BYTES, foreign, not_utf8
 
 MAX_LINE_BYTES: Final = 1 << 20
 _SHOWN_CHARACTERS: Final = 40

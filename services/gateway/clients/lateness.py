@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from tallybus.common.record import Level
-from tallybus.services.gateway.progress import Progress
-from tallybus.services.gateway.protocol import (
+from tallybus.services.gateway.clients.protocol import (
     ClientRequest,
     FunctionsRead,
     Read,
     Submit,
     Wait,
 )
+from tallybus.services.gateway.pipeline.progress import Progress
 
 _NOT_YET: Final = {
     Level.NONE: "is not sequenced yet",

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tallybus.cli import connect, loadfunction
-from tallybus.cli.drive import Measured, drive
+from tallybus.cli import connect
 from tallybus.cli.errors import CommandFailed
 from tallybus.cli.exit_codes import ExitCode
-from tallybus.cli.limits import DiskLimits, measure_disk
+from tallybus.cli.measure import function
+from tallybus.cli.measure.disk_speed import DiskLimits, measure_disk
+from tallybus.cli.measure.drive import Measured, drive
+from tallybus.cli.measure.statistics import milliseconds
+from tallybus.cli.measure.workload import FUNDING, Workload, WorkloadKind, first_ref, funding
 from tallybus.cli.options import (
     WholeNumber,
     checked_transport,
@@ -29,9 +32,7 @@ from tallybus.cli.options import (
     wait_option,
 )
 from tallybus.cli.output import note, print_json, print_values, progress_bar
-from tallybus.cli.statistics import milliseconds
 from tallybus.cli.target import Target, target
-from tallybus.cli.workload import FUNDING, Workload, WorkloadKind, first_ref, funding
 from tallybus.common.record import Level
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def run(plan: Plan, at: Target) -> Outcome:
             fund_accounts(clients[0], plan.accounts, lambda count: progress.advance(task, count))
             progress.remove_task(task)
         if plan.kind == "function":
-            loadfunction.register(clients[0])
+            function.register(clients[0])
         source = _workload(plan)
         _drive(clients, source, plan, plan.warm_up_ops)
         log_bytes = at.log_bytes()

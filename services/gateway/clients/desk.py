@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tallybus.common.buffers import Buffer
-from tallybus.services.gateway import protocol
-from tallybus.services.gateway.protocol import BadRequest, ClientRequest, Refusal, Submit
-from tallybus.services.gateway.quotas import let_go
-from tallybus.services.gateway.waits import Marks
+from tallybus.services.gateway.clients import protocol
+from tallybus.services.gateway.clients.protocol import BadRequest, ClientRequest, Refusal, Submit
+from tallybus.services.gateway.clients.quotas import let_go
+from tallybus.services.gateway.clients.waits import Marks
 
 MAX_HELD: Final = 262_144
 """Client requests held at a time. One client may take as many places as it leaves free, at most:

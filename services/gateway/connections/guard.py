@@ -32,7 +32,7 @@ from tallybus.common.bus.monitor import Failure, SocketEvent, What, parse
 from tallybus.common.bus.sockets import ClientPort
 from tallybus.common.service import open_files
 from tallybus.common.settings.endpoints import plain_host, shown
-from tallybus.services.gateway.connections import (
+from tallybus.services.gateway.connections.table import (
     MAX_ROUTING_ID_BYTES,
     REASONS,
     TOO_MANY,

@@ -19,7 +19,7 @@ other column is ignored. A column holds:
 | `params`       | of a call up to 8 int64, separated by spaces; otherwise empty           |
 
 In a call (kind `function`), `account`, `amount` and `counterparty` are empty. What its own columns
-mean is in `tallybus.csv_functions`.
+mean is in `tallybus.csv.functions`.
 
 Every row leaves with a `user_ref`, so that importing the same file again applies nothing twice. A
 derived one follows from the whole content of the file and the number of the row.
@@ -42,9 +42,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.record import MAX_AMOUNT, RECORD_DTYPE, Kind, Status
-from tallybus.csv_dialect import declared_delimiter, delimiter_name, find_delimiter
-from tallybus.csv_functions import Calls, WrongCell, read_calls, read_name, read_params
-from tallybus.csv_text import Lines, MalformedCsv, csv_fault, shown
+from tallybus.csv.dialect import declared_delimiter, delimiter_name, find_delimiter
+from tallybus.csv.functions import Calls, WrongCell, read_calls, read_name, read_params
+from tallybus.csv.text import Lines, MalformedCsv, csv_fault, shown
 from tallybus.functions import OperationBatch
 
 KINDS: Final = {

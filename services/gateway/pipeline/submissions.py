@@ -26,13 +26,13 @@ from tallybus.common.bus.messages import (
     StageStatus,
 )
 from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, Level, Stage
-from tallybus.services.gateway import protocol
-from tallybus.services.gateway.desk import Desk
-from tallybus.services.gateway.outcomes import RecentOutcomes
-from tallybus.services.gateway.progress import Progress
-from tallybus.services.gateway.protocol import Submit
-from tallybus.services.gateway.requests import Batch, Gatherer
-from tallybus.services.gateway.work import WorkQueue
+from tallybus.services.gateway.clients import protocol
+from tallybus.services.gateway.clients.desk import Desk
+from tallybus.services.gateway.clients.protocol import Submit
+from tallybus.services.gateway.pipeline.batches import Batch, Gatherer
+from tallybus.services.gateway.pipeline.outcomes import RecentOutcomes
+from tallybus.services.gateway.pipeline.progress import Progress
+from tallybus.services.gateway.pipeline.work import WorkQueue
 
 ASK_AGAIN_NS: Final = 100_000_000
 TERMS_KEPT: Final = 1024

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tallybus.cli import connect
-from tallybus.cli.background import Sent, background
 from tallybus.cli.errors import CommandFailed
 from tallybus.cli.exit_codes import ExitCode
-from tallybus.cli.limits import measure_disk
+from tallybus.cli.measure.background import Sent, background
+from tallybus.cli.measure.disk_speed import measure_disk
+from tallybus.cli.measure.statistics import milliseconds
 from tallybus.cli.options import (
     LevelType,
     WholeNumber,
@@ -28,7 +29,6 @@ from tallybus.cli.options import (
     transport_option,
 )
 from tallybus.cli.output import note, print_json, print_values, progress_bar
-from tallybus.cli.statistics import milliseconds
 from tallybus.cli.target import target
 from tallybus.cli.transact import status_text
 from tallybus.common.record import Level

@@ -27,7 +27,7 @@ import numpy as np
 from tallybus.common.buffers import size
 from tallybus.common.bus.messages import PARAMS_SIZE
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
-from tallybus.services.gateway.protocol import Submit
+from tallybus.services.gateway.clients.protocol import Submit
 
 OUTSTANDING_NS: Final = 50_000_000
 """Calls that all gateways together have sent and that are not executed may take so long."""

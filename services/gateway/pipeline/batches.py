@@ -16,7 +16,7 @@ import numpy as np
 from tallybus.common.buffers import EMPTY, Buffer, size
 from tallybus.common.bus.messages import Request
 from tallybus.common.record import RECORD_DTYPE, Kind, Level
-from tallybus.services.gateway.protocol import (
+from tallybus.services.gateway.clients.protocol import (
     MAX_NAMES,
     MAX_NAMES_BYTES,
     Register,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.record import Level
-from tallybus.csv_import import status_name
+from tallybus.csv.importing import status_name
 
 if TYPE_CHECKING:
     from tallybus.client import Client, Pending

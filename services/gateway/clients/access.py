@@ -17,7 +17,7 @@ from tallybus.common.bus.messages import shown
 from tallybus.common.functions.names import is_function_name, name_matcher
 from tallybus.common.record import RECORD_DTYPE, Kind
 from tallybus.common.security.keys import Grant, Role
-from tallybus.services.gateway.protocol import (
+from tallybus.services.gateway.clients.protocol import (
     FORBIDDEN,
     AcceptClock,
     ClientRequest,

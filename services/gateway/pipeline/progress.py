@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tallybus.common.record import Level
-from tallybus.services.gateway.protocol import ClientRequest
-from tallybus.services.gateway.waits import Marks
+from tallybus.services.gateway.clients.protocol import ClientRequest
+from tallybus.services.gateway.clients.waits import Marks
 
 
 class Progress:

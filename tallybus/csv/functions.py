@@ -1,6 +1,6 @@
 """Function rows of a CSV file: names and parameters out of their cells, batches out of records.
 
-Sans-IO, and without lines and columns: `tallybus.csv_import` knows where a cell stands.
+Sans-IO, and without lines and columns: `tallybus.csv.importing` knows where a cell stands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tallybus.checks import MAX_I64, MIN_I64
 from tallybus.common.functions.names import NAME_RULE, is_function_name
 from tallybus.common.record import Kind
-from tallybus.csv_text import shown
+from tallybus.csv.text import shown
 from tallybus.functions import MAX_PARAMS, OperationBatch
 
 BATCH_NAMES: Final = 2_048

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tallybus.cli.statistics import percentile
+from tallybus.cli.measure.statistics import percentile
 from tallybus.common.files import OpenFile, Storage
 
 CHUNK_BYTES: Final = 4 << 20

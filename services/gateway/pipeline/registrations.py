@@ -11,7 +11,7 @@ from typing import Final
 
 from tallybus.common.buffers import size
 from tallybus.common.bus.messages import FunctionsQuery, Message, Prepare, Prepared
-from tallybus.services.gateway.protocol import FunctionsRead, Register
+from tallybus.services.gateway.clients.protocol import FunctionsRead, Register
 
 MAX_HELD_BYTES: Final = 64 << 20
 """Modules held at a time until they are compiled; beyond it clients are told `overloaded`. A client
