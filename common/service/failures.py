@@ -23,7 +23,7 @@ MOST: Final = 3
 STEADY_SECONDS: Final = 60.0
 """A service that was ready for so long has got better by its start, whatever ends it now."""
 _LONGEST: Final = 4096
-_PACKAGE: Final = str(Path(__file__).resolve().parents[1])
+_PACKAGE: Final = str(Path(__file__).resolve().parents[2])
 
 
 def place_of(error: BaseException) -> str:

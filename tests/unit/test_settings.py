@@ -173,7 +173,7 @@ def test_a_path_that_the_encoding_of_the_process_cannot_hold_is_refused_by_its_s
             cwd=tmp_path,
             check=False,
             env={
-                "PYTHONPATH": str(Path(module.__file__).resolve().parents[1]),
+                "PYTHONPATH": str(Path(module.__file__).resolve().parents[2]),
                 "LC_ALL": "POSIX",
                 "PYTHONUTF8": "0",
                 "PYTHONCOERCECLOCALE": "0",
@@ -479,7 +479,7 @@ def test_settings_load_without_heavy_modules() -> None:
     program = f"""
 import sys, types
 package = types.ModuleType("tallybus")
-package.__path__ = [{str(Path(module.__file__).parent.parent)!r}]
+package.__path__ = [{str(Path(module.__file__).parents[2])!r}]
 sys.modules["tallybus"] = package
 import tallybus.common.settings.sections, tallybus.common.logs
 print(sorted({{"numpy", "zmq", "click", "msgpack", "numba", "rich"}} & set(sys.modules)))
