@@ -1,6 +1,7 @@
 """What all tests share: a clean environment, free ports, hypothesis without a clock."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 
@@ -10,6 +11,10 @@ from hypothesis import settings
 # Whatever the developer exported must not reach the services that tests start.
 for variable in [name for name in os.environ if name.startswith("TALLYBUS_")]:
     del os.environ[variable]
+
+# A shell ignores it for what runs in its background, and so would everything that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example may be slow for no fault of ours. In continuous integration a run
 # must not fail for an example that the change has nothing to do with.

@@ -31,7 +31,7 @@ from tallybus.common.kernels.compiled import (
     trailing_zeros,
     types,
 )
-from tallybus.common.record import MAX_BALANCE, MAX_ENTRIES, MIN_BALANCE, Kind, Status
+from tallybus.common.record import MAX_BALANCE, MAX_ENTRIES, MIN_BALANCE, Kind, Reason, Status
 from tallybus.services.transactor.functions.layout import (
     CALL_FUNCTION,
     CAPACITY,
@@ -107,6 +107,7 @@ _DUPLICATE: Final = _U(Status.DUPLICATE)
 _BALANCE_OVERFLOW: Final = _U(Status.BALANCE_OVERFLOW)
 _TWO_ENTRIES: Final = _U(2 << 16)
 _ENTRIES_REASON_AND_FUNCTION: Final = _U(2**64 - 2**16)
+_NO_FUNCTION: Final = _U(Reason.UNKNOWN_FUNCTION << 24)
 _NOT_RUN: Final = _U(Status.NOT_RUN)
 _REASON_OF_ROW: Final = _U(0xFF << 48)
 _SHIFT_24: Final = _U(24)
@@ -274,6 +275,7 @@ def execute(
                 out[row, 3] = _ZERO
                 if functions[CALL_FUNCTION] == _ZERO:
                     out[row, 4] = _ZERO
+                    entries = _NO_FUNCTION
                 else:
                     if (
                         functions[USED] + _MOST_ENTRIES > functions[CAPACITY]

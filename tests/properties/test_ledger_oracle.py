@@ -247,7 +247,7 @@ class LedgerAndOracle(RuleBasedStateMachine):
                 shutil.copyfile(path, crashed / path.name)
             except FileNotFoundError:
                 # An old snapshot was deleted meanwhile.
-                assert path.name.startswith("snapshot"), path
+                assert path.name.startswith(("snapshot_", "function_snapshot_")), path
         with (crashed / "wal.bin").open("ab") as file:
             file.write(rubbish)
         self._close()

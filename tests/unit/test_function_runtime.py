@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
 from tallybus.common.settings.sections import FunctionSettings
 from tallybus.services.transactor.engine import Engine, Executed
 from tallybus.services.transactor.functions import selftest, state, wasm_engine
@@ -542,6 +542,8 @@ def test_calls_without_parameters_at_all_fail(engine: Engine) -> None:
     install(engine, "return", RETURN)
     executed = engine.execute(to_batch([call("return", 0)]).records, 1, ["return"])
     assert executed.records["status"].tolist() == [Status.INVALID_OPERATION]
+    assert executed.records["reason"].tolist() == [Reason.UNKNOWN_FUNCTION]
+    assert executed.failures["reason"].tolist() == [Reason.UNKNOWN_FUNCTION]
     assert executed.records["amount"].tolist() == [0]
 
 
