@@ -33,7 +33,7 @@ def good(kinds: list[int]) -> NDArray[np.void]:
 
 
 kinds = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=40)
-uniform = st.builds(lambda kind, n: [kind] * n, st.sampled_from([1, 2, 3, 4]), st.integers(1, 40))
+uniform = st.builds(lambda kind, n: [kind] * n, st.sampled_from([1, 2, 3, 4]), st.integers(1, 150))
 values = st.one_of(st.sampled_from([1, 2, 3, 77, 255, 256, 2**31, 2**32, U64]), st.integers(0, U64))
 
 
@@ -89,10 +89,12 @@ def test_a_call_needs_a_name_to_choose() -> None:
         assert caught.value.field == "function"
 
 
-@pytest.mark.parametrize("at", [0, 16_383])
+@pytest.mark.parametrize("count", [63, 64, 65, 16_384, 16_400])
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
-def test_one_bad_record_in_a_large_batch_is_found(kind: int, at: int) -> None:
-    records = good([kind] * 16_384)
+def test_one_bad_record_in_a_large_batch_is_found(kind: int, place: str, count: int) -> None:
+    records = good([kind] * count)
+    at = {"first": 0, "middle": count // 2, "last": count - 1}[place]
     records["reason"][at] = 1
     with pytest.raises(RecordFault) as caught:
         count_calls(records.tobytes(), len(records), 3)
@@ -121,3 +123,25 @@ def test_a_kind_that_no_submit_has_is_refused(kind: int) -> None:
         encode_operations(records)
     assert (caught.value.field, caught.value.value, caught.value.index) == ("kind", kind, 0)
     assert ("requests of their own" in caught.value.message) == (kind == 5)
+
+
+@pytest.mark.parametrize("count", [2, 64, 65, 200])
+@pytest.mark.parametrize("field", ["account", "counterparty", "amount"])
+def test_one_call_with_a_field_that_means_nothing_is_found_wherever_it_is(
+    field: str, count: int
+) -> None:
+    for at in range(count):
+        records = good([4] * count)
+        records[field][at] = 1
+        with pytest.raises(RecordFault) as caught:
+            count_calls(records.tobytes(), count, 3)
+        assert (caught.value.index, caught.value.field) == (at, field)
+
+
+@pytest.mark.parametrize("count", [2, 64, 65, 200])
+def test_one_call_of_another_function_in_a_batch_of_calls_is_counted(count: int) -> None:
+    for at in range(count):
+        for function in (0, 1, 3):
+            records = good([4] * count)
+            records["function"][at] = function
+            assert count_calls(records.tobytes(), count, 4) == count
