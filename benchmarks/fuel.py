@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from wasmtime import wat2wasm
 
-from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.memory import lazy_zeros
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.handler import compile_function

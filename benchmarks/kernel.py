@@ -29,7 +29,7 @@ from rich.table import Table
 from wasmtime import wat2wasm
 
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind
-from tallybus.common.replay import replay_balances
+from tallybus.common.wal.replay import replay_balances
 from tallybus.services.transactor.engine import Engine
 
 ACCOUNTS: Final = 1_000_000

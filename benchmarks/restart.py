@@ -34,10 +34,10 @@ from rich.table import Table
 from tallybus import Client, Deposit, WaitLevel, deposits
 from tallybus.client.sync import Pending
 from tallybus.common import logs
-from tallybus.common.settings import Settings, load
+from tallybus.common.settings.sections import Settings, load
+from tallybus.common.stages import START_ORDER
 from tallybus.supervisor import (
     HEALTHY_SECONDS,
-    START_ORDER,
     WATCH_SECONDS,
     Supervisor,
     free_endpoint,

@@ -23,7 +23,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from tallybus.cli.transports import TRANSPORTS
+from tallybus.cli.measure.transports import TRANSPORTS
 
 ACCOUNTS: Final = 1_000_000
 BATCH: Final = 16_384

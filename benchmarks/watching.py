@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tallybus.common import logs
-from tallybus.common.settings import SERVICES, Settings, load, metrics_address, page_address
+from tallybus.common.settings.sections import Settings, load, metrics_address, page_address
+from tallybus.common.stages import SERVICES
 from tallybus.supervisor import Supervisor, spawned_pipeline
 
 MODES: Final = ("nothing", "metrics", "scraped", "page")

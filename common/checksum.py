@@ -7,7 +7,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.frames import Buffer
+from tallybus.common.buffers import Buffer
 
 _POLYNOMIAL: Final = 0x82F63B78
 _LANES: Final = 1024

@@ -27,28 +27,28 @@ if TYPE_CHECKING:
         NoDescriptors,
         StorageError,
     )
-    from tallybus.common.function_files import (
+    from tallybus.common.functions.binaries import (
         BinaryDamaged,
     )
-    from tallybus.common.functions import (
+    from tallybus.common.functions.registry import (
         RegistrationError,
-    )
-    from tallybus.common.logreader import (
-        DamagedLog,
-        ForeignLog,
-        LogEndsEarly,
-        LogRefused,
     )
     from tallybus.common.record import (
         FunctionStatus,
     )
-    from tallybus.common.snapshotformat import (
+    from tallybus.common.snapshot.format import (
         AccountLimitTooLow,
         DamagedSnapshot,
         SnapshotError,
         SnapshotMismatch,
         SnapshotUnreadable,
         UnbalancedSnapshot,
+    )
+    from tallybus.common.wal.reader import (
+        DamagedLog,
+        ForeignLog,
+        LogEndsEarly,
+        LogRefused,
     )
     from tallybus.embedded import (
         Ledger,
@@ -230,16 +230,16 @@ _MODULES: Final = {
         "NoDescriptors",
         "StorageError",
     ),
-    "tallybus.common.function_files": ("BinaryDamaged",),
-    "tallybus.common.functions": ("RegistrationError",),
-    "tallybus.common.logreader": (
+    "tallybus.common.functions.binaries": ("BinaryDamaged",),
+    "tallybus.common.functions.registry": ("RegistrationError",),
+    "tallybus.common.wal.reader": (
         "DamagedLog",
         "ForeignLog",
         "LogEndsEarly",
         "LogRefused",
     ),
     "tallybus.common.record": ("FunctionStatus",),
-    "tallybus.common.snapshotformat": (
+    "tallybus.common.snapshot.format": (
         "AccountLimitTooLow",
         "DamagedSnapshot",
         "SnapshotError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tallybus.common import startup
+from tallybus.common.service import startup
 
 
 def main() -> None:

@@ -20,10 +20,11 @@ from tallybus.client.codec import Request
 from tallybus.client.context import check_room
 from tallybus.client.core import Call
 from tallybus.client.sync import DEFAULT_TIMEOUT_SECONDS, Client
-from tallybus.common.bus import Context, new_context
+from tallybus.common.bus.sockets import Context, new_context
 from tallybus.common.files import Storage
-from tallybus.common.service import Shell
-from tallybus.common.settings import SecuritySettings, Settings, load
+from tallybus.common.service.shell import Shell
+from tallybus.common.settings.sections import SecuritySettings, Settings, load
+from tallybus.common.stages import START_ORDER, STOP_ORDER
 from tallybus.errors import (
     ForkedProcess,
     InvalidRequest,
@@ -35,8 +36,6 @@ from tallybus.errors import (
 from tallybus.extras import need_server
 
 T = TypeVar("T")
-START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
-STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
 LEDGER_FILES: Final = 80
 """Descriptors that an embedded ledger takes, with some to spare."""
 START_SECONDS: Final = 600.0

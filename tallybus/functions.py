@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tallybus.checks import i64_rows, place, u64_array
-from tallybus.common.function_names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
+from tallybus.common.functions.names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.common.record import Reason as Reason
 from tallybus.errors import InvalidRequest

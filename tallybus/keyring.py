@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from tallybus.common.curve import matches, new_key_pair
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.function_names import MAX_PATTERNS, PATTERN_RULE, is_function_pattern
-from tallybus.common.keys import (
+from tallybus.common.functions.names import MAX_PATTERNS, PATTERN_RULE, is_function_pattern
+from tallybus.common.security.curve import matches, new_key_pair
+from tallybus.common.security.keys import (
     BUS_KEY,
     CLIENTS_FOLDER,
     GATEWAY_KEY,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tallybus.checks import MAX_U64, check_int, place, u64_array
+from tallybus.common.bus.submitted import RecordFault, count_calls
 from tallybus.common.record import (
     MAX_AMOUNT,
     RECORD_DTYPE,
@@ -33,7 +34,6 @@ from tallybus.common.record import Stage as Stage
 from tallybus.common.record import Status as Status
 from tallybus.common.record import WaitLevel as WaitLevel
 from tallybus.common.record import status_of as status_of
-from tallybus.common.submitted import RecordFault, count_calls
 from tallybus.errors import InvalidRequest
 from tallybus.functions import MAX_PARAMS, OperationBatch, checked_name, checked_params
 

@@ -16,15 +16,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.block import MAX_ID, InvalidBlock, find_evidence, parse_header
 from tallybus.common.errors import ServiceError
 from tallybus.common.files import Storage
-from tallybus.common.function_files import BinaryDamaged, read_binary
-from tallybus.common.functions import FunctionRegistry, FunctionVersion, registrations
-from tallybus.common.lazyarray import lazy_zeros
-from tallybus.common.logcheck import read_layout
-from tallybus.common.logfind import find_transaction
-from tallybus.common.logreader import (
+from tallybus.common.functions.binaries import BinaryDamaged, read_binary
+from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, registrations
+from tallybus.common.memory import lazy_zeros
+from tallybus.common.record import FIRST_USER_STATUS, Kind, Reason, Status
+from tallybus.common.snapshot.balances import chunk_count, load_latest_snapshot
+from tallybus.common.wal.batch import segment_of
+from tallybus.common.wal.block import MAX_ID, InvalidBlock, find_evidence, parse_header
+from tallybus.common.wal.check import read_layout
+from tallybus.common.wal.find import find_transaction
+from tallybus.common.wal.reader import (
     BlockScanner,
     DamagedLog,
     KernelPolicy,
@@ -36,10 +39,7 @@ from tallybus.common.logreader import (
     read_log,
     refusal,
 )
-from tallybus.common.payload import segment_of
-from tallybus.common.record import FIRST_USER_STATUS, Kind, Reason, Status
-from tallybus.common.replay import replay_balances
-from tallybus.common.snapshot import chunk_count, load_latest_snapshot
+from tallybus.common.wal.replay import replay_balances
 from tallybus.errors import TallybusError
 from tallybus.functions import Trial
 from tallybus.operations import status_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallybus.common.settings import Settings as Settings
-from tallybus.common.settings import load as load_settings
+from tallybus.common.settings.sections import Settings as Settings
+from tallybus.common.settings.sections import load as load_settings
 
 __all__ = ["Settings", "load_settings"]

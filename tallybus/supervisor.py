@@ -27,9 +27,7 @@ from types import FrameType
 from typing import Any, ClassVar, Final
 
 from tallybus.client.sync import Client
-from tallybus.common import addresses, cpus, exposure, logs, security, startup
-from tallybus.common import settings as configuration
-from tallybus.common.endpoints import reached_at
+from tallybus.common import logs
 from tallybus.common.errors import (
     EXIT_BUSY,
     EXIT_HANGUP,
@@ -39,16 +37,20 @@ from tallybus.common.errors import (
     FINAL_EXIT_CODES,
     ServiceError,
 )
-from tallybus.common.failures import Failures
 from tallybus.common.files import FileLock, FileMissing, Storage, StorageError
-from tallybus.common.keys import GATEWAY_NAME, ClientKey
-from tallybus.common.process import RESTARTS, SUPERVISED, run_stage, stop_signals
-from tallybus.common.service import lock_run_folder, make_named_folder, own_run_folder
-from tallybus.common.settings import Settings
+from tallybus.common.security import exposure, pairs
+from tallybus.common.security.keys import GATEWAY_NAME, ClientKey
+from tallybus.common.service import cpus, startup
+from tallybus.common.service.failures import Failures
+from tallybus.common.service.process import RESTARTS, SUPERVISED, run_stage, stop_signals
+from tallybus.common.service.shell import lock_run_folder, make_named_folder, own_run_folder
+from tallybus.common.settings import addresses
+from tallybus.common.settings import sections as configuration
+from tallybus.common.settings.endpoints import reached_at
+from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import START_ORDER, STOP_ORDER
 from tallybus.errors import AccessDenied, TallybusError
 
-START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
-STOP_ORDER: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
 BUSY_SECONDS: Final = 5.0
 """How long after the start services of an earlier run may still hold locks and endpoints."""
 STOP_SECONDS: Final = 10.0
@@ -496,7 +498,7 @@ def free_endpoint() -> str:
 
 def _own_key(settings: Settings) -> ClientKey | None:
     """With keys, the gateway's own: its host may ask with it, and change nothing."""
-    keys = security.load(settings, "gateway")
+    keys = pairs.load(settings, "gateway")
     if keys is None or keys.clients is None:
         return None
     return ClientKey(GATEWAY_NAME, keys.clients, keys.clients.public)

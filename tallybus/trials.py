@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tallybus.checks import MAX_I64, MIN_I64, check_int
 from tallybus.common.record import Reason
-from tallybus.common.settings import SETTINGS, Settings
+from tallybus.common.settings.sections import SETTINGS, Settings
 from tallybus.errors import InvalidFunction, InvalidRequest
 from tallybus.extras import need_server
 from tallybus.functions import MAX_PARAMS, Trial, checked_binary

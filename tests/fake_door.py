@@ -13,8 +13,8 @@ from typing import Any
 
 import zmq
 
-from tallybus.common.curve import new_key_pair, secure_server
-from tallybus.common.keys import ClientKey, KeyPair
+from tallybus.common.security.curve import new_key_pair, secure_server
+from tallybus.common.security.keys import ClientKey, KeyPair
 from tests.fake_gateway import FakeGateway
 
 LET_IN = b"200"

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tallybus.common.block import BlockHeader, Chain
 from tallybus.common.files import Storage
-from tallybus.common.logreader import BlockScanner, LogRun, chain_at, read_log
-from tallybus.common.payload import Payload, make_payload
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.common.wal.batch import Payload, make_payload
+from tallybus.common.wal.block import BlockHeader, Chain
+from tallybus.common.wal.reader import BlockScanner, LogRun, chain_at, read_log
+from tallybus.services.wal.log import Log, LogBatch
 
 CLUSTER = 0xC0FFEE00C0FFEE01
 FOLDER = Path("/data")

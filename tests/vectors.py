@@ -37,8 +37,7 @@ from tallybus.client.codec import (
 from tallybus.client.registration import ListFunctions, RegisterFunction, UnregisterFunction
 from tallybus.client.submit import SubmitBatch
 from tallybus.client.transaction import ReadTransaction
-from tallybus.common import frames as bus
-from tallybus.common.keys import Grant, Role
+from tallybus.common.bus import messages as bus
 from tallybus.common.record import (
     ENTRY_DTYPE,
     FAILURE_DTYPE,
@@ -49,9 +48,10 @@ from tallybus.common.record import (
     Stage,
     Status,
 )
+from tallybus.common.security.keys import Grant, Role
 from tallybus.operations import Operation, encode_operations
-from tallybus.services.gateway import protocol
-from tallybus.services.gateway.quotas import Quotas
+from tallybus.services.gateway.clients import protocol
+from tallybus.services.gateway.clients.quotas import Quotas
 from tests.unit.test_gateway_core import MS
 from tests.unit.test_gateway_functions import FunctionRig
 

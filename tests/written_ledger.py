@@ -9,12 +9,12 @@ import numpy as np
 from crc32c import crc32c
 
 from tallybus.common.files import Storage
-from tallybus.common.function_files import binary_path
+from tallybus.common.functions.binaries import binary_path
 from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.common.snapshot import SnapshotFields, write_snapshot
+from tallybus.common.snapshot.balances import SnapshotFields, write_snapshot
 from tallybus.services.transactor.engine import Engine, Executed
 from tallybus.services.transactor.registrar import Registrar
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 from tests.log_samples import CLUSTER
 
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallybus.common.frames import (
+from tallybus.common.buffers import Buffer, as_buffer
+from tallybus.common.bus.messages import (
     PROTOCOL_VERSION,
     Answer,
     Assigned,
-    Buffer,
     ClockAnswer,
     FrameError,
     FunctionsAnswer,
@@ -28,20 +28,16 @@ from tallybus.common.frames import (
     Results,
     ResultsGone,
     StageStatus,
-    as_buffer,
 )
-from tallybus.common.keys import Role
+from tallybus.common.bus.transaction import reply_fields, reply_payloads, transaction_in
 from tallybus.common.record import STATUS_DTYPE, Level
-from tallybus.common.stage import StageCore
-from tallybus.common.transaction import reply_fields, reply_payloads, transaction_in
-from tallybus.services.gateway import protocol
-from tallybus.services.gateway.access import Access
-from tallybus.services.gateway.clock import ClockQuestions
-from tallybus.services.gateway.desk import Desk
-from tallybus.services.gateway.functions import Registrations
-from tallybus.services.gateway.lateness import why_late
-from tallybus.services.gateway.progress import Progress
-from tallybus.services.gateway.protocol import (
+from tallybus.common.security.keys import Role
+from tallybus.common.service.core import StageCore
+from tallybus.services.gateway.clients import protocol
+from tallybus.services.gateway.clients.access import Access
+from tallybus.services.gateway.clients.desk import Desk
+from tallybus.services.gateway.clients.lateness import why_late
+from tallybus.services.gateway.clients.protocol import (
     BadRequest,
     ClientRequest,
     ClockRead,
@@ -56,10 +52,13 @@ from tallybus.services.gateway.protocol import (
     Submit,
     Wait,
 )
-from tallybus.services.gateway.quotas import Quotas
-from tallybus.services.gateway.reads import Reads
-from tallybus.services.gateway.services import Services
-from tallybus.services.gateway.submissions import SUBMIT_NS, Submissions
+from tallybus.services.gateway.clients.quotas import Quotas
+from tallybus.services.gateway.pipeline.clock import ClockQuestions
+from tallybus.services.gateway.pipeline.heard import Services
+from tallybus.services.gateway.pipeline.progress import Progress
+from tallybus.services.gateway.pipeline.reads import Reads
+from tallybus.services.gateway.pipeline.registrations import Registrations
+from tallybus.services.gateway.pipeline.submissions import SUBMIT_NS, Submissions
 
 UNREADY_KEPT: Final = 1024
 """Reads waiting for a stage from which on those that timed out are looked for and dropped."""

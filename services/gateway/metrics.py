@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from tallybus.common.metrics import Histogram, Meter, Sample, times
+from tallybus.common.metrics.counters import Histogram, Meter, Sample, times
 from tallybus.common.record import Level
-from tallybus.services.gateway.connections import REASONS
-from tallybus.services.gateway.protocol import (
+from tallybus.services.gateway.clients.protocol import (
     OVERLOADED,
     TIMEOUT,
     ClientRequest,
@@ -17,9 +16,12 @@ from tallybus.services.gateway.protocol import (
     Submit,
     Wait,
 )
+from tallybus.services.gateway.connections.table import REASONS
 
 if TYPE_CHECKING:
-    from tallybus.services.gateway.service import GatewayService
+    from tallybus.services.gateway.clients.answers import AnswerQueue
+    from tallybus.services.gateway.connections.guard import ConnectionGuard
+    from tallybus.services.gateway.core import GatewayCore
 
 CLIENTS_NS: Final = 60_000_000_000
 """How long a client counts after its last request, at least."""
@@ -30,13 +32,28 @@ NO_KEY: Final = "(no key)"
 """All clients without a key, together. No key can have this name."""
 
 
+class Measured(Protocol):
+    """What is read of a gateway."""
+
+    core: GatewayCore
+    limited: dict[str, int]
+
+    @property
+    def guard(self) -> ConnectionGuard | None:
+        """What watches over connections, where they come over the network."""
+
+    @property
+    def answers(self) -> AnswerQueue:
+        """Answers on their way to clients."""
+
+
 class GatewayMeter(Meter):
     """Counters of one gateway.
 
     `answered` is called for each request of a client, which may hold many operations.
     """
 
-    def __init__(self, service: GatewayService) -> None:
+    def __init__(self, service: Measured) -> None:
         super().__init__()
         self.operations = 0
         self._service = service

@@ -8,15 +8,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tallybus.common import logs, openfiles
-from tallybus.common.bus import ClientPort, Port
-from tallybus.common.frames import (
+from tallybus.common import logs
+from tallybus.common.buffers import Buffer
+from tallybus.common.bus.messages import (
     TOPIC_EVENT,
     TOPIC_METRICS,
     TOPIC_STATUS,
     Answer,
     Assigned,
-    Buffer,
     ClockAnswer,
     FunctionsAnswer,
     Message,
@@ -28,25 +27,27 @@ from tallybus.common.frames import (
     StageStatus,
     encode,
 )
-from tallybus.common.function_names import MAX_BINARY_BYTES
-from tallybus.common.service import Shell
-from tallybus.common.settings import (
+from tallybus.common.bus.sockets import ClientPort, Port
+from tallybus.common.functions.names import MAX_BINARY_BYTES
+from tallybus.common.service import open_files
+from tallybus.common.service.shell import Shell
+from tallybus.common.settings.sections import (
     HEADER_BYTES,
     OPERATION_BYTES,
     SETTINGS,
-    STAGES,
     SettingsError,
     page_address,
 )
-from tallybus.services.gateway.answers import AnswerQueue
-from tallybus.services.gateway.connections import Connections
+from tallybus.common.stages import STAGES
+from tallybus.services.gateway.clients.answers import AnswerQueue
+from tallybus.services.gateway.clients.protocol import FORBIDDEN, ClientRequest, Limits, Refusal
+from tallybus.services.gateway.clients.quotas import LIMITS, Quotas
+from tallybus.services.gateway.connections.guard import RESERVED_FILES, ConnectionGuard, allow_files
+from tallybus.services.gateway.connections.table import Connections
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.guard import RESERVED_FILES, ConnectionGuard, allow_files
 from tallybus.services.gateway.metrics import GatewayMeter
 from tallybus.services.gateway.page.feed import Heard, Index, as_services
 from tallybus.services.gateway.page.lookup import PAGE_CLIENT
-from tallybus.services.gateway.protocol import FORBIDDEN, ClientRequest, Limits, Refusal
-from tallybus.services.gateway.quotas import LIMITS, Quotas
 
 if TYPE_CHECKING:
     from tallybus.services.gateway.page.page import Page
@@ -143,7 +144,7 @@ class GatewayService(Shell):
                 _CONNECTIONS,
                 self.settings.origins.get(_CONNECTIONS, "default"),
                 f"{wanted} connections need {wanted + RESERVED_FILES} open files, and the limit is "
-                f"{openfiles.allowed()}: raise it (`ulimit -n`, LimitNOFILE= of a unit), or ask "
+                f"{open_files.allowed()}: raise it (`ulimit -n`, LimitNOFILE= of a unit), or ask "
                 f"for {most} connections at most",
             )
         encrypted = self.bus.security is not None

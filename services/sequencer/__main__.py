@@ -1,7 +1,7 @@
 """`python -m tallybus.services.sequencer`: this service as a process, with its settings from the
 environment."""
 
-from tallybus.common import startup
+from tallybus.common.service import entry
 
 if __name__ == "__main__":
-    raise SystemExit(startup.run("sequencer"))
+    raise SystemExit(entry.run("sequencer"))

@@ -7,7 +7,9 @@ is kept until it is durable, so that a new transactor can be fed what the log do
 
 from __future__ import annotations
 
-from tallybus.common.frames import (
+from tallybus.common.buffers import size
+from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict, weigh
+from tallybus.common.bus.messages import (
     Assigned,
     ClockAnswer,
     ClockQuery,
@@ -18,10 +20,8 @@ from tallybus.common.frames import (
     Sequenced,
     StageStatus,
     Welcome,
-    size,
 )
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
-from tallybus.common.stage import Fenced, StageCore
+from tallybus.common.service.core import Fenced, StageCore
 from tallybus.services.sequencer.clock import LedgerClock, Moment
 
 

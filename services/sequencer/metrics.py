@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from tallybus.common.metrics import Meter, Sample
+from tallybus.common.metrics.counters import Meter, Sample
 
 if TYPE_CHECKING:
-    from tallybus.services.sequencer.service import SequencerService
+    from tallybus.services.sequencer.core import SequencerCore
+
+
+class Measured(Protocol):
+    """What is read of a sequencer."""
+
+    core: SequencerCore
 
 
 class SequencerMeter(Meter):
     """Of one sequencer."""
 
-    def __init__(self, service: SequencerService) -> None:
+    def __init__(self, service: Measured) -> None:
         super().__init__()
         self._service = service
 

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from tallybus.common import logs
-from tallybus.common.frames import (
+from tallybus.common.bus.messages import (
     TOPIC_ACKNOWLEDGE,
     ClockQuery,
     Message,
@@ -15,7 +15,7 @@ from tallybus.common.frames import (
     StageStatus,
     Welcome,
 )
-from tallybus.common.service import Shell
+from tallybus.common.service.shell import Shell
 from tallybus.common.times import steady_ns
 from tallybus.services.sequencer.clock import Moment
 from tallybus.services.sequencer.core import SequencerCore

@@ -13,22 +13,15 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from tallybus.common.frames import (
-    Answer,
-    Executed,
-    Hello,
-    Query,
-    StageStatus,
-    Welcome,
-    as_buffer,
-)
-from tallybus.common.functions import FunctionRegistry
-from tallybus.common.link import LinkReceiver, Verdict
-from tallybus.common.payload import count_extras
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.link import LinkReceiver, Verdict
+from tallybus.common.bus.messages import Answer, Executed, Hello, Query, StageStatus, Welcome
+from tallybus.common.bus.transaction import LoggedTransaction, fill_answer, transaction_of
+from tallybus.common.functions.registry import FunctionRegistry
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE
-from tallybus.common.snapshot import FrozenBalances
-from tallybus.common.stage import StageCore
-from tallybus.common.transaction import LoggedTransaction, fill_answer, transaction_of
+from tallybus.common.service.core import StageCore
+from tallybus.common.snapshot.balances import FrozenBalances
+from tallybus.common.wal.batch import count_extras
 
 BEHIND_NS: Final = 300_000_000
 """After this long without progress, below the durable index, the files are read instead."""

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from tallybus.common.metrics import Meter, Sample
+from tallybus.common.metrics.counters import Meter, Sample
 
 if TYPE_CHECKING:
-    from tallybus.services.snapshotter.service import SnapshotterService
+    from tallybus.common.settings.sections import Settings
+    from tallybus.services.snapshotter.core import SnapshotterCore
+    from tallybus.services.snapshotter.snapshot_writer import SnapshotWriter
+
+
+class Measured(Protocol):
+    """What is read of a snapshotter."""
+
+    core: SnapshotterCore
+    settings: Settings
+    recovered_segment: int
+
+    @property
+    def writer(self) -> SnapshotWriter | None:
+        """What writes snapshots, once there is a log."""
 
 
 class SnapshotterMeter(Meter):
     """Counters of one snapshotter."""
 
-    def __init__(self, service: SnapshotterService) -> None:
+    def __init__(self, service: Measured) -> None:
         super().__init__()
         self._service = service
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tallybus.common import logs
-from tallybus.common.files import FileLock, StorageError
-from tallybus.common.frames import (
+from tallybus.common.bus.messages import (
     TOPIC_ACKNOWLEDGE,
     Executed,
     Message,
@@ -16,15 +15,16 @@ from tallybus.common.frames import (
     StageStatus,
     Welcome,
 )
-from tallybus.common.logreader import LogRefused, LogRun, read_log
-from tallybus.common.service import Shell
-from tallybus.common.settings import data_folder
-from tallybus.common.snapshot import FrozenBalances, SnapshotFields, load_latest_snapshot
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.common.files import FileLock, StorageError
+from tallybus.common.service.shell import Shell
+from tallybus.common.settings.sections import data_folder
+from tallybus.common.snapshot.balances import FrozenBalances, SnapshotFields, load_latest_snapshot
+from tallybus.common.wal.reader import LogRefused, LogRun, read_log
+from tallybus.services.snapshotter.cold_statuses import LogStatuses
 from tallybus.services.snapshotter.core import SnapshotterCore
 from tallybus.services.snapshotter.metrics import SnapshotterMeter
-from tallybus.services.snapshotter.queries import LogStatuses
-from tallybus.services.snapshotter.snapshots import SnapshotWriter
+from tallybus.services.snapshotter.read_state import ReadState
+from tallybus.services.snapshotter.snapshot_writer import SnapshotWriter
 from tallybus.services.snapshotter.transactions import LogTransactions
 
 LOCK_NAME: Final = "snapshotter.lock"

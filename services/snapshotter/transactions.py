@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tallybus.common.bus.transaction import LoggedTransaction
 from tallybus.common.files import Storage
-from tallybus.common.logfind import find_transaction
-from tallybus.common.transaction import LoggedTransaction
+from tallybus.common.wal.find import find_transaction
 
 
 class LogTransactions:

@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from tallybus.common.frames import (
-    EMPTY,
-    Buffer,
+from tallybus.common.buffers import EMPTY, Buffer, as_buffer, size
+from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict, weigh
+from tallybus.common.bus.messages import (
     Executed,
     FunctionsAnswer,
     FunctionsQuery,
@@ -33,13 +33,10 @@ from tallybus.common.frames import (
     Sequenced,
     StageStatus,
     Welcome,
-    as_buffer,
-    size,
 )
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
-from tallybus.common.payload import Payload
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind
-from tallybus.common.stage import Fenced, StageCore
+from tallybus.common.service.core import Fenced, StageCore
+from tallybus.common.wal.batch import Payload
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
 from tallybus.services.transactor.stamps import LastStamp
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.errors import ServiceError
-from tallybus.common.functions import name_words
-from tallybus.common.lazyarray import account_array
+from tallybus.common.functions.registry import name_words
+from tallybus.common.memory import CHUNK_ACCOUNTS, account_array
 from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.replay import ReplayError, record_words, replay_balances, sum_of_balances
-from tallybus.common.snapshotformat import CHUNK_ACCOUNTS
+from tallybus.common.wal.replay import ReplayError, record_words, replay_balances, sum_of_balances
 from tallybus.services.transactor import kernel
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallybus.common.compiled import (
+from tallybus.common.kernels.compiled import (
     INPUT_WORDS,
     Intrinsic,
     inlined,

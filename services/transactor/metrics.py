@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tallybus.common.metrics import Meter, Outcomes, Sample, status_label
+from tallybus.common.metrics.counters import Meter, Outcomes, Sample, status_label
 from tallybus.common.record import FIRST_USER_STATUS, Reason
 
 if TYPE_CHECKING:
-    from tallybus.services.transactor.service import TransactorService
+    from tallybus.services.transactor.core import TransactorCore
 
 MAX_FUNCTIONS: Final = 200
 """Functions that are told one by one, those with most calls; names come from customers."""
@@ -18,10 +18,16 @@ OTHERS: Final = "(others)"
 """All functions beyond that, together. No function can have this name."""
 
 
+class Measured(Protocol):
+    """What is read of a transactor."""
+
+    core: TransactorCore
+
+
 class TransactorMeter(Meter):
     """Counters of one transactor."""
 
-    def __init__(self, service: TransactorService) -> None:
+    def __init__(self, service: Measured) -> None:
         super().__init__()
         self.outcomes = Outcomes()
         self._service = service

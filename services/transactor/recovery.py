@@ -13,12 +13,13 @@ from typing import Final
 
 import numpy as np
 
-from tallybus.common.frames import Results, as_buffer
-from tallybus.common.function_files import read_binary
-from tallybus.common.functions import FunctionRegistry, FunctionVersion, registrations
-from tallybus.common.logreader import LogRun, Progress, read_log
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.messages import Results
+from tallybus.common.functions.binaries import read_binary
+from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, registrations
 from tallybus.common.record import FAILURE_DTYPE, Status
-from tallybus.common.snapshot import DamagedSnapshot, load_latest_snapshot
+from tallybus.common.snapshot.balances import DamagedSnapshot, load_latest_snapshot
+from tallybus.common.wal.reader import LogRun, Progress, read_log
 from tallybus.services.transactor.engine import Engine, window_start
 from tallybus.services.transactor.functions.codefiles import CodeFiles
 from tallybus.services.transactor.functions.limits import FunctionLimits

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.errors import ServiceError
-from tallybus.common.functions import UNREGISTERED, FunctionRegistry, FunctionVersion
+from tallybus.common.functions.registry import UNREGISTERED, FunctionRegistry, FunctionVersion
 from tallybus.common.record import Status
 from tallybus.services.transactor.engine import Engine, Executed
 from tallybus.services.transactor.functions.codefiles import CodeFiles, key_of

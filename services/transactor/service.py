@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tallybus.common import logs
-from tallybus.common.frames import (
+from tallybus.common.bus.messages import (
     TOPIC_ACKNOWLEDGE,
     FunctionsQuery,
     Hello,
@@ -19,10 +19,10 @@ from tallybus.common.frames import (
     StageStatus,
     Welcome,
 )
-from tallybus.common.logreader import DamagedLog
-from tallybus.common.service import Shell
-from tallybus.common.settings import data_folder
-from tallybus.common.snapshotformat import SnapshotMismatch
+from tallybus.common.service.shell import Shell
+from tallybus.common.settings.sections import data_folder
+from tallybus.common.snapshot.format import SnapshotMismatch
+from tallybus.common.wal.reader import DamagedLog
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.functions.codefiles import (
     FOLDER_NAME,

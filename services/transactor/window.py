@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.memory import lazy_zeros
 from tallybus.services.transactor import kernel
 
 Item = TypeVar("Item", bound=np.generic)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tallybus.common.files import Buffer, Storage
-from tallybus.common.function_files import FOLDER_NAME, binary_path
+from tallybus.common.functions.binaries import FOLDER_NAME, binary_path
 
 
 def keep_binary(storage: Storage, folder: Path, name: str, version: int, binary: Buffer) -> None:

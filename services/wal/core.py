@@ -12,18 +12,10 @@ from collections import deque
 from dataclasses import replace
 from typing import Final
 
-from tallybus.common.frames import (
-    EMPTY,
-    Executed,
-    Hello,
-    Message,
-    Refused,
-    StageStatus,
-    Welcome,
-    size,
-)
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict, weigh
-from tallybus.common.stage import StageCore
+from tallybus.common.buffers import EMPTY, size
+from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict, weigh
+from tallybus.common.bus.messages import Executed, Hello, Message, Refused, StageStatus, Welcome
+from tallybus.common.service.core import StageCore
 
 FOLLOWER_GRACE_NS: Final = 1_000_000_000
 """A snapshotter that takes nothing for this long is left to read the files."""

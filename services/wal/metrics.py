@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from tallybus.common.metrics import Meter, Sample, times
+from tallybus.common.metrics.counters import Meter, Sample, times
 
 if TYPE_CHECKING:
-    from tallybus.services.wal.service import WalService
+    from tallybus.services.wal.core import WalCore
+    from tallybus.services.wal.log import Log
+
+
+class Measured(Protocol):
+    """What is read of a log stage."""
+
+    core: WalCore
+
+    @property
+    def opened(self) -> Log:
+        """The log that it writes."""
 
 
 class WalMeter(Meter):
     """Counters of one log stage. `sync_seconds` belongs to the committer's thread."""
 
-    def __init__(self, service: WalService) -> None:
+    def __init__(self, service: Measured) -> None:
         super().__init__()
         self.sync_seconds = times()
         self._service = service

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tallybus.common.block import Chain
 from tallybus.common.files import OpenFile, Storage, StorageError
-from tallybus.common.logcheck import TornTail, check_log, read_layout
-from tallybus.common.logreader import (
+from tallybus.common.wal.batch import EMPTY_PAYLOAD
+from tallybus.common.wal.block import Chain
+from tallybus.common.wal.check import TornTail, check_log, read_layout
+from tallybus.common.wal.reader import (
     ACTIVE_NAME,
     FRESH_NAME,
     BlockScanner,
@@ -24,7 +25,6 @@ from tallybus.common.logreader import (
     chain_at,
     closed_path,
 )
-from tallybus.common.payload import EMPTY_PAYLOAD
 from tallybus.services.wal.rotation import adopt_fresh, create_fresh, rotate
 
 REWRITE_BYTES: Final = 16 * 1024 * 1024

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tallybus.common.block import Chain
 from tallybus.common.files import OpenFile, Storage
-from tallybus.common.logreader import ACTIVE_NAME, FRESH_NAME, closed_path
-from tallybus.common.payload import EMPTY_PAYLOAD
+from tallybus.common.wal.batch import EMPTY_PAYLOAD
+from tallybus.common.wal.block import Chain
+from tallybus.common.wal.reader import ACTIVE_NAME, FRESH_NAME, closed_path
 
 
 def create_fresh(storage: Storage, folder: Path, chain: Chain) -> OpenFile:

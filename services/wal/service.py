@@ -10,17 +10,17 @@ from typing import Final
 import numpy as np
 
 from tallybus.common import logs
-from tallybus.common.frames import TOPIC_ACKNOWLEDGE, Executed, Hello, Message, StageStatus
-from tallybus.common.functions import registrations_in
-from tallybus.common.payload import count_extras
+from tallybus.common.bus.messages import TOPIC_ACKNOWLEDGE, Executed, Hello, Message, StageStatus
+from tallybus.common.functions.registry import registrations_in
 from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE, Kind
-from tallybus.common.service import Shell
-from tallybus.common.settings import data_folder
+from tallybus.common.service.shell import Shell
+from tallybus.common.settings.sections import data_folder
+from tallybus.common.wal.batch import count_extras
 from tallybus.services.wal.binaries import keep_binary, remove_unfinished
-from tallybus.services.wal.commit import Committer
+from tallybus.services.wal.committer import Committer
 from tallybus.services.wal.core import WalCore
+from tallybus.services.wal.log import Log, LogBatch
 from tallybus.services.wal.metrics import WalMeter
-from tallybus.services.wal.segments import Log, LogBatch
 
 IDLE_NS: Final = 50_000_000
 """After this long without a batch a marker records that everything so far is durable."""

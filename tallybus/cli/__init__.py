@@ -1,7 +1,7 @@
 """The command `tallybus`. One module per group of commands, imported when its command is called.
 
 Nothing here but click is imported up front, so that a short command is not slowed down by what the
-long ones need. Exit codes are in `tallybus.cli.errors`, and in `docs/cli.md`.
+long ones need. Exit codes are in `tallybus.cli.exit_codes`, and in `docs/cli.md`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ COMMANDS: Final = {
     "clock": ("clock", "Show the ledger's time, or accept a clock that has jumped ahead."),
     "top": ("top", "Watch the pipeline live in the terminal."),
     "import": ("imports", "Send the transactions of a CSV file."),
-    "load": ("load", "Measure how many transactions per second a ledger takes."),
-    "latency": ("latency", "Measure how long one transaction takes."),
+    "load": ("measure.load", "Measure how many transactions per second a ledger takes."),
+    "latency": ("measure.latency", "Measure how long one transaction takes."),
     "keys": ("keys", "Make, list and revoke the keys of clients."),
     "config": ("config", "Show the settings."),
 }

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.options import json_option
 from tallybus.cli.output import print_json, print_table
 from tallybus.cli.setting_options import parse_assignments, settings_options
-from tallybus.common.settings import Effective, Settings, load
+from tallybus.common.settings.sections import Effective, Settings, load
 
 
 @click.group("config")

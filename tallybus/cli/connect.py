@@ -32,7 +32,7 @@ def open_clients(
     They share one I/O thread: a thread for each would measure the machine's scheduler.
     """
     from tallybus.client import Client
-    from tallybus.common.bus import new_context
+    from tallybus.common.bus.sockets import new_context
 
     context = new_context()
     context.max_sockets = SOCKETS_OF_A_CLIENT * count + SPARE_SOCKETS

@@ -1,33 +1,12 @@
-"""What goes wrong in a command, as one line and an exit code.
-
-The codes are part of the interface: scripts branch on them, so they never change meaning.
-"""
+"""What goes wrong in a command, as one line and an exit code."""
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import IO, Any
 
 import click
 
-
-class ExitCode(IntEnum):
-    """How a command ended.
-
-    INTERRUPTED is 128 + SIGINT, CLOSED_PIPE 128 + SIGPIPE, as shells have it; MISSING is a
-    service's EXIT_MISSING.
-    """
-
-    OK = 0
-    REJECTED = 1
-    USAGE = 2
-    UNREACHABLE = 3
-    OUTCOME_UNKNOWN = 4
-    FAILED = 5
-    DENIED = 6
-    MISSING = 69
-    INTERRUPTED = 130
-    CLOSED_PIPE = 141
+from tallybus.cli.exit_codes import ExitCode
 
 
 class CommandFailed(click.ClickException):
@@ -54,7 +33,7 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
     from tallybus import errors
     from tallybus.cli import streams
     from tallybus.common.errors import ServiceError
-    from tallybus.csv_text import MalformedCsv
+    from tallybus.csv.text import MalformedCsv
 
     code: ExitCode | None = None
     text = str(error)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.module import read_module
 from tallybus.cli.options import (
     FUNCTION_NAME,
@@ -28,7 +29,7 @@ from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.cli.transact import CALL_MEANINGS, status_json, status_text
 from tallybus.cli.transaction import crc_text, entries_as_json, print_entries
 from tallybus.common.record import MAX_ENTRIES, Reason, Status
-from tallybus.common.settings import SETTINGS, Settings, data_folder, load
+from tallybus.common.settings.sections import SETTINGS, Settings, data_folder, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

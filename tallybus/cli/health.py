@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.setting_options import parse_assignments, settings_options
-from tallybus.common.endpoints import LOCALHOST, reached_host, shown
-from tallybus.common.settings import SERVICES, load, metrics_address
+from tallybus.common.settings.endpoints import LOCALHOST, reached_host, shown
+from tallybus.common.settings.sections import load, metrics_address
+from tallybus.common.stages import SERVICES
 
 WANTS: Final = ("alive", "recovered", "ready")
 _MAX_BYTES: Final = 65_536

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tallybus.cli.output import note
 from tallybus.cli.signals import SLICE_S, Endings
 from tallybus.common.record import Kind, Status
-from tallybus.csv_import import Batch, ParsedCsv, Tally
+from tallybus.csv.importing import Batch, ParsedCsv, Tally
 from tallybus.errors import InvalidRequest, Overloaded, Timeout
 from tallybus.functions import OperationBatch
 from tallybus.operations import BatchResult, WaitLevel

@@ -1,6 +1,6 @@
 """`tallybus import`: send the transactions of a CSV file, each once, in the file's order.
 
-The rules of the file are in `tallybus.csv_import`, its bytes in `import_source`, the sending in
+The rules of the file are in `tallybus.csv.importing`, its bytes in `import_source`, the sending in
 `import_sender`. This module is the command: what it takes, what it reports, and how to go on after
 an end that came too early.
 """
@@ -16,15 +16,16 @@ import click
 
 from tallybus.batch_size import BatchSize
 from tallybus.cli import connect
-from tallybus.cli.errors import CommandFailed, ExitCode, as_click_exception
+from tallybus.cli.errors import CommandFailed, as_click_exception
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.import_sender import Sender
 from tallybus.cli.import_source import FileChanged, Source
 from tallybus.cli.options import WholeNumber, client_options, json_option
 from tallybus.cli.output import note, print_json, print_values, progress_bar
 from tallybus.cli.signals import Ended, Endings
-from tallybus.csv_dialect import DELIMITERS
-from tallybus.csv_import import CHUNK_ROWS, ParsedCsv, Tally, parse_csv
-from tallybus.csv_text import MalformedCsv
+from tallybus.csv.dialect import DELIMITERS
+from tallybus.csv.importing import CHUNK_ROWS, ParsedCsv, Tally, parse_csv
+from tallybus.csv.text import MalformedCsv
 
 CONNECT_S: Final = 5.0
 WINDOW_ROWS: Final = 10_000_000

@@ -14,15 +14,16 @@ from typing import Any, Final
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.options import WholeNumber, json_option
 from tallybus.cli.output import note, print_json, print_table
 from tallybus.cli.owner import as_ourselves, as_owner
 from tallybus.cli.pipes import print_or_fail
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.function_names import PATTERN_RULE, is_function_pattern
-from tallybus.common.keys import LIMITS, MAX_LIMIT, Grant, Role
+from tallybus.common.functions.names import PATTERN_RULE, is_function_pattern
+from tallybus.common.security.keys import LIMITS, MAX_LIMIT, Grant, Role
 from tallybus.keyring import Keyring, KeyringError, write_new
 
 STDOUT: Final = "-"
@@ -238,7 +239,7 @@ def revoke_command(
 
 def _keyring(folder: str | None, config: str | None, assignments: tuple[str, ...]) -> Keyring:
     if folder is None:
-        from tallybus.common.settings import load
+        from tallybus.common.settings.sections import load
 
         keys = load(config, overrides=parse_assignments(assignments)).security.keys
         if keys is None:

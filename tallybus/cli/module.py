@@ -10,7 +10,8 @@ from typing import Final
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.extras import need_server
 
 MAGIC: Final = b"\0asm"

@@ -9,7 +9,8 @@ import click
 
 from tallybus.cli import streams
 from tallybus.cli.setting_options import parse_assignments, settings_options
-from tallybus.common.settings import SERVICES, Settings, load
+from tallybus.common.settings.sections import Settings, load
+from tallybus.common.stages import SERVICES
 from tallybus.extras import need_server
 
 DATA_HELP: Final = "Folder of the log and the snapshots: ledger.data."

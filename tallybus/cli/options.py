@@ -7,12 +7,12 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from tallybus.cli.measure.transports import IPC, TRANSPORTS
 from tallybus.cli.setting_options import parse_assignments as parse_assignments
 from tallybus.cli.setting_options import settings_options as settings_options
-from tallybus.cli.transports import IPC, TRANSPORTS
-from tallybus.common.function_names import NAME_RULE, is_function_name
+from tallybus.common.functions.names import NAME_RULE, is_function_name
 from tallybus.common.record import MAX_AMOUNT, Level
-from tallybus.common.settings import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, KEY_VARIABLE
+from tallybus.common.settings.sections import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, KEY_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 

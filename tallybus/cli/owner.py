@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 
 
 @contextmanager

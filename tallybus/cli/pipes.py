@@ -15,8 +15,8 @@ from typing import Any, Final, TextIO
 
 import click
 
-from tallybus.cli.errors import ExitCode
-from tallybus.common import startup
+from tallybus.cli.exit_codes import ExitCode
+from tallybus.common.service import startup
 
 READS: Final = frozenset(
     {

@@ -12,8 +12,8 @@ import sys
 
 import click
 
-from tallybus.cli.errors import ExitCode
-from tallybus.common import startup
+from tallybus.cli.exit_codes import ExitCode
+from tallybus.common.service import startup
 
 _lost: OSError | None = None
 

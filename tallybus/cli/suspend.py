@@ -11,14 +11,14 @@ from pathlib import Path
 
 import click
 
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
 from tallybus.cli.options import FUNCTION_NAME, json_option
 from tallybus.cli.output import note, print_json, print_table
 from tallybus.cli.owner import as_owner
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.common.files import Storage
-from tallybus.common.settings import data_folder, load
-from tallybus.common.suspended import (
+from tallybus.common.functions.suspended import (
     MAX_REASON_CHARS,
     Suspension,
     resume,
@@ -26,6 +26,7 @@ from tallybus.common.suspended import (
     suspended_names,
     suspensions,
 )
+from tallybus.common.settings.sections import data_folder, load
 
 _NAMES = click.argument("names", type=FUNCTION_NAME, nargs=-1, required=True, metavar="NAME...")
 _DATA = click.option(

@@ -13,8 +13,9 @@ from typing import Final
 
 import click
 
-from tallybus.cli import transports
-from tallybus.cli.errors import CommandFailed, ExitCode
+from tallybus.cli.errors import CommandFailed
+from tallybus.cli.exit_codes import ExitCode
+from tallybus.cli.measure import transports
 from tallybus.extras import need_server
 
 FULL_BELOW_BYTES: Final = 1 << 20
@@ -76,7 +77,7 @@ def target(
             yield Target(endpoint, base, None, key)
         return
     need_server("a ledger of one's own (--spawn)")
-    from tallybus.common.settings import load, run_folder
+    from tallybus.common.settings.sections import load, run_folder
     from tallybus.supervisor import running_pipeline
 
     with (

@@ -1,6 +1,6 @@
 """`tallybus top`: a live view of the pipeline.
 
-A shell around `tallybus.common.pipeline_view`: it asks the ledger and the services' /metrics, hands
+A shell around `tallybus.common.view.pipeline`: it asks the ledger and the services' /metrics, hands
 what came to the core, and draws or prints what that says. It only reads. A look at the ledger takes
 three requests, and one scrape of each service where metrics are on.
 """
@@ -28,14 +28,15 @@ from tallybus.cli.options import (
     settings_options,
 )
 from tallybus.cli.output import print_json
-from tallybus.common.endpoints import address_of, with_brackets
-from tallybus.common.settings import SERVICES, STAGES, Settings, load, metrics_address
+from tallybus.common.settings.endpoints import address_of, with_brackets
+from tallybus.common.settings.sections import Settings, load, metrics_address
+from tallybus.common.stages import PORTS, SERVICES
 from tallybus.errors import AccessDenied, TallybusError
 
 if TYPE_CHECKING:
     from tallybus.client import Client
-    from tallybus.common.metrics_scrape import Scrape
-    from tallybus.common.pipeline_view import Look, Report
+    from tallybus.common.view.pipeline import Look, Report
+    from tallybus.common.view.scrape import Scrape
 
 SCRAPE_SECONDS: Final = 1.0
 """Longest time for one service's metrics; all are asked at the same time."""
@@ -46,7 +47,6 @@ METRICS_HINT: Final = (
     "off: set metrics.address where the services run, and give its address here with --metrics"
 )
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listened on, and how to reach it
-_PORTS: Final = (*STAGES, "gateway")  # in the order of their ports
 _BASE: Final = re.compile(r"(?:http://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?", re.ASCII)
 
 Addresses = dict[str, tuple[str, int]]
@@ -122,7 +122,7 @@ def _addresses(base: str | None, settings: Settings) -> Addresses | None:
                 f"{base!r} is not HOST or HOST:PORT, such as 127.0.0.1:9464",
                 param_hint="--metrics",
             )
-        found = {stage: (host, port + place) for place, stage in enumerate(_PORTS)}
+        found = {stage: (host, port + place) for place, stage in enumerate(PORTS)}
     known = {
         stage: (_EVERYWHERE.get(each[0], each[0]), each[1]) for stage, each in found.items() if each
     }
@@ -151,7 +151,7 @@ class Looker:
 
         Raises AccessDenied: to look again would not help.
         """
-        from tallybus.common.pipeline_view import SILENT_MS, Look
+        from tallybus.common.view.pipeline import SILENT_MS, Look
 
         self.failure = None
         facts: dict[str, Any] = {"metrics": self._scrapes()}
@@ -189,7 +189,7 @@ class Looker:
 
 def _scrape(address: tuple[str, int]) -> Scrape | str:
     """What a service tells at this address, or why it does not."""
-    from tallybus.common.metrics_scrape import parse
+    from tallybus.common.view.scrape import parse
 
     host, port = address
     try:
@@ -225,7 +225,7 @@ def _pause(seconds: float) -> None:
 
 def _reports(looker: Looker, interval: float) -> Iterator[tuple[Report, list[float | None]]]:
     """What is to be shown, at once and then after every interval, with the history of rates."""
-    from tallybus.common.pipeline_view import PipelineView
+    from tallybus.common.view.pipeline import PipelineView
 
     view = PipelineView(METRICS_HINT)
     due = time.monotonic()

@@ -15,8 +15,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tallybus.common.metrics_report import MetricsReport
-from tallybus.common.pipeline_view import FunctionRow, Report, StageRow
+from tallybus.common.view.pipeline import FunctionRow, Report, StageRow
+from tallybus.common.view.report import MetricsReport
 
 NONE: Final = "-"
 BARS: Final = "▁▂▃▄▅▆▇█"

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import zmq
 
-from tallybus.common import openfiles
+from tallybus.common.service import open_files
 from tallybus.errors import TooManyOpenFiles
 
 MAX_SOCKETS: Final = 65_535
@@ -65,7 +65,7 @@ def acquire() -> zmq.Context[Any]:
     shared = _shared
     with shared.lock:
         if shared.context is None:
-            check_room(openfiles.CONTEXT_FILES + CLIENT_FILES)
+            check_room(open_files.CONTEXT_FILES + CLIENT_FILES)
             context: zmq.Context[Any] = zmq.Context()
             context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
             shared.context = context
@@ -99,7 +99,7 @@ def room_for_a_client(context: zmq.Context[Any]) -> Iterator[None]:
     with _shared.lock:
         # A context of somebody else's may have no threads yet.
         known = context is _shared.context and _shared.users > 1
-        check_room(CLIENT_FILES + (0 if known else openfiles.CONTEXT_FILES))
+        check_room(CLIENT_FILES + (0 if known else open_files.CONTEXT_FILES))
         try:
             yield
         except zmq.ZMQError as error:
@@ -111,7 +111,7 @@ def room_for_a_client(context: zmq.Context[Any]) -> Iterator[None]:
 def check_room(files: int) -> None:
     """Raises TooManyOpenFiles where the process may not open so many more."""
     for _ in range(LOOKS):
-        if openfiles.room_for(files):
+        if open_files.room_for(files):
             return
         # libzmq closes what belonged to clients that were closed a moment later.
         time.sleep(LOOK_SECONDS)
@@ -119,7 +119,7 @@ def check_room(files: int) -> None:
 
 
 def _too_many(addition: str) -> TooManyOpenFiles:
-    limit = openfiles.allowed()
+    limit = open_files.allowed()
     return TooManyOpenFiles(
         f"there is no room for another client: this process may have {limit} open files at a time"
         f"{addition and ', ' + addition}. Close clients that are not needed, let threads share "

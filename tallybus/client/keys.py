@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from tallybus.common.curve import matches
-from tallybus.common.keys import ClientKey, KeyFileError, read_client_key
+from tallybus.common.security.curve import matches
+from tallybus.common.security.keys import ClientKey, KeyFileError, read_client_key
 from tallybus.errors import InvalidRequest
 
 Key: TypeAlias = ClientKey | str | os.PathLike[str]

@@ -11,10 +11,10 @@ from typing import Any, Final, Protocol
 import zmq
 
 from tallybus.client.access import Handshake, Look
-from tallybus.common.curve import secure_client
-from tallybus.common.endpoints import Place
-from tallybus.common.keys import ClientKey
-from tallybus.common.monitor import Failure, SocketEvent, SocketMonitor, What
+from tallybus.common.bus.monitor import Failure, SocketEvent, SocketMonitor, What
+from tallybus.common.security.curve import secure_client
+from tallybus.common.security.keys import ClientKey
+from tallybus.common.settings.endpoints import Place
 
 VERDICTS: Final = int(
     zmq.EVENT_HANDSHAKE_SUCCEEDED

@@ -27,11 +27,11 @@ from tallybus.client.codec import Payload
 from tallybus.client.core import Call, Core
 from tallybus.client.keys import UNENCRYPTED
 from tallybus.client.submit import SubmitBatch
-from tallybus.common import endpoints
-from tallybus.common.curve import secure_client
-from tallybus.common.endpoints import Place, as_given
-from tallybus.common.keys import ClientKey
-from tallybus.common.monitor import SocketEvent, SocketMonitor
+from tallybus.common.bus.monitor import SocketEvent, SocketMonitor
+from tallybus.common.security.curve import secure_client
+from tallybus.common.security.keys import ClientKey
+from tallybus.common.settings import endpoints
+from tallybus.common.settings.endpoints import Place, as_given
 from tallybus.errors import InvalidRequest, TooManyOpenFiles
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from tallybus import Deposit, Function, WaitLevel
-from tallybus.common.settings import page_address
+from tallybus.common.settings.sections import page_address
 from tests.browser.browser import DESKTOP, Browser, missing, running_browser
 from tests.browser.png import encoded
 from tests.processes.pipeline import (

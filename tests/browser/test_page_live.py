@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from tallybus import Client, Deposit, Function, Status, Transfer, WaitLevel, Withdrawal
-from tallybus.common.settings import page_address
+from tallybus.common.settings.sections import page_address
 from tests.browser.browser import Browser, missing
 from tests.function_modules import module, to_binary
 from tests.processes.pipeline import Pipeline, make_settings, pipeline_of, quiet_endpoint

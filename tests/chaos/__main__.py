@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tallybus.supervisor import START_ORDER
+from tallybus.common.stages import START_ORDER
 from tests.chaos.run import Report, run_chaos
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from tallybus.supervisor import START_ORDER, STOP_ORDER
+from tallybus.common.stages import START_ORDER, STOP_ORDER
 from tests.chaos.machine import Machine
 
 RESTART_SECONDS: Final = 10.0

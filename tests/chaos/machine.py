@@ -21,9 +21,9 @@ from typing import Final
 
 import zmq
 
-from tallybus.common.frames import TOPIC_STATUS, FrameError, StageStatus, decode
-from tallybus.common.settings import STAGES, Settings, endpoint
-from tallybus.supervisor import START_ORDER
+from tallybus.common.bus.messages import TOPIC_STATUS, FrameError, StageStatus, decode
+from tallybus.common.settings.sections import Settings, endpoint
+from tallybus.common.stages import STAGES, START_ORDER
 from tests.processes.pipeline import environment, is_alive, service_of, services_under
 
 END_SECONDS: Final = 60.0

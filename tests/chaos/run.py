@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from tallybus import Client, TallybusError, WaitLevel
-from tallybus.common.settings import Settings
-from tallybus.supervisor import START_ORDER
+from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import START_ORDER
 from tests.chaos.clients import METER, TIMEOUT_S, Clients
 from tests.chaos.faults import Chaos, Episode
 from tests.chaos.history import Operations, Pace, Recorder, to_operation

@@ -9,7 +9,7 @@ from typing import Final
 
 from tallybus import supervisor
 from tallybus.common import logs
-from tallybus.common.settings import load
+from tallybus.common.settings.sections import load
 
 HEALTHY_SECONDS: Final = 0.5
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus import LostTransaction, OutcomeUnknown
-from tallybus.common.logreader import read_log
 from tallybus.common.record import Kind, Level, Stage, Status
-from tallybus.common.settings import Settings
+from tallybus.common.settings.sections import Settings
+from tallybus.common.wal.reader import read_log
 from tests.chaos.history import CONTENT, SERIAL_MASK, History, Submission
 from tests.chaos.machine import Span
 from tests.oracle import Oracle

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tallybus.common.errors import FINAL_EXIT_CODES
-from tallybus.common.metrics import METRICS
-from tallybus.common.settings import CONFIG_VARIABLE, SERVICES, SETTINGS, STAGES, load
-from tallybus.common.settings import metrics_address as address_of
+from tallybus.common.metrics.counters import METRICS
+from tallybus.common.settings.sections import CONFIG_VARIABLE, SETTINGS, load
+from tallybus.common.settings.sections import metrics_address as address_of
+from tallybus.common.stages import SERVICES, STAGES
 from tests.compose.dashboards import (
     DASHBOARDS,
     DEPLOY,

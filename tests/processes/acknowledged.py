@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus import BatchResult, Client, ClientClosed, TallybusError, WaitLevel
-from tallybus.common.block import BlockHeader, InvalidBlock, parse_header
-from tallybus.common.keys import ClientKey
-from tallybus.common.logcheck import check_log
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
-from tallybus.common.settings import Settings
+from tallybus.common.security.keys import ClientKey
+from tallybus.common.settings.sections import Settings
+from tallybus.common.wal.block import BlockHeader, InvalidBlock, parse_header
+from tallybus.common.wal.check import check_log
 from tests.processes.pipeline import PATIENCE_S, Replayed, eventually, replay
 
 ACCOUNTS: Final = 40

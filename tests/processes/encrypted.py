@@ -12,9 +12,10 @@ from typing import Final
 import zmq
 
 from tallybus.client import Client
-from tallybus.common.curve import secure_client
-from tallybus.common.keys import ClientKey, KeyPair, Role, read_client_key, read_pair
-from tallybus.common.settings import SOCKETS, STAGES, Settings
+from tallybus.common.security.curve import secure_client
+from tallybus.common.security.keys import ClientKey, KeyPair, Role, read_client_key, read_pair
+from tallybus.common.settings.sections import SOCKETS, Settings
+from tallybus.common.stages import STAGES
 from tallybus.keyring import Keyring, write_new
 from tests.processes.pipeline import make_settings
 

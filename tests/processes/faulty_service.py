@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tallybus.common.bus import Context
+from tallybus.common.bus.sockets import Context
 from tallybus.common.files import Storage
-from tallybus.common.process import run_service
-from tallybus.common.service import Shell
-from tallybus.common.settings import Settings
+from tallybus.common.service.process import run_service
+from tallybus.common.service.shell import Shell
+from tallybus.common.settings.sections import Settings
 from tests.faulty_storage import Fault, FaultyStorage
 
 VARIABLE = "DISK_FAULTS"

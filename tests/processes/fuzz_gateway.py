@@ -33,10 +33,10 @@ import numpy as np
 import zmq
 
 from tallybus import Client, Deposit, Transfer, WaitLevel, transfers
-from tallybus.common.frames import MAX_HEADER_BYTES
-from tallybus.common.function_names import MAX_BINARY_BYTES
+from tallybus.common.bus.messages import MAX_HEADER_BYTES
+from tallybus.common.functions.names import MAX_BINARY_BYTES
 from tallybus.common.record import Kind
-from tallybus.common.settings import HEADER_BYTES, OPERATION_BYTES
+from tallybus.common.settings.sections import HEADER_BYTES, OPERATION_BYTES
 from tallybus.errors import TallybusError
 from tests.processes.pipeline import (
     PATIENCE_S,

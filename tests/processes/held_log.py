@@ -25,11 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, cast
 
-from tallybus.common.bus import Context
+from tallybus.common.bus.sockets import Context
 from tallybus.common.files import Storage
-from tallybus.common.function_files import FOLDER_NAME
-from tallybus.common.process import run_service
-from tallybus.common.settings import Settings
+from tallybus.common.functions.binaries import FOLDER_NAME
+from tallybus.common.service.process import run_service
+from tallybus.common.settings.sections import Settings
 from tallybus.services.wal.service import WalService
 from tests.faulty_storage import Inode, Keep, MemoryStorage
 

@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.client import Client
-from tallybus.common.block import BlockHeader, parse_header
-from tallybus.common.logreader import read_log
 from tallybus.common.record import Status
-from tallybus.common.settings import Settings, load, run_folder
-from tallybus.supervisor import START_ORDER, Supervisor, running_pipeline
+from tallybus.common.settings.sections import Settings, load, run_folder
+from tallybus.common.stages import START_ORDER
+from tallybus.common.wal.block import BlockHeader, parse_header
+from tallybus.common.wal.reader import read_log
+from tallybus.supervisor import Supervisor, running_pipeline
 from tests.oracle import Oracle
 
 PROJECT: Final = Path(__file__).resolve().parents[2]

@@ -36,11 +36,11 @@ from tallybus import (
     Status,
     WaitLevel,
 )
-from tallybus.common.functions import registrations
-from tallybus.common.logcheck import check_log
-from tallybus.common.logreader import read_log
-from tallybus.common.settings import Settings
-from tallybus.supervisor import START_ORDER
+from tallybus.common.functions.registry import registrations
+from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import START_ORDER
+from tallybus.common.wal.check import check_log
+from tallybus.common.wal.reader import read_log
 from tests.hostile.making import function
 from tests.processes.held_log import VARIABLE
 from tests.processes.pipeline import PATIENCE_S, eventually, make_settings

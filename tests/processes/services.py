@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from tallybus.common.settings import SOCKETS, Settings, endpoint, run_folder
-from tallybus.supervisor import START_ORDER
+from tallybus.common.settings.sections import SOCKETS, Settings, endpoint, run_folder
+from tallybus.common.stages import START_ORDER
 from tests.processes.pipeline import (
     PATIENCE_S,
     PROJECT,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tallybus.common.process import run_service
+from tallybus.common.service.process import run_service
 from tallybus.services.wal.service import WalService
 
 VARIABLE: Final = "SLOW_LOG"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tallybus import Client, Deposit, WaitLevel
-from tallybus.cli.transports import free_ports
+from tallybus.cli.measure.transports import free_ports
 from tallybus.common.errors import EXIT_BUSY
-from tallybus.common.settings import metrics_address
+from tallybus.common.settings.sections import metrics_address
 from tallybus.supervisor import running_pipeline
 from tests.processes.encrypted import Keys
 from tests.processes.pipeline import (

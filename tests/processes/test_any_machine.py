@@ -12,7 +12,7 @@ import pytest
 
 from tallybus import Client, Deposit
 from tallybus.common.errors import EXIT_BUSY, EXIT_SETTINGS
-from tallybus.common.settings import Settings, run_folder
+from tallybus.common.settings.sections import Settings, run_folder
 from tests.processes.pipeline import (
     PATIENCE_S,
     Command,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tallybus import Client, Ledger, WaitLevel
-from tallybus.csv_import import Tally, parse_csv
+from tallybus.csv.importing import Tally, parse_csv
 from tests.bank_data import REAL_FILE, BankFile, bank_file, read_bank_file, write_bank_file
 from tests.processes.pipeline import (
     PATIENCE_S,

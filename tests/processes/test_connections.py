@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tallybus import Client, Deposit, Timeout, Unreachable, deposits
-from tallybus.common.keys import Role
+from tallybus.common.security.keys import Role
 from tests.processes.encrypted import Keys
 from tests.processes.pipeline import PATIENCE_S, Pipeline, eventually
 from tests.processes.raw_client import GREETING, RawClient, frame, mechanism

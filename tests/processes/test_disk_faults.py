@@ -14,7 +14,7 @@ import pytest
 
 from tallybus import Client
 from tallybus.common.errors import EXIT_STORAGE
-from tallybus.common.settings import Settings
+from tallybus.common.settings.sections import Settings
 from tests.faulty_storage import Fault
 from tests.processes.acknowledged import (
     ACCOUNTS,

@@ -24,11 +24,12 @@ from tallybus import (
     deposits,
     transfers,
 )
-from tallybus.common.block import HEADER_SIZE
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
-from tallybus.common.settings import Settings
+from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import START_ORDER
+from tallybus.common.wal.block import HEADER_SIZE
 from tallybus.errors import TallybusError
-from tallybus.supervisor import START_ORDER, Supervisor
+from tallybus.supervisor import Supervisor
 from tests.processes.pipeline import (
     PATIENCE_S,
     Command,

@@ -19,12 +19,12 @@ import pytest
 import zmq
 
 from tallybus import AccessDenied, Client, Deposit, Transfer, WaitLevel, deposits, transfers
-from tallybus.common.curve import new_key_pair
+from tallybus.common.bus.messages import Request, StageStatus, decode, encode
 from tallybus.common.errors import EXIT_SETTINGS
-from tallybus.common.frames import Request, StageStatus, decode, encode
-from tallybus.common.keys import ClientKey, KeyPair, Role, grant_path
-from tallybus.common.settings import SOCKETS, STAGES, Settings, endpoint, metrics_address
-from tallybus.supervisor import START_ORDER
+from tallybus.common.security.curve import new_key_pair
+from tallybus.common.security.keys import ClientKey, KeyPair, Role, grant_path
+from tallybus.common.settings.sections import SOCKETS, Settings, endpoint, metrics_address
+from tallybus.common.stages import STAGES, START_ORDER
 from tests.processes.acknowledged import ACCOUNTS, Load, assert_all_on_disk
 from tests.processes.encrypted import Keys, encrypted_settings, free_ports, stranger
 from tests.processes.pipeline import (
@@ -526,7 +526,7 @@ def test_an_embedded_ledger_needs_no_keys(tmp_path: Path) -> None:
 
 def run_embedded(tmp_path: Path) -> int:
     from tallybus import Ledger
-    from tallybus.common.settings import load
+    from tallybus.common.settings.sections import load
 
     settings = load(
         environ={},

@@ -16,12 +16,12 @@ from tallybus import (
     WaitLevel,
     deposits,
 )
+from tallybus.common.bus.messages import Assigned, Request, Results, StageStatus
 from tallybus.common.errors import EXIT_BUSY
-from tallybus.common.frames import Assigned, Request, Results, StageStatus
-from tallybus.common.settings import SOCKETS, STAGES, Settings, run_folder
+from tallybus.common.settings.sections import SOCKETS, Settings, run_folder
+from tallybus.common.stages import STAGES, START_ORDER
+from tallybus.services.gateway.clients.protocol import Limits
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.protocol import Limits
-from tallybus.supervisor import START_ORDER
 from tests.processes.acknowledged import (
     ACCOUNTS,
     Acknowledged,

@@ -32,9 +32,9 @@ from tallybus import (
     function_calls,
 )
 from tallybus.common.errors import EXIT_DAMAGED
-from tallybus.common.logcheck import check_log
-from tallybus.common.settings import Settings
-from tallybus.supervisor import START_ORDER
+from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import START_ORDER
+from tallybus.common.wal.check import check_log
 from tests.example_functions import binary_path
 from tests.hostile import making
 from tests.hostile.failing import FAILING

@@ -23,9 +23,9 @@ import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from tallybus import Deposit, Function, Status, WaitLevel, deposits, transfers
-from tallybus.common.metrics import METRICS, metrics_of
-from tallybus.common.settings import Settings, metrics_address
-from tallybus.common.stage import STAGES
+from tallybus.common.metrics.counters import METRICS, metrics_of
+from tallybus.common.settings.sections import Settings, metrics_address
+from tallybus.common.stages import PORTS
 from tallybus.errors import Timeout
 from tests.processes.pipeline import (
     PATIENCE_S,
@@ -124,7 +124,7 @@ def ready(settings: Settings, stage: str) -> dict[str, Any]:
 
 
 def wait_ready(settings: Settings, *stages: str) -> None:
-    for stage in stages or STAGES:
+    for stage in stages or PORTS:
         eventually(lambda stage=stage: ready(settings, stage)["ready"], f"the {stage} is ready")
 
 
@@ -140,7 +140,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 def test_transactions_and_indexes_are_those_of_the_api(running: Pipeline) -> None:
     settings = running.settings
     accounts = np.arange(1, 501, dtype=np.uint64)
-    before = {stage: scrape(settings, stage) for stage in STAGES}
+    before = {stage: scrape(settings, stage) for stage in PORTS}
     seen: dict[tuple[str, str], int] = {}
 
     def submit(kind: str, operations: Any, level: WaitLevel) -> None:
@@ -162,7 +162,7 @@ def test_transactions_and_indexes_are_those_of_the_api(running: Pipeline) -> Non
         index = client.pipeline_index()
     assert len({status for _, status in seen}) == 3, "successes, duplicates, missing funds"
     seen["deposit", "ok"] += 1
-    after = {stage: scrape(settings, stage) for stage in STAGES}
+    after = {stage: scrape(settings, stage) for stage in PORTS}
 
     executed = after["transactor"]["tallybus_transactions_total"]
     already = before["transactor"].get("tallybus_transactions_total", {})
@@ -174,13 +174,13 @@ def test_transactions_and_indexes_are_those_of_the_api(running: Pipeline) -> Non
     for level in ("sequenced", "computed", "committed", "snapshot"):
         told = value(after["gateway"], "tallybus_pipeline_index", level=level)
         assert told == getattr(index, level) == index.sequenced
-    for stage in STAGES:
+    for stage in PORTS:
         assert value(after[stage], "tallybus_index") == index.sequenced
         assert value(after[stage], "tallybus_term") == index.term
     eventually(
         lambda: all(
             value(scrape(settings, stage), "tallybus_durable_index") == index.sequenced
-            for stage in STAGES
+            for stage in PORTS
         ),
         "every stage knows that all is durable",
     )
@@ -194,7 +194,7 @@ def test_transactions_and_indexes_are_those_of_the_api(running: Pipeline) -> Non
         name = "tallybus_request_seconds_count"
         waited = value(gateway, name, level=level) - value(before["gateway"], name, level=level)
         assert waited == requests, level
-    for stage in STAGES:
+    for stage in PORTS:
         name = "tallybus_batch_transactions_sum"
         assert value(after[stage], name) - value(before[stage], name) == sum(seen.values()), stage
     assert value(gateway, "tallybus_clients") >= 1
@@ -240,7 +240,7 @@ def test_bytes_and_segments_are_those_on_disk(running: Pipeline) -> None:
     assert made + value(snapshotter, "tallybus_snapshots_total", result="skipped") >= 1
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PORTS)
 def test_every_metric_has_values(running: Pipeline, stage: str) -> None:
     with running.client() as client:
         client.submit_and_wait(Deposit(2, 1), WaitLevel.SNAPSHOT)
@@ -257,7 +257,7 @@ def test_every_metric_has_values(running: Pipeline, stage: str) -> None:
     assert value(samples, "tallybus_ready") == 1
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PORTS)
 def test_only_documented_metrics_are_served(running: Pipeline, stage: str) -> None:
     _, text = fetch(running.settings, stage, "/metrics")
     served = {family.name: family for family in text_string_to_metric_families(text)}
@@ -350,7 +350,7 @@ def test_a_scrape_under_load_is_consistent(running: Pipeline) -> None:
     try:
         last: dict[str, Samples] = {}
         for _ in range(15):
-            for stage in STAGES:
+            for stage in PORTS:
                 samples = scrape(settings, stage)
                 consistent(samples)
                 grown(last.get(stage, {}), samples)
@@ -459,10 +459,10 @@ def test_the_log_says_ready_when_readyz_says_so_for_the_first_time(tmp_path: Pat
         assert not services["transactor"].said("ready")
         for stage in ("sequencer", "gateway"):
             services.start(stage, settings)
-        for stage in STAGES:
+        for stage in PORTS:
             services[stage].wait_ready()
         wait_ready(settings)
-        for stage in STAGES:
+        for stage in PORTS:
             said = [line["message"] for line in services[stage].lines]
             assert said.count("ready") == said.count("started") == 1
             assert said.index("started") < said.index("ready")

@@ -20,11 +20,12 @@ import pytest
 
 from tallybus import Deposit, Function, Transfer, WaitLevel, Withdrawal, deposits, transfers
 from tallybus.client import Client
-from tallybus.common.keys import Role
-from tallybus.common.pipeline_view import STAGES, Report
 from tallybus.common.record import json_name
-from tallybus.common.settings import Settings, page_address
+from tallybus.common.security.keys import Role
+from tallybus.common.settings.sections import Settings, page_address
+from tallybus.common.stages import SERVICES
 from tallybus.common.times import utc_text
+from tallybus.common.view.pipeline import Report
 from tallybus.embedded import Ledger
 from tests.processes import slow_log
 from tests.processes.encrypted import Keys, encrypted_settings
@@ -136,9 +137,9 @@ def test_the_report_adds_up_with_the_api_and_the_metrics(running: Pipeline) -> N
     assert (report["answers"], report["error"], report["term"]) == (True, None, index.term)
     assert {name for name in Report.__dataclass_fields__ if name not in report} == set()
     assert (report["endpoint"], report["in_flight"]) == (running.endpoint, 0)
-    for stage, level in zip(STAGES[1:], LEVELS, strict=True):
+    for stage, level in zip(SERVICES[1:], LEVELS, strict=True):
         assert row(report, stage)["index"] == getattr(index, level) == index.sequenced
-    for stage in STAGES:
+    for stage in SERVICES:
         shown = row(report, stage)
         assert shown["state"] == "up"
         assert shown["pid"] == services[stage].pid == running.pids()[stage]
@@ -402,7 +403,7 @@ def test_it_stays_truthful_while_services_stand_still_and_die(
     assert get(settings, "/api/balance?account=1")[1]["balance"] == "112"
     report = report_of(settings)
     assert {each["stage"]: each["restarts"] for each in report["stages"]} == {
-        each: int(each != "gateway") for each in STAGES
+        each: int(each != "gateway") for each in SERVICES
     }
 
 
@@ -411,7 +412,7 @@ def test_a_service_that_recovers_is_not_ready_and_says_how_far_it_is(tmp_path: P
     hold = tmp_path / "hold"
     with Services(tmp_path) as services:
         services.start_all(settings)
-        for stage in STAGES:
+        for stage in SERVICES:
             services[stage].wait_ready()
         with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
             client.submit_and_wait(Deposit(1, 5), WaitLevel.SNAPSHOT)
@@ -465,7 +466,7 @@ def test_a_clean_stop_ends_the_streams_and_waits_for_nobody(tmp_path: Path) -> N
     settings = make_settings(tmp_path / "data", gateway__page=free_page())
     with Services(tmp_path) as services:
         services.start_all(settings)
-        for stage in STAGES:
+        for stage in SERVICES:
             services[stage].wait_ready()
         with events(settings) as reports:
             next(reports)
@@ -490,7 +491,7 @@ def test_a_gateway_alone_says_what_it_does_not_know(tmp_path: Path) -> None:
         eventually(told, "the page is served")
         report = report_of(settings)
         assert {each["stage"]: each["state"] for each in report["stages"]} == {
-            each: "not ready" if each == "gateway" else "down" for each in STAGES
+            each: "not ready" if each == "gateway" else "down" for each in SERVICES
         }
         assert "the wal was not heard of yet" in report["not_ready"]["gateway"]
         assert [each["index"] for each in report["stages"][1:]] == [None] * 4

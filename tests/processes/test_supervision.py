@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from tallybus import Client, Deposit, WaitLevel, transfers
-from tallybus.common.settings import Settings
+from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import STOP_ORDER
 from tallybus.errors import TallybusError
-from tallybus.supervisor import STOP_ORDER
 from tests.processes.pipeline import (
     PATIENCE_S,
     Command,

@@ -11,9 +11,10 @@ import pytest
 
 from tallybus import OutcomeUnknown
 from tallybus.common.errors import EXIT_REPLACED, EXIT_STORAGE
-from tallybus.common.service import DRAIN_NS
-from tallybus.common.settings import Settings
-from tallybus.supervisor import FIRST_PAUSE, MOST_REPLACED, STOP_ORDER
+from tallybus.common.service.shell import DRAIN_NS
+from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import STOP_ORDER
+from tallybus.supervisor import FIRST_PAUSE, MOST_REPLACED
 from tests.processes.acknowledged import Load, assert_all_on_disk
 from tests.processes.pipeline import eventually, is_alive, make_settings
 from tests.processes.services import Up, left_over, processes_of

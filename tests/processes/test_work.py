@@ -12,7 +12,7 @@ from wasmtime import wat2wasm
 
 from tallybus import Client, Deposit, Function, WaitLevel, function_calls
 from tallybus.common.record import Reason, Status
-from tallybus.common.settings import Settings
+from tallybus.common.settings.sections import Settings
 from tests.processes import hostile
 from tests.processes.pipeline import (
     PATIENCE_S,

@@ -28,8 +28,8 @@ from tallybus import (
 )
 from tallybus.common.errors import SettingsError
 from tallybus.common.files import LockHeld
-from tallybus.common.logreader import DamagedLog, ForeignLog
-from tallybus.common.settings import load
+from tallybus.common.settings.sections import load
+from tallybus.common.wal.reader import DamagedLog, ForeignLog
 from tallybus.errors import TallybusError
 from tests.processes.pipeline import (
     PATIENCE_S,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tallybus.common.functions import name_words
+from tallybus.common.functions.registry import name_words
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.services.transactor.engine import Engine, Executed, window_start
 from tests.function_modules import (

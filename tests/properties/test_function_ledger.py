@@ -27,12 +27,12 @@ import pytest
 from crc32c import crc32c
 
 from tallybus import BatchResult, Client, Status, WaitLevel
-from tallybus.common.functions import registration_of
-from tallybus.common.logcheck import check_log
-from tallybus.common.logreader import read_log
+from tallybus.common.functions.registry import registration_of
 from tallybus.common.record import Kind
+from tallybus.common.stages import START_ORDER
+from tallybus.common.wal.check import check_log
+from tallybus.common.wal.reader import read_log
 from tallybus.functions import OperationBatch
-from tallybus.supervisor import START_ORDER
 from tests.example_functions import LANGUAGES, binary_path, fee_transfer
 from tests.oracle import (
     Host,

@@ -33,8 +33,8 @@ from tallybus import (
     WaitLevel,
     Withdrawal,
 )
-from tallybus.common.logreader import read_log
-from tallybus.common.settings import load
+from tallybus.common.settings.sections import load
+from tallybus.common.wal.reader import read_log
 from tests.oracle import Operation, Oracle, Outcome, to_records
 from tests.unchecked import amounts_unchecked
 

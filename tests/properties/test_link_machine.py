@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tallybus.common.link import (
+from tallybus.common.bus.link import (
     MAX_STALL_NS,
     STALL_NS,
     LinkError,

@@ -23,13 +23,13 @@ from typing import Any
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from tallybus.common import blockscan  # noqa: F401 - once it is loaded, the log is read with it
 from tallybus.common.files import FileMissing
-from tallybus.common.function_files import BinaryDamaged, binary_path
-from tallybus.common.logreader import LOCK_NAME, LogRun, read_log
-from tallybus.common.payload import Payload, make_payload
-from tallybus.common.snapshot import FrozenBalances
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.common.functions.binaries import BinaryDamaged, binary_path
+from tallybus.common.snapshot.balances import FrozenBalances
+from tallybus.common.wal import scan  # noqa: F401 - once it is loaded, the log is read with it
+from tallybus.common.wal.batch import Payload, make_payload
+from tallybus.common.wal.reader import LOCK_NAME, LogRun, read_log
+from tallybus.services.wal.log import Log, LogBatch
 from tests.faulty_storage import MemoryStorage, SimulatedCrash
 from tests.simulation.world import check
 
@@ -221,7 +221,7 @@ class Disk:
         self.drive.lose_power()
 
     def read_binary(self, folder: Path, name: str, version: int, crc: int) -> bytes:
-        """As `common/function_files.py` does it: a function's binary, or BinaryDamaged."""
+        """As `common/functions/binaries.py` does it: a function's binary, or BinaryDamaged."""
         path = binary_path(folder, name, version)
         try:
             binary = bytes(self.drive.map_read(path))

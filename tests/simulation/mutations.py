@@ -18,17 +18,25 @@ from unittest.mock import patch
 
 import numpy as np
 
-from tallybus.common.frames import Executed, Hello, Refused, Request, Results, StageStatus, Welcome
-from tallybus.common.functions import FunctionRegistry
-from tallybus.common.link import LinkReceiver, LinkSender, Verdict
-from tallybus.services.gateway.submissions import Submissions
+from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict
+from tallybus.common.bus.messages import (
+    Executed,
+    Hello,
+    Refused,
+    Request,
+    Results,
+    StageStatus,
+    Welcome,
+)
+from tallybus.common.functions.registry import FunctionRegistry
+from tallybus.services.gateway.pipeline.submissions import Submissions
 from tallybus.services.sequencer.clock import LedgerClock, Moment
 from tallybus.services.sequencer.core import SequencerCore
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.wal.core import WalCore
-from tallybus.services.wal.segments import Log
+from tallybus.services.wal.log import Log
 from tallybus.services.wal.service import WalService
 from tests.simulation.pipeline import simulate
 from tests.simulation.world import SimulationFailure

@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from tallybus.common import service
-from tallybus.common.bus import new_context
-from tallybus.common.errors import ServiceError
-from tallybus.common.files import Storage
-from tallybus.common.frames import (
+from tallybus.common.bus.messages import (
     TOPIC_STATUS,
     Answer,
     Assigned,
@@ -35,19 +31,23 @@ from tallybus.common.frames import (
     decode,
     encode,
 )
-from tallybus.common.logreader import read_log
-from tallybus.common.replay import ReplayError
-from tallybus.common.settings import Settings
-from tallybus.common.snapshot import DamagedSnapshot, Snapshot
-from tallybus.common.snapshotformat import SnapshotMismatch
-from tallybus.common.stage import StageCore
+from tallybus.common.bus.sockets import new_context
+from tallybus.common.errors import ServiceError
+from tallybus.common.files import Storage
+from tallybus.common.service import shell
+from tallybus.common.service.core import StageCore
+from tallybus.common.settings.sections import Settings
+from tallybus.common.snapshot.balances import DamagedSnapshot, Snapshot
+from tallybus.common.snapshot.format import SnapshotMismatch
+from tallybus.common.wal.reader import read_log
+from tallybus.common.wal.replay import ReplayError
+from tallybus.services.gateway.clients.protocol import Limits
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.protocol import Limits
 from tallybus.services.sequencer.clock import Moment
 from tallybus.services.sequencer.core import SequencerCore
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.cold_statuses import LogStatuses
 from tallybus.services.snapshotter.core import SnapshotterCore
-from tallybus.services.snapshotter.queries import LogStatuses
+from tallybus.services.snapshotter.read_state import ReadState
 from tallybus.services.transactor import core as transactor_core
 from tallybus.services.transactor import recovery
 from tallybus.services.transactor import service as transactor_service
@@ -59,7 +59,7 @@ from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.service import TransactorService
 from tallybus.services.wal.binaries import remove_unfinished
-from tallybus.services.wal.commit import Committer
+from tallybus.services.wal.committer import Committer
 from tallybus.services.wal.core import WalCore
 from tallybus.services.wal.service import WalService
 from tests.compilers import inline
@@ -153,7 +153,7 @@ class Node:
         world.cut(self.role, self.life, kinds=("broadcast",))
         world.cut(self.connection(), self.life, kinds=("control",))
 
-    # -- a turn, in the order of common/service.py -------------------------------------------------
+    # -- a turn, in the order of common/service/shell.py -----------------------------------------
 
     def turn(self) -> None:
         world = self.world
@@ -337,7 +337,7 @@ class TransactorShell(TransactorService):
     """The product's shell with neither sockets nor threads."""
 
     def __init__(self, settings: Settings, storage: Storage, core: TransactorCore) -> None:
-        with patch.object(service, "Selector", NoSelector):
+        with patch.object(shell, "Selector", NoSelector):
             super().__init__(settings, NO_BUS, storage)
         self.core = core
         self._warmer = None
@@ -461,7 +461,7 @@ class WalShell(WalService):
     """The product's shell with neither sockets nor threads: `commit` is the committer's turn."""
 
     def __init__(self, settings: Settings, disk: Disk, log: WitnessedLog, core: WalCore) -> None:
-        with patch.object(service, "Selector", NoSelector):
+        with patch.object(shell, "Selector", NoSelector):
             super().__init__(settings, NO_BUS, disk.drive)
         self.core = core
         self._log = log

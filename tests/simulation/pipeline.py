@@ -9,15 +9,15 @@ from typing import Final
 
 import numpy as np
 
+from tallybus.common.bus.link import LinkError
 from tallybus.common.errors import ServiceError
 from tallybus.common.files import LockHeld
-from tallybus.common.functions import FunctionRegistry
-from tallybus.common.link import LinkError
-from tallybus.common.logreader import LogEndsEarly
-from tallybus.common.settings import BusSettings, LedgerSettings, Settings
-from tallybus.common.snapshot import Snapshot, SnapshotFields, chunk_count
-from tallybus.common.snapshotformat import SnapshotMismatch
-from tallybus.common.stage import Fenced
+from tallybus.common.functions.registry import FunctionRegistry
+from tallybus.common.service.core import Fenced
+from tallybus.common.settings.sections import BusSettings, LedgerSettings, Settings
+from tallybus.common.snapshot.balances import Snapshot, SnapshotFields, chunk_count
+from tallybus.common.snapshot.format import SnapshotMismatch
+from tallybus.common.wal.reader import LogEndsEarly
 from tests.faulty_storage import SimulatedCrash
 from tests.simulation.checks import Judge
 from tests.simulation.clients import Client

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallybus.common.frames import Welcome
+from tallybus.common.bus.messages import Welcome
 from tallybus.services.sequencer.clock import LIMIT_NS, SLEW
 from tallybus.services.sequencer.core import SequencerCore
 from tests.simulation.world import SECOND, check

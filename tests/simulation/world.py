@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tallybus.common.frames import Buffer
+from tallybus.common.buffers import Buffer
 
 MS = 1_000_000
 SECOND = 1000 * MS

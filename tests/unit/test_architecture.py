@@ -14,11 +14,11 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 
 ZMQ_USERS = {
-    "tallybus.common.bus",
-    "tallybus.common.monitor",
-    "tallybus.common.curve",  # options of sockets
-    "tallybus.common.handshakes",  # of the bus's sockets
-    "tallybus.common.zap",  # the socket that libzmq asks whom to let in
+    "tallybus.common.bus.sockets",
+    "tallybus.common.bus.monitor",
+    "tallybus.common.security.curve",  # options of sockets
+    "tallybus.common.bus.handshakes",  # of the bus's sockets
+    "tallybus.common.security.doorkeeper",  # the socket that libzmq asks whom to let in
     "tallybus.client.sync",
     "tallybus.client.aio",
     "tallybus.client.wire",  # what these two share
@@ -33,17 +33,19 @@ SERVICE_USERS = {
     "tallybus.cli.operate",  # serve, up
 }
 WRITER = "tallybus.common.files"
-STREAMS = "tallybus.common.startup"  # opens the null device and the standard streams, no file
+STREAMS = (
+    "tallybus.common.service.startup"  # opens the null device and the standard streams, no file
+)
 # Beside every `core`, modules that cores are made of.
 PURE = {
     "tallybus.client.access",
-    "tallybus.common.link",
-    "tallybus.common.frames",
+    "tallybus.common.bus.link",
+    "tallybus.common.bus.messages",
     "tallybus.common.record",
-    "tallybus.services.gateway.access",
-    "tallybus.services.gateway.connections",
-    "tallybus.services.gateway.quotas",
-    "tallybus.services.gateway.work",
+    "tallybus.services.gateway.clients.access",
+    "tallybus.services.gateway.connections.table",
+    "tallybus.services.gateway.clients.quotas",
+    "tallybus.services.gateway.pipeline.work",
     "tallybus.services.transactor.functions.budget",
 }
 IMPURE = {
@@ -57,10 +59,10 @@ IMPURE = {
     "threading",
     "time",
     "zmq",
-    "tallybus.common.bus",
+    "tallybus.common.bus.sockets",
     "tallybus.common.files",
-    "tallybus.common.service",
-    "tallybus.common.zap",
+    "tallybus.common.service.shell",
+    "tallybus.common.security.doorkeeper",
 }
 WRITING_OS = {
     "fallocate",
@@ -107,6 +109,7 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 TREES = {name: ast.parse(path.read_bytes(), str(path)) for name, path in MODULES.items()}
 
 
@@ -187,6 +190,71 @@ def may_write(mode: object) -> bool:
 
 def test_all_modules_are_seen() -> None:
     assert {"tallybus", "tallybus.common.settings", "tallybus.services.wal"} <= set(MODULES)
+
+
+FLOORS = {
+    "": set(),  # the modules at the root: errors, logs, files, record and the like
+    "kernels": {""},
+    "wal": {"", "kernels"},
+    "functions": {"", "wal"},
+    "settings": {"", "functions"},
+    "snapshot": {"", "kernels", "wal", "functions"},
+    "security": {"", "functions", "settings"},
+    "bus": {"", "functions", "settings", "security"},
+    "view": {""},
+    "metrics": {"", "settings", "bus", "view"},
+    "service": {"", "settings", "security", "bus", "metrics"},
+}
+"""The packages of `common`, from the ground up, and what each may import besides itself."""
+
+
+def floor_of(module: str) -> str | None:
+    """The package of `common` that a module lies in, "" for its root; None: it lies elsewhere."""
+    if not within(module, "tallybus.common"):
+        return None
+    parts = module.split(".")
+    return parts[2] if len(parts) > 2 and f"tallybus.common.{parts[2]}" in PACKAGES else ""
+
+
+def test_every_package_of_common_has_its_floor() -> None:
+    packages = {name.split(".")[2] for name in PACKAGES if name.startswith("tallybus.common.")}
+    assert packages == set(FLOORS) - {""}
+
+
+def test_floors_rest_on_those_below() -> None:
+    order = list(FLOORS)
+    for package, allowed in FLOORS.items():
+        assert all(order.index(each) < order.index(package) for each in allowed), package
+
+
+def test_packages_of_common_import_what_their_floor_allows() -> None:
+    """Also where that is only for a type, or inside of a function."""
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name in MODULES
+        if (floor := floor_of(name)) is not None
+        for target, line in imports(name)
+        if (other := floor_of(target)) is not None and other not in FLOORS[floor] | {floor}
+    ]
+    assert wrong == []
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Also where that is only for a type, or inside of a function."""
+    wanted = {
+        name: {target for target, _ in imports(name) if target in MODULES and target != name}
+        for name in MODULES
+    }
+    while free := {name for name, targets in wanted.items() if not targets & wanted.keys()}:
+        for name in free:
+            del wanted[name]
+    # What is left is in a circle, or imports what is.
+    assert {name: sorted(targets & wanted.keys()) for name, targets in wanted.items()} == {}
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    silent = [name for name in PACKAGES if not ast.get_docstring(TREES[name])]
+    assert silent == []
 
 
 def test_common_imports_nothing_else_of_ours() -> None:

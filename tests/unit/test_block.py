@@ -9,7 +9,16 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.block import (
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.wal.batch import (
+    EMPTY_PAYLOAD,
+    InvalidPayload,
+    Payload,
+    make_payload,
+    segment_of,
+    split_at_segments,
+)
+from tallybus.common.wal.block import (
     HEADER_FIELDS,
     HEADER_SIZE,
     BlockHeader,
@@ -21,15 +30,6 @@ from tallybus.common.block import (
     payload_views,
     verify_payload,
 )
-from tallybus.common.payload import (
-    EMPTY_PAYLOAD,
-    InvalidPayload,
-    Payload,
-    make_payload,
-    segment_of,
-    split_at_segments,
-)
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
 from tests.log_samples import plain_payload, same, sample_payload
 
 CLUSTER = 2**64 - 3

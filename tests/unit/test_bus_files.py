@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from tallybus.common.bus import (
+from tallybus.common.bus.sockets import (
     Bus,
     BusLimits,
     Context,

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tallybus import supervisor
-from tallybus.common import addresses, cpus, failures, logs, process, startup
+from tallybus.common import logs
 from tallybus.common.errors import (
     EXIT_BUSY,
     EXIT_HANGUP,
@@ -25,10 +25,12 @@ from tallybus.common.errors import (
     ServiceError,
     SettingsError,
 )
-from tallybus.common.failures import Failures, place_of
 from tallybus.common.files import FileLock, LockHeld, Storage
-from tallybus.common.service import Shell, own_run_folder
-from tallybus.common.settings import Settings, load
+from tallybus.common.service import cpus, failures, process, startup
+from tallybus.common.service.failures import Failures, place_of
+from tallybus.common.service.shell import Shell, own_run_folder
+from tallybus.common.settings import addresses
+from tallybus.common.settings.sections import Settings, load
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +228,7 @@ def test_the_place_is_the_innermost_line_of_ours() -> None:
         load(environ={}, overrides={"ledger.data": 3})
     except SettingsError as error:
         place = place_of(error)
-    assert place.startswith("tallybus.common.errors.SettingsError at common/settings_table.py:")
+    assert place.startswith("tallybus.common.errors.SettingsError at common/settings/table.py:")
     assert place_of(KeyError()) == "KeyError"
 
 

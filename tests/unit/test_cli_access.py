@@ -15,15 +15,23 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks import transports as comparison
-from tallybus.cli import COMMANDS, connect, latency, load, main, transports
-from tallybus.cli.background import background
+from tallybus.cli import COMMANDS, connect, main
 from tallybus.cli.errors import CommandFailed
-from tallybus.cli.limits import DiskLimits
+from tallybus.cli.measure import latency, load, transports
+from tallybus.cli.measure.background import background
+from tallybus.cli.measure.disk_speed import DiskLimits
+from tallybus.cli.measure.transports import TRANSPORTS
 from tallybus.cli.options import checked_transport
 from tallybus.cli.target import target
-from tallybus.cli.transports import TRANSPORTS
-from tallybus.common import settings as configuration
-from tallybus.common.keys import Role, client_key_text, read_client_key, read_grants, read_pair
+from tallybus.common.security.keys import (
+    Role,
+    client_key_text,
+    read_client_key,
+    read_grants,
+    read_pair,
+)
+from tallybus.common.settings import sections as configuration
+from tallybus.common.stages import STAGES
 from tallybus.errors import AccessDenied
 from tests.fake_door import REFUSED, Door, encrypted_gateway
 from tests.fake_gateway import FakeGateway
@@ -213,7 +221,7 @@ def loaded(transport: str, folder: Path) -> tuple[configuration.Settings, Path |
 def endpoints(settings: configuration.Settings) -> list[str]:
     return [settings.gateway.endpoint] + [
         configuration.endpoint(settings, stage, name, bind=bind)
-        for stage in configuration.STAGES
+        for stage in STAGES
         for name in configuration.SOCKETS
         for bind in (False, True)
     ]

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from tallybus import __version__, supervisor
 from tallybus.cli import COMMANDS, main
 from tallybus.cli.output import print_table
-from tallybus.common.settings import SETTINGS, Settings, load
+from tallybus.common.settings.sections import SETTINGS, Settings, load
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -14,8 +14,10 @@ import wasmtime
 from click.testing import CliRunner, Result
 from crc32c import crc32c
 
-from tallybus.cli import load, loadfunction, main
-from tallybus.cli.limits import DiskLimits
+from tallybus.cli import main
+from tallybus.cli.measure import function as load_function
+from tallybus.cli.measure import load
+from tallybus.cli.measure.disk_speed import DiskLimits
 from tests.fake_gateway import FakeGateway, always
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -79,9 +81,9 @@ def test_text_is_turned_into_a_binary_whatever_the_file_is_called(
     gateway: FakeGateway, tmp_path: Path, mark: str
 ) -> None:
     path = tmp_path / "fee.wasm"
-    path.write_text(f"{mark};; a fee\n{loadfunction.SOURCE}", "utf-8")
+    path.write_text(f"{mark};; a fee\n{load_function.SOURCE}", "utf-8")
     assert at(gateway, "function", "register", "fee", path).exit_code == 0
-    assert gateway.seen[0].payload == [loadfunction.BINARY]
+    assert gateway.seen[0].payload == [load_function.BINARY]
 
 
 def test_a_module_may_come_from_standard_input(gateway: FakeGateway) -> None:
@@ -359,7 +361,7 @@ FEE = ("--param", 1, "--param", 2, "--param", 3, "--param", 1001, "--param", 50)
 @pytest.fixture
 def fee(tmp_path: Path) -> Path:
     path = tmp_path / "fee.wat"
-    path.write_text(loadfunction.SOURCE, "utf-8")
+    path.write_text(load_function.SOURCE, "utf-8")
     return path
 
 
@@ -628,7 +630,7 @@ def test_what_a_ledger_would_not_register_cannot_be_tried(tmp_path: Path) -> Non
 
 
 def test_the_loads_function_is_what_its_source_says() -> None:
-    assert bytes(wasmtime.wat2wasm(loadfunction.SOURCE)) == loadfunction.BINARY
+    assert bytes(wasmtime.wat2wasm(load_function.SOURCE)) == load_function.BINARY
 
 
 @pytest.fixture
@@ -652,7 +654,7 @@ def test_load_registers_its_function_once_and_calls_it(
         assert set(report["rejected"]) == {"INSUFFICIENT_FUNDS"}
         assert 10 < report["failed"] < 200
     function = gateway.ledger.functions["load_fee_transfer"]
-    assert (function.version, function.crc) == (4, crc32c(loadfunction.BINARY))
+    assert (function.version, function.crc) == (4, crc32c(load_function.BINARY))
     assert function.calls == 2 * (3000 + report["warm_up_ops"])
     calls = [kept for kept in gateway.ledger.kept.values() if kept.function]
     assert {len(kept.params) for kept in calls} == {5}
@@ -666,7 +668,7 @@ def test_load_replaces_another_function_of_its_name(gateway: FakeGateway, quick_
     done = at(gateway, "load", *options.split())
     assert done.exit_code == 0, done.stderr
     function = gateway.ledger.functions["load_fee_transfer"]
-    assert (function.version, function.crc) == (2, crc32c(loadfunction.BINARY))
+    assert (function.version, function.crc) == (2, crc32c(load_function.BINARY))
 
 
 def test_two_loads_may_begin_at_the_same_time() -> None:
@@ -681,4 +683,4 @@ def test_two_loads_may_begin_at_the_same_time() -> None:
 
             raise AlreadyExists("there", name=name, tx_id=1)
 
-    loadfunction.register(Late())  # type: ignore[arg-type]
+    load_function.register(Late())  # type: ignore[arg-type]

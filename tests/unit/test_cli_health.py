@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from tallybus.cli import main
 from tallybus.common import logs
-from tallybus.common.metrics_server import MetricsServer, Response
+from tallybus.common.metrics.server import MetricsServer, Response
 
 
 @contextmanager

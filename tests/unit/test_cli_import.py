@@ -20,7 +20,7 @@ from wasmtime import wat2wasm
 from tallybus import Ledger
 from tallybus.cli import connect, import_source, imports, main
 from tallybus.common.record import Kind, Level, Status
-from tallybus.common.settings import load
+from tallybus.common.settings.sections import load
 from tallybus.errors import InvalidRequest, Overloaded, Timeout
 from tallybus.operations import BatchResult, Operations, encode_operations
 from tallybus.pipeline import GatewayInfo

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tallybus.cli import keys, main
 from tallybus.common.errors import EXIT_SETTINGS
-from tallybus.common.keys import (
+from tallybus.common.security.keys import (
     Role,
     grant_path,
     read_client_key,

@@ -15,11 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from tallybus import Timeout, supervisor
-from tallybus.cli import latency, load, main
-from tallybus.cli.limits import DiskLimits
+from tallybus.cli import main
+from tallybus.cli.measure import latency, load
+from tallybus.cli.measure.disk_speed import DiskLimits
 from tallybus.cli.target import FULL_BELOW_BYTES, Target
-from tallybus.common import settings as configuration
 from tallybus.common.files import StorageError
+from tallybus.common.settings import sections as configuration
 
 
 @pytest.fixture(autouse=True)

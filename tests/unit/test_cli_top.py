@@ -20,20 +20,16 @@ from tallybus.cli import main, top
 from tallybus.cli.top import METRICS_HINT
 from tallybus.cli.topdraw import count, frame, milliseconds, per_second, span, sparkline
 from tallybus.client import Client
-from tallybus.common import logs, metrics_report, pipeline_view
-from tallybus.common.metrics import METRICS
-from tallybus.common.metrics_report import SegmentRow, latencies, quantile, rate
-from tallybus.common.metrics_scrape import Scrape, parse
-from tallybus.common.metrics_server import MetricsServer, Response
-from tallybus.common.pipeline_view import (
-    HISTORY,
-    STAGES,
-    Look,
-    PipelineView,
-    Report,
-    StageRow,
-)
-from tallybus.common.settings import load
+from tallybus.common import logs
+from tallybus.common.metrics.counters import METRICS
+from tallybus.common.metrics.server import MetricsServer, Response
+from tallybus.common.settings.sections import load
+from tallybus.common.stages import SERVICES
+from tallybus.common.view import pipeline as pipeline_view
+from tallybus.common.view import report as report_view
+from tallybus.common.view.pipeline import HISTORY, Look, PipelineView, Report, StageRow
+from tallybus.common.view.report import SegmentRow, latencies, quantile, rate
+from tallybus.common.view.scrape import Scrape, parse
 from tallybus.functions import FunctionInfo
 from tallybus.operations import Deposit, Status
 from tallybus.pipeline import PipelineIndex, ServiceInfo
@@ -80,7 +76,7 @@ def sample(at_s: float, committed: int = 50, **changes: Any) -> Look:
     """A look at a ledger that is well, two transactions behind at each stage."""
     facts: dict[str, Any] = {
         "index": PipelineIndex(committed + 4, committed + 2, committed, committed - 2, 1),
-        "services": tuple(service(stage) for stage in STAGES),
+        "services": tuple(service(stage) for stage in SERVICES),
         "functions": (),
     }
     return Look(at_s, NOW_NS + int(at_s * 1e9), **(facts | changes))
@@ -101,7 +97,7 @@ def row(report: Report, stage: str) -> StageRow:
 
 def replaced(stage: str, **changes: Any) -> tuple[ServiceInfo, ...]:
     """The services, one of them with other facts."""
-    return tuple(service(each, **(changes if each == stage else {})) for each in STAGES)
+    return tuple(service(each, **(changes if each == stage else {})) for each in SERVICES)
 
 
 def drawn(report: Report, view: PipelineView | None = None, width: int = 120) -> str:
@@ -152,7 +148,7 @@ def test_a_service_that_was_not_heard_for_long_is_down() -> None:
 
 
 def test_a_service_that_was_never_heard_is_down() -> None:
-    services = tuple(service(stage) for stage in STAGES if stage != "snapshotter")
+    services = tuple(service(stage) for stage in SERVICES if stage != "snapshotter")
     report = shown(sample(1, services=services))
     found = row(report, "snapshotter")
     assert (found.state, found.index, found.last_word_s) == ("down", 48, None)
@@ -345,7 +341,7 @@ def test_without_metrics_the_view_says_what_to_switch_on() -> None:
 
 
 def test_numbers_of_an_earlier_scrape_are_not_shown_as_new() -> None:
-    gone = dict.fromkeys(STAGES, "refused")
+    gone = dict.fromkeys(SERVICES, "refused")
     report = shown(sample(1, metrics=metrics(1, failed=3)), sample(2, metrics=gone))
     assert report.metrics is not None
     assert (report.metrics.latency, report.metrics.failures, report.metrics.segment) == (
@@ -393,7 +389,7 @@ def test_text_that_is_no_metric_of_ours_is_passed_over() -> None:
 
 
 def test_every_metric_that_is_read_exists() -> None:
-    source = inspect.getsource(pipeline_view) + inspect.getsource(metrics_report)
+    source = inspect.getsource(pipeline_view) + inspect.getsource(report_view)
     names = set(re.findall(r'"(tallybus_\w+)"', source)) - {"tallybus_"}
     assert len(names) >= 10
     assert {name.removesuffix("_bucket") for name in names} <= set(METRICS)
@@ -441,7 +437,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
         )
     lines = drawn(report, view, width).splitlines()
     assert max(map(len, lines)) <= width
-    for stage in STAGES:
+    for stage in SERVICES:
         assert any(line.startswith(stage) for line in lines)
 
 
@@ -483,7 +479,7 @@ class Gateway(FakeGateway):
         if message.op != "services":
             return super().reply(message)
         names = ServiceInfo.__dataclass_fields__
-        rows = [{name: getattr(service(stage), name) for name in names} for stage in STAGES]
+        rows = [{name: getattr(service(stage), name) for name in names} for stage in SERVICES]
         return [self._header(message, {"services": rows})]
 
 
@@ -525,7 +521,7 @@ def test_once_prints_a_frame_with_the_rates_of_an_interval(
         pauses.append(deposit(gateway))
         done = run("--timeout", 30, "--once", "--endpoint", gateway.endpoint)
     assert (done.exit_code, done.stderr) == (0, "")
-    for stage in STAGES:
+    for stage in SERVICES:
         assert stage in done.stdout
     assert METRICS_HINT.split(":")[0] in done.stdout
     assert "none registered" in done.stdout

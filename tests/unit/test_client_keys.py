@@ -31,8 +31,8 @@ from tallybus import (
 from tallybus.client.access import PAUSE_NS
 from tallybus.client.core import MILLISECOND, SECOND, Core, CoreSettings
 from tallybus.client.wire import Wire
-from tallybus.common.curve import new_key_pair
-from tallybus.common.keys import ClientKey, KeyPair, client_key_text
+from tallybus.common.security.curve import new_key_pair
+from tallybus.common.security.keys import ClientKey, KeyPair, client_key_text
 from tests.fake_door import FAILED, LET_IN, REFUSED, Door, encrypted_gateway
 from tests.fake_gateway import FakeGateway, FakeLedger, always
 

@@ -8,8 +8,8 @@ from queue import SimpleQueue
 import pytest
 
 from tallybus.common.files import StorageError
-from tallybus.services.wal.commit import Committer
-from tallybus.services.wal.segments import Log, Written
+from tallybus.services.wal.committer import Committer
+from tallybus.services.wal.log import Log, Written
 from tests.faulty_storage import Fault, FaultyStorage, MemoryStorage
 from tests.log_samples import CLUSTER, FOLDER, assert_log_holds, sample_batch
 

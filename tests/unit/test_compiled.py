@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tallybus.common import machinecode
-from tallybus.common.compiled import INPUT_LINE, INPUT_WORDS, inlined, kernel, types
+from tallybus.common.kernels import machinecode
+from tallybus.common.kernels.compiled import INPUT_LINE, INPUT_WORDS, inlined, kernel, types
 from tests.processes.pipeline import PROJECT, environment
 
 SCRIPT = """
@@ -21,7 +21,7 @@ print({name}.total(np.arange(10, dtype=np.uint64), 2), "numba" in sys.modules)
 """
 
 MODULE = """
-from tallybus.common.compiled import INPUT_LINE, inlined, kernel, types
+from tallybus.common.kernels.compiled import INPUT_LINE, inlined, kernel, types
 import numpy as np
 
 STEP = {step}

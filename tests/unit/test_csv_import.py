@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.function_names import MAX_NAME_BYTES
+from tallybus.common.functions.names import MAX_NAME_BYTES
 from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.csv_functions import BATCH_NAMES
-from tallybus.csv_import import (
+from tallybus.csv.functions import BATCH_NAMES
+from tallybus.csv.importing import (
     CHUNK_ROWS,
     KINDS,
     ParsedCsv,
@@ -28,7 +28,7 @@ from tallybus.csv_import import (
     derived_refs,
     parse_csv,
 )
-from tallybus.csv_text import MAX_LINE_BYTES, MalformedCsv
+from tallybus.csv.text import MAX_LINE_BYTES, MalformedCsv
 from tallybus.operations import (
     Deposit,
     EncodedOperations,
@@ -38,7 +38,7 @@ from tallybus.operations import (
     Withdrawal,
     encode_operations,
 )
-from tallybus.services.gateway import protocol
+from tallybus.services.gateway.clients import protocol
 
 HEADER = "kind,account,amount,counterparty,user_ref\n"
 

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from tallybus.cli import main
-from tallybus.common.settings import CONFIG_VARIABLE, ENDPOINT_VARIABLE, SETTINGS
+from tallybus.common.settings.sections import CONFIG_VARIABLE, ENDPOINT_VARIABLE, SETTINGS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

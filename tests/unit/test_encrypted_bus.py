@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import zmq
 
-from tallybus.common import zap
-from tallybus.common.bus import Bus, BusLimits, Context, Port, new_context
-from tallybus.common.curve import new_key_pair, secure_client
-from tallybus.common.handshakes import HandshakeReport, Trouble
-from tallybus.common.keys import KeyPair
-from tallybus.common.monitor import Failure
-from tallybus.common.security import Security
-from tallybus.common.zap import Doorkeeper
+from tallybus.common.bus.handshakes import HandshakeReport, Trouble
+from tallybus.common.bus.monitor import Failure
+from tallybus.common.bus.sockets import Bus, BusLimits, Context, Port, new_context
+from tallybus.common.security import doorkeeper as module
+from tallybus.common.security.curve import new_key_pair, secure_client
+from tallybus.common.security.doorkeeper import Doorkeeper
+from tallybus.common.security.keys import KeyPair
+from tallybus.common.security.pairs import Security
 
 PAIR = new_key_pair()
 GATEWAY = new_key_pair()
@@ -277,9 +277,9 @@ def test_clients_are_known_by_their_key_with_each_message(
 ) -> None:
     alice, bob = new_key_pair(), new_key_pair()
     monkeypatch.setattr(
-        zap,
+        module,
         "read_grants",
-        lambda _: {each.public: zap.gateway_grant(each) for each in (alice, bob)},
+        lambda _: {each.public: module.gateway_grant(each) for each in (alice, bob)},
     )
     gateway = network.side(Security(clients=GATEWAY))
     outside = network.service(None)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common import endpoints
-from tallybus.common.endpoints import (
+from tallybus.common.settings import endpoints
+from tallybus.common.settings.endpoints import (
     MAX_IPC_PATH_BYTES,
     Place,
     absolute,
@@ -23,7 +23,13 @@ from tallybus.common.endpoints import (
     with_brackets,
     without_brackets,
 )
-from tallybus.common.settings import Settings, endpoint, load, metrics_address, page_address
+from tallybus.common.settings.sections import (
+    Settings,
+    endpoint,
+    load,
+    metrics_address,
+    page_address,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.endpoints import is_loopback
 from tallybus.common.errors import EXIT_SETTINGS, FINAL_EXIT_CODES
-from tallybus.common.exposure import (
+from tallybus.common.security.exposure import (
     ExposedAddress,
     check,
     endpoint_is_loopback,
     listeners,
 )
-from tallybus.common.settings import SERVICES, SOCKETS, STAGES, Settings, load
+from tallybus.common.settings.endpoints import is_loopback
+from tallybus.common.settings.sections import SOCKETS, Settings, load
+from tallybus.common.stages import SERVICES, STAGES
 
 LOOPBACK = [
     "127.0.0.1",

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common import frames
-from tallybus.common.frames import (
+from tallybus.common.buffers import Buffer, as_buffer, size
+from tallybus.common.bus.messages import (
     MAX_HEADER_BYTES,
     PARAMS_SIZE,
     PROTOCOL_VERSION,
     Answer,
     Assigned,
-    Buffer,
     ClockAnswer,
     ClockQuery,
     Executed,
@@ -39,7 +38,6 @@ from tallybus.common.frames import (
     StageMetrics,
     StageStatus,
     Welcome,
-    as_buffer,
     decode,
     encode,
     expect,
@@ -484,11 +482,11 @@ def test_an_array_is_a_frame_without_a_copy() -> None:
     buffer = as_buffer(array)
     array[1] = 99
     assert np.frombuffer(buffer, "<u8").tolist() == [0, 99, 2, 3, 4, 5]
-    assert frames.size(buffer) == 48
+    assert size(buffer) == 48
     assert bytes(as_buffer(np.zeros(2, FAILURE_DTYPE))) == bytes(32)
-    assert frames.size(as_buffer(np.zeros(0, FAILURE_DTYPE))) == 0
+    assert size(as_buffer(np.zeros(0, FAILURE_DTYPE))) == 0
 
 
 def test_the_size_of_a_buffer_is_in_bytes_whatever_its_items() -> None:
-    assert frames.size(b"abc") == 3
-    assert frames.size(np.zeros(3, "<u8").data) == 24
+    assert size(b"abc") == 3
+    assert size(np.zeros(3, "<u8").data) == 24

@@ -11,7 +11,7 @@ import pytest
 from crc32c import crc32c
 
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.function_files import BinaryDamaged, binary_path, read_binary
+from tallybus.common.functions.binaries import BinaryDamaged, binary_path, read_binary
 from tallybus.services.wal.binaries import keep_binary, remove_unfinished
 from tests.faulty_storage import Fault, FaultyStorage, Keep, MemoryStorage, SimulatedCrash
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tallybus.common.functions import (
+from tallybus.common.functions.registry import (
     FunctionRegistry,
     FunctionVersion,
     RegistrationError,
@@ -20,8 +20,8 @@ from tallybus.common.functions import (
     registrations_in,
     shown_name,
 )
-from tallybus.common.payload import make_payload
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.wal.batch import make_payload
 
 NAMES = ("a", "fee", "x" * 32)
 CRCS = (11, 22, 33)

@@ -13,7 +13,7 @@ import pytest
 from crc32c import crc32c
 
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
-from tallybus.common.settings import FunctionSettings
+from tallybus.common.settings.sections import FunctionSettings
 from tallybus.services.transactor.engine import Engine, Executed
 from tallybus.services.transactor.functions import selftest, state, wasm_engine
 from tallybus.services.transactor.functions.errors import InvalidFunction

@@ -10,9 +10,8 @@ import pytest
 from crc32c import crc32c
 
 from tallybus.common.files import Buffer, Storage, StorageError
-from tallybus.common.functions import FunctionRegistry, FunctionVersion
-from tallybus.common.functionsnapshot import read_function_snapshot, write_function_snapshot
-from tallybus.common.snapshot import (
+from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion
+from tallybus.common.snapshot.balances import (
     DamagedSnapshot,
     Snapshot,
     SnapshotFields,
@@ -26,7 +25,8 @@ from tallybus.common.snapshot import (
     verify_snapshot,
     write_snapshot,
 )
-from tallybus.common.snapshotformat import sidecar_line
+from tallybus.common.snapshot.format import sidecar_line
+from tallybus.common.snapshot.functions import read_function_snapshot, write_function_snapshot
 
 CLUSTER = 0xFEED_0123_4567_89AB
 N = 100

@@ -12,7 +12,7 @@ import pytest
 
 import tallybus
 from tallybus import Direction, Entry, InvalidFunction, InvalidRequest, Reason, Status, Trial
-from tallybus.common.settings import SETTINGS, FunctionSettings, LedgerSettings, load
+from tallybus.common.settings.sections import SETTINGS, FunctionSettings, LedgerSettings, load
 from tallybus.services.transactor.functions.limits import limits_from
 from tallybus.services.transactor.functions.trial import TrialSandbox, balances_of
 from tallybus.trials import LIMIT_SETTINGS, TriedModule, trial_limits

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tallybus.cli import main
 from tallybus.common.record import MAX_ENTRIES
-from tallybus.common.settings import FunctionSettings
+from tallybus.common.settings.sections import FunctionSettings
 from tallybus.services.transactor.functions import instructions, module
 from tallybus.services.transactor.functions.trial import try_function
 from tests.example_functions import Sandbox

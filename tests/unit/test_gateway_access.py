@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.keys import Grant, Role
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind
-from tallybus.services.gateway import quotas as module
+from tallybus.common.security.keys import Grant, Role
+from tallybus.services.gateway.clients import quotas as module
+from tallybus.services.gateway.clients.protocol import ClientRequest, Limits, Refusal, Wait
+from tallybus.services.gateway.clients.quotas import SECOND_NS, Quotas, let_go
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.protocol import ClientRequest, Limits, Refusal, Wait
-from tallybus.services.gateway.quotas import SECOND_NS, Quotas, let_go
 
 MS = 1_000_000
 WASM = b"\0asm\1\0\0\0"

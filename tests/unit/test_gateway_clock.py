@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tallybus.common.frames import ClockAnswer, ClockQuery
-from tallybus.services.gateway.clock import ASK_AGAIN_NS
+from tallybus.common.bus.messages import ClockAnswer, ClockQuery
+from tallybus.services.gateway.pipeline.clock import ASK_AGAIN_NS
 from tests.unit.test_gateway_core import Rig
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tallybus.services.gateway.connections import (
+from tallybus.services.gateway.connections.table import (
     ENDLESS,
     GREETING_BYTES,
     GROWTH_BYTES,

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tallybus.common.frames import (
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.link import STALL_NS, STALL_REPEATS
+from tallybus.common.bus.messages import (
     MAX_U64,
     Answer,
     Assigned,
@@ -20,9 +22,7 @@ from tallybus.common.frames import (
     ResultsGone,
     ResultsQuery,
     StageStatus,
-    as_buffer,
 )
-from tallybus.common.link import STALL_NS, STALL_REPEATS
 from tallybus.common.record import (
     FAILURE_DTYPE,
     RECORD_DTYPE,
@@ -32,10 +32,10 @@ from tallybus.common.record import (
     Stage,
     Status,
 )
-from tallybus.services.gateway import desk as module
+from tallybus.services.gateway.clients import desk as module
+from tallybus.services.gateway.clients.protocol import Limits
 from tallybus.services.gateway.core import GatewayCore
-from tallybus.services.gateway.protocol import Limits
-from tallybus.services.gateway.submissions import ASK_AGAIN_NS
+from tallybus.services.gateway.pipeline.submissions import ASK_AGAIN_NS
 
 ME = 77
 OTHER = 78

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 
-from tallybus.common.frames import (
+from tallybus.common.bus.messages import (
     Answer,
     FunctionsAnswer,
     FunctionsQuery,
@@ -16,10 +16,10 @@ from tallybus.common.frames import (
     Prepare,
     Prepared,
 )
-from tallybus.common.function_names import MAX_BINARY_BYTES
+from tallybus.common.functions.names import MAX_BINARY_BYTES
 from tallybus.common.record import RECORD_DTYPE, Kind, Level, Status
-from tallybus.services.gateway import functions as module
-from tallybus.services.gateway.functions import ASK_AGAIN_NS
+from tallybus.services.gateway.pipeline import registrations as module
+from tallybus.services.gateway.pipeline.registrations import ASK_AGAIN_NS
 from tests.unit.test_gateway_core import Rig
 
 BINARY = b"\0asm\x01\0\0\0 a module"

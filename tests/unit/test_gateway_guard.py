@@ -13,8 +13,8 @@ from contextlib import suppress
 
 import pytest
 
-from tallybus.services.gateway import guard
-from tallybus.services.gateway.guard import (
+from tallybus.services.gateway.connections import guard
+from tallybus.services.gateway.connections.guard import (
     RESERVED_FILES,
     Memory,
     allow_files,

@@ -3,8 +3,8 @@
 import pytest
 
 from tallybus.common.record import Level
-from tallybus.services.gateway.progress import Progress
-from tallybus.services.gateway.protocol import IndexRead
+from tallybus.services.gateway.clients.protocol import IndexRead
+from tallybus.services.gateway.pipeline.progress import Progress
 
 LEVELS = [level for level in Level if level]
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.frames import MAX_HEADER_BYTES, PARAMS_SIZE, Request, decode, encode, size
+from tallybus.common.buffers import size
+from tallybus.common.bus.messages import MAX_HEADER_BYTES, PARAMS_SIZE, Request, decode, encode
 from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
-from tallybus.services.gateway.protocol import Submit
-from tallybus.services.gateway.requests import JOIN_BYTES, Batch, Gatherer
+from tallybus.services.gateway.clients.protocol import Submit
+from tallybus.services.gateway.pipeline.batches import JOIN_BYTES, Batch, Gatherer
 
 GATEWAY = 42
 MAX_BATCH = 4000

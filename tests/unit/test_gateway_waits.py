@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.services.gateway.waits import Marks
+from tallybus.services.gateway.clients.waits import Marks
 
 
 @dataclass(eq=False)

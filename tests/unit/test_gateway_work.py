@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Level, Status
-from tallybus.services.gateway.protocol import Submit
-from tallybus.services.gateway.work import (
+from tallybus.services.gateway.clients.protocol import Submit
+from tallybus.services.gateway.pipeline.work import (
     ACTIVE_NS,
     AHEAD_NS,
     OUTSTANDING_NS,

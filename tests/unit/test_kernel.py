@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.replay import (
+from tallybus.common.wal.replay import (
     apply_entries,
     record_words,
 )

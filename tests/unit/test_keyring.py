@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tallybus.common.curve import matches, new_key_pair
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.keys import (
+from tallybus.common.security.curve import matches, new_key_pair
+from tallybus.common.security.keys import (
     ClientKey,
     Grant,
     KeyFileError,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common import curve, keys, security
-from tallybus.common.curve import new_key_pair
 from tallybus.common.errors import FINAL_EXIT_CODES
-from tallybus.common.keys import (
+from tallybus.common.security import curve, keys, pairs
+from tallybus.common.security.curve import new_key_pair
+from tallybus.common.security.keys import (
     ClientKey,
     Grant,
     KeyFileError,
@@ -28,7 +28,7 @@ from tallybus.common.keys import (
     read_grants,
     read_pair,
 )
-from tallybus.common.settings import Settings, load
+from tallybus.common.settings.sections import Settings, load
 
 PAIR = new_key_pair()
 OTHER = new_key_pair()
@@ -203,7 +203,7 @@ def test_no_message_and_no_repr_shows_a_secret(tmp_path: Path) -> None:
     assert secret not in repr(PAIR)
     assert secret not in repr(ClientKey("alice", PAIR, OTHER.public))
     assert secret not in str([PAIR])
-    assert secret not in repr(security.Security(PAIR, PAIR))
+    assert secret not in repr(pairs.Security(PAIR, PAIR))
     for damage in ("x", '"', "\n[", "\nsecret = 1"):
         path = write(tmp_path / "a.key", text_of(PAIR) + damage)
         with pytest.raises(KeyFileError) as caught:
@@ -356,30 +356,30 @@ def folder(tmp_path: Path) -> Path:
 
 def test_each_service_is_given_what_it_needs(folder: Path) -> None:
     ipc = settings(folder)
-    assert security.load(ipc, "gateway") == security.Security(clients=PAIR)
-    assert security.load(ipc, "wal") == security.Security()
+    assert pairs.load(ipc, "gateway") == pairs.Security(clients=PAIR)
+    assert pairs.load(ipc, "wal") == pairs.Security()
     tcp = settings(folder, bus__transport="tcp")
-    assert security.load(tcp, "gateway") == security.Security(PAIR, OTHER)
-    assert security.load(tcp, "wal") == security.Security(bus=OTHER)
+    assert pairs.load(tcp, "gateway") == pairs.Security(PAIR, OTHER)
+    assert pairs.load(tcp, "wal") == pairs.Security(bus=OTHER)
     local = settings(folder, gateway__endpoint="ipc:///tmp/x")
-    assert security.load(local, "gateway") == security.Security()
+    assert pairs.load(local, "gateway") == pairs.Security()
     some = settings(folder, bus__wal_data="tcp://127.0.0.1:7000")
-    assert security.load(some, "transactor") == security.Security(bus=OTHER)
-    assert security.load(load(environ={}), "gateway") is None
+    assert pairs.load(some, "transactor") == pairs.Security(bus=OTHER)
+    assert pairs.load(load(environ={}), "gateway") is None
 
 
 def test_a_service_reads_no_file_that_it_does_not_need(folder: Path) -> None:
     (folder / "gateway.key").unlink()
     tcp = settings(folder, bus__transport="tcp")
-    assert security.load(tcp, "wal") == security.Security(bus=OTHER)
+    assert pairs.load(tcp, "wal") == pairs.Security(bus=OTHER)
     with pytest.raises(KeyFileError, match=r"gateway\.key"):
-        security.load(tcp, "gateway")
+        pairs.load(tcp, "gateway")
     write(folder / "gateway.key", text_of(PAIR))
     (folder / "bus.key").unlink()
-    assert security.load(settings(folder), "gateway") == security.Security(clients=PAIR)
+    assert pairs.load(settings(folder), "gateway") == pairs.Security(clients=PAIR)
     for service in ("gateway", "wal"):
         with pytest.raises(KeyFileError, match=r"bus\.key"):
-            security.load(tcp, service)
+            pairs.load(tcp, service)
 
 
 @pytest.mark.parametrize("file", ["gateway.key", "bus.key"])
@@ -387,7 +387,7 @@ def test_a_service_reads_no_file_that_it_does_not_need(folder: Path) -> None:
 def test_a_public_key_must_belong_to_its_secret(folder: Path, public: bytes, file: str) -> None:
     write(folder / file, text_of(replace(PAIR, public=public)))
     with pytest.raises(KeyFileError, match=f"{file} has a public key that does not belong"):
-        security.load(settings(folder, bus__transport="tcp"), "gateway")
+        pairs.load(settings(folder, bus__transport="tcp"), "gateway")
 
 
 @pytest.mark.parametrize("secret", [b"#" * 40, b"0" * 39, b""])
@@ -398,11 +398,11 @@ def test_what_is_no_secret_matches_nothing(secret: bytes) -> None:
 def test_a_missing_pair_is_never_replaced_by_a_plain_socket() -> None:
     for domain in ("clients", "bus", "other"):
         with pytest.raises(LookupError):
-            security.Security().pair(domain)
+            pairs.Security().pair(domain)
     with pytest.raises(LookupError):
-        security.Security(PAIR, OTHER).pair("other")
-    assert security.Security(PAIR, OTHER).pair("clients") == PAIR
-    assert security.Security(PAIR, OTHER).pair("bus") == OTHER
+        pairs.Security(PAIR, OTHER).pair("other")
+    assert pairs.Security(PAIR, OTHER).pair("clients") == PAIR
+    assert pairs.Security(PAIR, OTHER).pair("bus") == OTHER
 
 
 def test_a_grant_that_restricts_nothing_is_as_it_always_was(tmp_path: Path) -> None:

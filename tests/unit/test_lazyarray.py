@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tallybus.common.errors import EXIT_SETTINGS
-from tallybus.common.lazyarray import DENSE_BYTES, NoRoom, account_array, lazy_zeros
-from tallybus.common.settings import SETTINGS
+from tallybus.common.memory import DENSE_BYTES, NoRoom, account_array, lazy_zeros
+from tallybus.common.settings.sections import SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -60,9 +60,9 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.common.snapshot import SnapshotFields, load_latest_snapshot, write_snapshot
+from tallybus.common.snapshot.balances import SnapshotFields, load_latest_snapshot, write_snapshot
 from tallybus.common.files import Storage
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.read_state import ReadState
 from tallybus.services.transactor.engine import Engine
 
 def resident():
@@ -127,8 +127,8 @@ def test_a_thousand_accounts_take_no_more_for_the_largest_limit(tmp_path: Path) 
 LIMITED = """
 import resource, sys
 import tallybus.services.transactor.engine as module
-from tallybus.common.lazyarray import NoRoom
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.common.memory import NoRoom
+from tallybus.services.snapshotter.read_state import ReadState
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 for make in (
     lambda: module.Engine(2**32, 1_000, 1),

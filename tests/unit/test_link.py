@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tallybus.common.link import (
+from tallybus.common.bus.link import (
     MAX_STALL_NS,
     STALL_NS,
     STALL_REPEATS,

@@ -13,9 +13,11 @@ import pytest
 import zmq
 
 from tallybus import Client, Timeout, Unreachable
-from tallybus.common import bus as bus_module
-from tallybus.common import handshakes
-from tallybus.common.bus import (
+from tallybus.common.bus import handshakes
+from tallybus.common.bus import sockets as bus_module
+from tallybus.common.bus.listening import listen
+from tallybus.common.bus.socket_files import SocketFiles, SocketInUse, lock_paths
+from tallybus.common.bus.sockets import (
     Bus,
     BusLimits,
     ClientPort,
@@ -25,13 +27,11 @@ from tallybus.common.bus import (
     Port,
     new_context,
 )
-from tallybus.common.curve import new_key_pair
 from tallybus.common.errors import EXIT_BUSY
 from tallybus.common.files import Storage
-from tallybus.common.listening import listen
-from tallybus.common.security import Security
-from tallybus.common.socketfiles import SocketFiles, SocketInUse, lock_paths
-from tallybus.common.zap import Doorkeeper
+from tallybus.common.security.curve import new_key_pair
+from tallybus.common.security.doorkeeper import Doorkeeper
+from tallybus.common.security.pairs import Security
 from tests.unit.test_encrypted_bus import LOG, eventually, passes
 
 MIB = 1 << 20

@@ -15,14 +15,14 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.cli import connect, latency, load, main
-from tallybus.cli.background import FULL_BATCH, Sent, background, batch_of, send_steadily
-from tallybus.cli.drive import drive
+from tallybus.cli import connect, main
 from tallybus.cli.errors import CommandFailed
-from tallybus.cli.limits import DiskLimits, measure_disk
-from tallybus.cli.statistics import milliseconds, percentile
-from tallybus.cli.target import Target
-from tallybus.cli.workload import (
+from tallybus.cli.measure import latency, load
+from tallybus.cli.measure.background import FULL_BATCH, Sent, background, batch_of, send_steadily
+from tallybus.cli.measure.disk_speed import DiskLimits, measure_disk
+from tallybus.cli.measure.drive import drive
+from tallybus.cli.measure.statistics import milliseconds, percentile
+from tallybus.cli.measure.workload import (
     FUNDING,
     MAX_AMOUNT,
     OVERDRAFT_AMOUNT,
@@ -32,6 +32,7 @@ from tallybus.cli.workload import (
     first_ref,
     funding,
 )
+from tallybus.cli.target import Target
 from tallybus.client import Client
 from tallybus.common.record import Kind, Level
 from tallybus.errors import Overloaded, Timeout

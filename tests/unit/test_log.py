@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tallybus.common.block import HEADER_FIELDS, Chain
 from tallybus.common.files import LockHeld, Storage, StorageError
-from tallybus.common.logcheck import check_log
-from tallybus.common.logreader import ACTIVE_NAME, closed_path
-from tallybus.common.payload import InvalidPayload
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.services.wal.segments import AppendRefused, Log, LogBatch, check_append
+from tallybus.common.wal.batch import InvalidPayload
+from tallybus.common.wal.block import HEADER_FIELDS, Chain
+from tallybus.common.wal.check import check_log
+from tallybus.common.wal.reader import ACTIVE_NAME, closed_path
+from tallybus.services.wal.log import AppendRefused, Log, LogBatch, check_append
 from tests.faulty_storage import Fault, FaultyStorage, MemoryStorage
 from tests.log_samples import (
     CLUSTER,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tallybus.common.block import BlockHeader, Chain
-from tallybus.common.logcheck import check_log
-from tallybus.common.logreader import (
+from tallybus.common.wal.batch import EMPTY_PAYLOAD
+from tallybus.common.wal.block import BlockHeader, Chain
+from tallybus.common.wal.check import check_log
+from tallybus.common.wal.reader import (
     ACTIVE_NAME,
     FRESH_NAME,
     LOCK_NAME,
@@ -22,8 +23,7 @@ from tallybus.common.logreader import (
     closed_path,
     read_log,
 )
-from tallybus.common.payload import EMPTY_PAYLOAD
-from tallybus.services.wal.segments import Log
+from tallybus.services.wal.log import Log
 from tests.faulty_storage import MemoryStorage
 from tests.log_samples import (
     CLUSTER,

@@ -7,12 +7,12 @@ from contextlib import suppress
 
 import pytest
 
-from tallybus.common.block import Chain
 from tallybus.common.files import StorageError
-from tallybus.common.logcheck import check_log
-from tallybus.common.logreader import ACTIVE_NAME, FRESH_NAME, LOCK_NAME, DamagedLog, closed_path
-from tallybus.common.payload import EMPTY_PAYLOAD
-from tallybus.services.wal.segments import Log
+from tallybus.common.wal.batch import EMPTY_PAYLOAD
+from tallybus.common.wal.block import Chain
+from tallybus.common.wal.check import check_log
+from tallybus.common.wal.reader import ACTIVE_NAME, FRESH_NAME, LOCK_NAME, DamagedLog, closed_path
+from tallybus.services.wal.log import Log
 from tests.faulty_storage import Fault, FaultyStorage, Keep, MemoryStorage, SimulatedCrash
 from tests.log_samples import CLUSTER, FOLDER, assert_log_holds, make_log, sample_batch
 

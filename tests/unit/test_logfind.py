@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tallybus.common import logfind
-from tallybus.common.block import FORMAT_VERSION, HEADER_SIZE, MAGIC, BlockHeader, Chain
 from tallybus.common.files import Storage
-from tallybus.common.logfind import find_block, find_transaction
-from tallybus.common.logreader import (
+from tallybus.common.record import RECORD_DTYPE, Kind
+from tallybus.common.wal import find as module
+from tallybus.common.wal.batch import EMPTY_PAYLOAD, Payload, make_payload
+from tallybus.common.wal.block import FORMAT_VERSION, HEADER_SIZE, MAGIC, BlockHeader, Chain
+from tallybus.common.wal.find import find_block, find_transaction
+from tallybus.common.wal.reader import (
     ACTIVE_NAME,
     DamagedLog,
     ForeignLog,
@@ -19,9 +21,7 @@ from tallybus.common.logreader import (
     LogRun,
     closed_path,
 )
-from tallybus.common.payload import EMPTY_PAYLOAD, Payload, make_payload
-from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.services.wal.segments import Log
+from tallybus.services.wal.log import Log
 from tests.faulty_storage import MemoryStorage
 from tests.log_samples import (
     CLUSTER,
@@ -114,14 +114,14 @@ def large() -> Segment:
 
 def test_each_is_found_in_few_looks(large: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
-    inner = logfind._next_header
+    inner = module._next_header
 
     def counted(*arguments: object) -> object:
         nonlocal looks
         looks += 1
         return inner(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(logfind, "_next_header", counted)
+    monkeypatch.setattr(module, "_next_header", counted)
     storage = large.storage()
     edges = [edge for header in large.headers for edge in (header.first_id, header.last_id)]
     for tx_id in sorted({1, large.last, *edges[:: len(edges) // 300], *range(7, large.last, 997)}):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tallybus.common.block import InvalidBlock
 from tallybus.common.files import Storage
-from tallybus.common.logcheck import check_log
-from tallybus.common.logreader import (
+from tallybus.common.wal.block import InvalidBlock
+from tallybus.common.wal.check import check_log
+from tallybus.common.wal.reader import (
     ACTIVE_NAME,
     MAX_SMALL_PAYLOAD,
     BlockScanner,
@@ -28,7 +28,7 @@ from tallybus.common.logreader import (
     read_log,
     read_segment,
 )
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 from tests.faulty_storage import MemoryStorage
 from tests.log_samples import (
     CLUSTER,
@@ -363,8 +363,8 @@ def test_gathered_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log.open(FOLDER, storage, 10_000, CLUSTER)
     for _ in range(300):
         log.append(sample_batch(log.next_id, 3), 0)
-    monkeypatch.setattr("tallybus.common.logreader.MAX_RUN_RECORDS", 100)
-    monkeypatch.setattr("tallybus.common.logreader.MAX_RUN_WORDS", 150)
+    monkeypatch.setattr("tallybus.common.wal.reader.MAX_RUN_RECORDS", 100)
+    monkeypatch.setattr("tallybus.common.wal.reader.MAX_RUN_WORDS", 150)
     runs = list(read_log(FOLDER, 1, 900, 10_000, storage=storage, kernel=True))
     assert max(len(run.records) for run in runs) <= 100
     assert 9 <= len(runs) < 100

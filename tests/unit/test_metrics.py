@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallybus.common.errors import SettingsError
-from tallybus.common.metrics import (
+from tallybus.common.metrics.counters import (
     METRICS,
     SIZES,
     TIMES_NS,
@@ -24,8 +24,8 @@ from tallybus.common.metrics import (
     times,
 )
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.settings import SERVICES, Settings, load, metrics_address
-from tallybus.common.stage import STAGES
+from tallybus.common.settings.sections import Settings, load, metrics_address
+from tallybus.common.stages import PORTS, SERVICES
 from tallybus.services.transactor.metrics import MAX_FUNCTIONS, OTHERS, functions, totals
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def documented() -> dict[str, tuple[str, str, str, str]]:
 def test_every_metric_is_documented(name: str) -> None:
     metric = METRICS[name]
     assert name in documented(), f"docs/metrics.md lacks {name}"
-    served = "all" if metric.stages == STAGES else ", ".join(metric.stages)
+    served = "all" if metric.stages == PORTS else ", ".join(metric.stages)
     labels = ", ".join(f"`{label}`" for label in metric.labels)
     assert documented()[name] == (metric.type, labels, served, metric.help)
 
@@ -80,7 +80,7 @@ def test_names_follow_the_conventions(name: str) -> None:
     assert not re.search(r"_(ms|us|ns|milliseconds|kb|mb|count|sum|bucket)(_|$)", name)
     assert metric.help.endswith(".")
     assert "stage" not in metric.labels
-    assert set(metric.stages) <= set(STAGES)
+    assert set(metric.stages) <= set(PORTS)
 
 
 def test_ports_of_the_services_are_documented() -> None:
@@ -101,7 +101,7 @@ def test_nothing_is_served_unless_it_was_asked_for() -> None:
 
 def test_each_service_has_a_port_of_its_own() -> None:
     settings = load(environ={}, overrides={"metrics.address": "0.0.0.0", "metrics.base_port": 1000})
-    addresses = [metrics_address(settings, stage) for stage in STAGES]
+    addresses = [metrics_address(settings, stage) for stage in PORTS]
     assert addresses == [("0.0.0.0", port) for port in range(1000, 1005)]
     with pytest.raises(KeyError, match="elsewhere"):
         metrics_address(settings, "elsewhere")
@@ -135,7 +135,7 @@ def test_who_does_without_metrics_does_not_load_the_client_library() -> None:
     program = """
 import sys, tempfile
 from tallybus import Ledger, Deposit, WaitLevel
-from tallybus.common.settings import load
+from tallybus.common.settings.sections import load
 settings = load(environ={}, overrides={"metrics.address": "127.0.0.1"})
 with tempfile.TemporaryDirectory() as folder, Ledger.open(
     folder + "/data", settings=settings, max_accounts=100, transactions_per_segment=100
@@ -331,6 +331,4 @@ def test_what_all_functions_take_is_told_beside_what_they_may_take() -> None:
 
 
 def test_every_service_has_metrics() -> None:
-    assert {name for stage in STAGES for name in (m.name for m in metrics_of(stage))} == set(
-        METRICS
-    )
+    assert {name for stage in PORTS for name in (m.name for m in metrics_of(stage))} == set(METRICS)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.metrics import Histogram, Sample
-from tallybus.common.metrics_bus import pack, unpack
-from tallybus.common.metrics_scrape import parse
+from tallybus.common.metrics.counters import Histogram, Sample
+from tallybus.common.metrics.packed import pack, unpack
+from tallybus.common.view.scrape import parse
 
 
 def histogram() -> Histogram:

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tallybus.common.health import (
-    DEPENDS_ON,
+from tallybus.common.metrics.health import (
     PROGRESS_NS,
     SILENT_NS,
     TURN_NS,
@@ -13,7 +12,7 @@ from tallybus.common.health import (
     health,
     readiness,
 )
-from tallybus.common.stage import STAGES
+from tallybus.common.stages import DEPENDS_ON, PORTS
 
 HEARTBEAT_NS = 100_000_000
 START_NS = 10**15
@@ -61,7 +60,7 @@ def alive(shell: FakeShell, now_ns: int) -> bool:
     return verdict.good
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PORTS)
 def test_ready_when_it_has_its_place_and_all_were_heard(stage: str) -> None:
     assert reasons(running(stage)) == []
     facts = readiness(running(stage), START_NS + SECOND_NS // 4).facts  # type: ignore[arg-type]
@@ -76,7 +75,7 @@ def test_ready_when_it_has_its_place_and_all_were_heard(stage: str) -> None:
     }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PORTS)
 def test_not_ready_while_one_that_it_depends_on_is_silent(stage: str) -> None:
     for peer in DEPENDS_ON[stage]:
         shell = running(stage)

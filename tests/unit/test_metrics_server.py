@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tallybus.common import metrics_server
-from tallybus.common.metrics_server import MAX_CONNECTIONS, MetricsServer, Response
+from tallybus.common.metrics import server as module
+from tallybus.common.metrics.server import MAX_CONNECTIONS, MetricsServer, Response
 
 LOG = logging.getLogger("tallybus.test")
 PATIENCE_S = 20.0
@@ -148,7 +148,7 @@ def test_a_request_without_end_is_refused(server: MetricsServer) -> None:
 
 
 def test_who_says_nothing_is_let_go(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(module, "DEADLINE_S", 0.2)
     with connected(server) as silent, connected(server) as slow:
         slow.sendall(b"GET /metr")
         started = time.monotonic()
@@ -160,7 +160,7 @@ def test_who_says_nothing_is_let_go(server: MetricsServer, monkeypatch: pytest.M
 def test_who_does_not_take_the_answer_is_let_go(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_server, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(module, "DEADLINE_S", 0.3)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(PATIENCE_S)
@@ -205,7 +205,7 @@ def test_many_silent_connections_do_not_keep_others_out(server: MetricsServer) -
 def test_a_taken_port_is_tried_again_until_it_is_free(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(metrics_server, "BIND_AGAIN_S", 0.02)
+    monkeypatch.setattr(module, "BIND_AGAIN_S", 0.02)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from tallybus.common.monitor import Failure, SocketEvent, SocketMonitor, What, parse
+from tallybus.common.bus.monitor import Failure, SocketEvent, SocketMonitor, What, parse
 
 PATIENCE_MS = 30_000
 

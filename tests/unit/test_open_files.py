@@ -12,8 +12,8 @@ import zmq
 
 from tallybus import Client, TooManyOpenFiles
 from tallybus.client import context
-from tallybus.common import openfiles
 from tallybus.common.errors import EXIT_SETTINGS
+from tallybus.common.service import open_files
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOWHERE = "tcp://127.0.0.1:9"
@@ -171,11 +171,11 @@ def test_room_is_found_out_without_taking_it() -> None:
     used = len(os.listdir("/proc/self/fd"))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
-        assert openfiles.allowed() == used + 20
-        assert openfiles.room_for(10)
-        assert not openfiles.room_for(40)
-        assert openfiles.allow(used + 60) >= used + 60
-        assert openfiles.room_for(40)
+        assert open_files.allowed() == used + 20
+        assert open_files.room_for(10)
+        assert not open_files.room_for(40)
+        assert open_files.allow(used + 60) >= used + 60
+        assert open_files.room_for(40)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(os.listdir("/proc/self/fd")) == used
@@ -183,7 +183,7 @@ def test_room_is_found_out_without_taking_it() -> None:
 
 SERVICE = """
 import sys
-from tallybus.common.process import run_service
+from tallybus.common.service.process import run_service
 from tallybus.services.gateway.service import GatewayService
 sys.exit(run_service(GatewayService))
 """

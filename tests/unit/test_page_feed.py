@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tallybus.common.frames import StageMetrics
-from tallybus.common.metrics import Sample, times
-from tallybus.common.metrics_bus import pack
-from tallybus.common.pipeline_view import HISTORY, SILENT_MS, STAGES, Report
+from tallybus.common.bus.messages import StageMetrics
+from tallybus.common.metrics.counters import Sample, times
+from tallybus.common.metrics.packed import pack
+from tallybus.common.stages import SERVICES
+from tallybus.common.view.pipeline import HISTORY, SILENT_MS, Report
 from tallybus.services.gateway.page.feed import STALE_NS, Feed, Heard, Index, Service, as_services
 
 UNIX_NS = 1_700_000_000_000_000_000
@@ -48,8 +49,8 @@ def heard(at: float, committed: int = 50, **changes: Any) -> Heard:
     """What is known of a ledger that is well, two transactions behind at each stage."""
     facts: dict[str, Any] = {
         "index": Index(committed + 4, committed + 2, committed, committed - 2, 1),
-        "services": tuple(map(service, STAGES)),
-        "metrics": {stage: told(stage, at) for stage in STAGES},
+        "services": tuple(map(service, SERVICES)),
+        "metrics": {stage: told(stage, at) for stage in SERVICES},
     }
     return Heard(int(at * SECOND), UNIX_NS + int(at * SECOND), **(facts | changes))
 
@@ -70,7 +71,7 @@ def row(report: dict[str, Any], stage: str) -> dict[str, Any]:
 
 def but(stage: str, **changes: Any) -> tuple[Service, ...]:
     """The services, one of them with other facts."""
-    return tuple(service(each, **(changes if each == stage else {})) for each in STAGES)
+    return tuple(service(each, **(changes if each == stage else {})) for each in SERVICES)
 
 
 def states(report: dict[str, Any]) -> dict[str, str]:
@@ -101,8 +102,8 @@ def test_the_history_is_bounded_and_ends_with_the_present_rate() -> None:
 
 
 def test_what_was_never_heard_is_not_known() -> None:
-    services = tuple(service(stage) for stage in STAGES if stage != "wal")
-    metrics = {stage: told(stage, 1) for stage in STAGES if stage != "wal"}
+    services = tuple(service(stage) for stage in SERVICES if stage != "wal")
+    metrics = {stage: told(stage, 1) for stage in SERVICES if stage != "wal"}
     report = shown(
         heard(1, services=services, metrics=metrics, index=Index(9, 9, None, 3, None)),
         heard(2, services=services, metrics=metrics, index=Index(19, 9, None, 3, None)),
@@ -121,18 +122,18 @@ def test_a_stage_that_is_heard_again_has_no_rate_from_nothing() -> None:
 
 def test_a_service_that_stands_still_is_down_and_its_numbers_are_not_new() -> None:
     late = 2 + STALE_NS / SECOND + 1
-    metrics = {stage: told(stage, 1 if stage == "wal" else late) for stage in STAGES}
+    metrics = {stage: told(stage, 1 if stage == "wal" else late) for stage in SERVICES}
     report = shown(
         heard(1), heard(late, services=but("wal", heard_ms=SILENT_MS + 1), metrics=metrics)
     )
-    assert states(report) == {each: "down" if each == "wal" else "up" for each in STAGES}
+    assert states(report) == {each: "down" if each == "wal" else "up" for each in SERVICES}
     assert report["metrics"]["unreachable"] == {"wal": "told nothing for 5.0 s"}
     assert report["metrics"]["segment"] is None
 
 
 def test_a_service_that_recovers_says_so_though_it_is_silent() -> None:
     why = "it is recovering: verifying the log, 34.0 % of 500 bytes"
-    metrics = {stage: told(stage, 9) for stage in STAGES}
+    metrics = {stage: told(stage, 9) for stage in SERVICES}
     metrics["wal"] = told("wal", 9, incarnation=0, reasons=[why])
     silent = but("wal", heard_ms=8000)
     report = shown(heard(1), heard(9, services=silent, metrics=metrics))
@@ -146,7 +147,7 @@ def test_a_service_that_recovers_says_so_though_it_is_silent() -> None:
 
 
 def test_a_process_that_was_replaced_is_not_believed() -> None:
-    metrics = {stage: told(stage, 2) for stage in STAGES}
+    metrics = {stage: told(stage, 2) for stage in SERVICES}
     metrics["wal"] = told("wal", 2, incarnation=6, reasons=["it was replaced"])
     report = shown(heard(1), heard(2, metrics=metrics))
     assert (row(report, "wal")["state"], report["not_ready"]) == ("up", {})
@@ -154,7 +155,7 @@ def test_a_process_that_was_replaced_is_not_believed() -> None:
 
 
 def test_a_service_that_is_not_watched_is_named() -> None:
-    metrics = {stage: told(stage, 1) for stage in STAGES if stage != "transactor"}
+    metrics = {stage: told(stage, 1) for stage in SERVICES if stage != "transactor"}
     report = shown(heard(1, metrics=metrics))
     assert "gateway.page" in report["metrics"]["unreachable"]["transactor"]
     assert report["functions"] is None
@@ -163,14 +164,14 @@ def test_a_service_that_is_not_watched_is_named() -> None:
 
 def test_metrics_that_are_garbage_are_told_and_harm_nothing_else() -> None:
     bad = StageMetrics("wal", 7, UNIX_NS, samples=b"\xc1"), SECOND
-    metrics = {stage: told(stage, 1) for stage in STAGES} | {"wal": bad}
+    metrics = {stage: told(stage, 1) for stage in SERVICES} | {"wal": bad}
     report = shown(heard(1, metrics=metrics), heard(2, metrics=metrics))
     assert list(report["metrics"]["unreachable"]) == ["wal"]
     assert states(report)["wal"] == "up"
 
 
 def test_restarts_are_those_counted_by_the_supervisor_or_seen_whichever_are_more() -> None:
-    counted = {stage: told(stage, 1, Sample("tallybus_restarts_total", 3)) for stage in STAGES}
+    counted = {stage: told(stage, 1, Sample("tallybus_restarts_total", 3)) for stage in SERVICES}
     report = shown(heard(1, metrics=counted))
     assert {each["restarts"] for each in report["stages"]} == {3}
     again = [heard(at, services=but("wal", incarnation=100 + at, pid=at)) for at in range(2, 9)]
@@ -184,7 +185,7 @@ def test_a_silent_loop_is_told_and_what_was_known_is_kept() -> None:
     feed.add(heard(2, 60))
     report = feed.silence(5 * SECOND, UNIX_NS + 5 * SECOND, "it is busy")
     assert (report["answers"], report["error"], report["lost_s"]) == (False, "it is busy", 3)
-    assert states(report) == {each: "down" if each == "gateway" else "unknown" for each in STAGES}
+    assert states(report) == {each: "down" if each == "gateway" else "unknown" for each in SERVICES}
     assert (row(report, "wal")["index"], report["history"]) == (60, [None, 10, None])
     assert report["version"] == "1.2.3"
     report = feed.add(heard(7, 110))
@@ -205,7 +206,7 @@ def functions(at: float, calls: int) -> dict[str, tuple[StageMetrics, int]]:
         Sample("tallybus_function_failures_total", 1, ("fee", "130")),
         Sample("tallybus_function_calls_total", 9, ("(others)",)),
     )
-    found = {stage: told(stage, at) for stage in STAGES}
+    found = {stage: told(stage, at) for stage in SERVICES}
     found["transactor"] = told("transactor", at, *samples)
     return found
 
@@ -246,11 +247,11 @@ def test_functions_of_a_transactor_that_is_down_are_as_they_were() -> None:
 
 def test_latency_failures_and_segment_are_of_the_metrics() -> None:
     waits = times()
-    before = {stage: told(stage, 1) for stage in STAGES}
+    before = {stage: told(stage, 1) for stage in SERVICES}
     before["gateway"] = told("gateway", 1, Sample("tallybus_request_seconds", waits, ("read",)))
     for _ in range(10):
         waits.observe(1_000_000)
-    after = {stage: told(stage, 3) for stage in STAGES}
+    after = {stage: told(stage, 3) for stage in SERVICES}
     after["gateway"] = told(
         "gateway",
         3,

@@ -12,8 +12,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from tallybus.common.bus import Bus, BusLimits, new_context
-from tallybus.common.frames import Buffer
+from tallybus.common.buffers import Buffer
+from tallybus.common.bus.sockets import Bus, BusLimits, new_context
 from tallybus.common.record import (
     ENTRY_DTYPE,
     MAX_BALANCE,
@@ -24,7 +24,7 @@ from tallybus.common.record import (
     Stage,
     Status,
 )
-from tallybus.services.gateway import protocol
+from tallybus.services.gateway.clients import protocol
 from tallybus.services.gateway.page import lookup
 from tallybus.services.gateway.page.lookup import (
     MAX_LOOKUPS,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tallybus.common.files import Storage
-from tallybus.common.functions import FunctionVersion, RegistrationError, name_words
+from tallybus.common.functions.registry import FunctionVersion, RegistrationError, name_words
 from tallybus.common.record import (
     ENTRY_DTYPE,
     RECORD_DTYPE,
@@ -21,16 +21,16 @@ from tallybus.common.record import (
     Stage,
     Status,
 )
-from tallybus.common.replay import ReplayError
-from tallybus.common.snapshot import SnapshotFields, load_latest_snapshot, write_frozen
-from tallybus.services.snapshotter.balances import (
+from tallybus.common.snapshot.balances import SnapshotFields, load_latest_snapshot, write_frozen
+from tallybus.common.wal.replay import ReplayError
+from tallybus.services.snapshotter.cold_statuses import LogStatuses, TooManyColdStatuses
+from tallybus.services.snapshotter.core import QueryRefused
+from tallybus.services.snapshotter.read_state import (
     AccountOutOfRange,
     ReadState,
     StatusOutOfWindow,
 )
-from tallybus.services.snapshotter.core import QueryRefused
-from tallybus.services.snapshotter.queries import LogStatuses, TooManyColdStatuses
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 
 PROJECT = Path(__file__).resolve().parents[2]
 ACCOUNTS = 3 * 4096 + 7
@@ -465,7 +465,7 @@ def test_a_large_limit_takes_memory_only_for_what_is_used() -> None:
 from pathlib import Path
 import numpy as np
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.services.snapshotter.read_state import ReadState
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

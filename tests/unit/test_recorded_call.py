@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tallybus.cli import main
-from tallybus.common.function_files import binary_path
-from tallybus.common.logreader import ACTIVE_NAME, DamagedLog, closed_path
+from tallybus.common.functions.binaries import binary_path
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
-from tallybus.common.snapshot import AccountLimitTooLow, prune_snapshots, snapshot_path
+from tallybus.common.snapshot.balances import AccountLimitTooLow, prune_snapshots, snapshot_path
+from tallybus.common.wal.reader import ACTIVE_NAME, DamagedLog, closed_path
 from tallybus.recorded import BinaryMissing, NoRecordedCall, differences, recorded_call
 from tallybus.services.transactor.engine import Executed
 from tallybus.trials import TriedModule, trial_limits

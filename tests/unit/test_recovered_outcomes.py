@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tallybus.common import logreader
+from tallybus.common.bus.messages import Results
 from tallybus.common.files import Storage
-from tallybus.common.frames import Results
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.wal import reader
 from tallybus.services.transactor import recovery
 from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.recovery import recover_engine
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 
 SEGMENT = 3_000
 ACCOUNTS = 100
@@ -105,9 +105,9 @@ def told(results: list[Results]) -> tuple[list[list[int]], NDArray[np.void]]:
 def test_small_blocks_tell_the_same_gathered_as_one_by_one(
     last: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logreader, "SMALL_BLOCKS_BEFORE_KERNEL", 1)
+    monkeypatch.setattr(reader, "SMALL_BLOCKS_BEFORE_KERNEL", 1)
     gathered = recovered(folder, last + 1)
-    monkeypatch.setattr(logreader.KernelPolicy, "get", lambda _: None)
+    monkeypatch.setattr(reader.KernelPolicy, "get", lambda _: None)
     one_by_one = recovered(folder, last + 1)
     assert told(gathered)[0] == told(one_by_one)[0]
     assert (told(gathered)[1] == told(one_by_one)[1]).all()
@@ -119,7 +119,7 @@ def test_small_blocks_tell_the_same_gathered_as_one_by_one(
 def test_of_older_small_blocks_nothing_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logreader, "SMALL_BLOCKS_BEFORE_KERNEL", 1)
+    monkeypatch.setattr(reader, "SMALL_BLOCKS_BEFORE_KERNEL", 1)
     monkeypatch.setattr(recovery, "EACH_BLOCK", 100)
     batches, _ = told(recovered(folder, 5_001))
     assert batches[0][2] <= 4_901, "the last hundred at least"

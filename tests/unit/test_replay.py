@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tallybus.common.memory import CHUNK_ACCOUNTS
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.replay import ReplayError, replay_balances, sum_of_balances
-from tallybus.common.snapshotformat import CHUNK_ACCOUNTS
+from tallybus.common.wal.replay import ReplayError, replay_balances, sum_of_balances
 from tallybus.services.transactor.engine import Engine, EngineOrderError, window_start
 from tests.engine_runs import outcomes, run
 from tests.oracle import Operation, Outcome, deposit, to_records, transfer, withdrawal

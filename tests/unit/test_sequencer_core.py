@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.frames import (
+from tallybus.common.bus.link import STALL_NS, STALL_REPEATS, LinkError
+from tallybus.common.bus.messages import (
     TOPIC_EVENT,
     Assigned,
     ClockAnswer,
@@ -19,9 +20,8 @@ from tallybus.common.frames import (
     StageStatus,
     Welcome,
 )
-from tallybus.common.link import STALL_NS, STALL_REPEATS, LinkError
 from tallybus.common.record import RECORD_SIZE
-from tallybus.common.stage import HELLO_EVERY_NS, Fenced
+from tallybus.common.service.core import HELLO_EVERY_NS, Fenced
 from tallybus.services.sequencer.clock import LIMIT_NS, Moment
 from tallybus.services.sequencer.core import SequencerCore
 

@@ -11,13 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tallybus.common.settings as module
+import tallybus.common.settings.sections as module
 from tallybus.common.errors import ServiceError, SettingsError
-from tallybus.common.settings import (
-    SERVICES,
+from tallybus.common.settings.sections import (
     SETTINGS,
     SOCKETS,
-    STAGES,
     BusSettings,
     Settings,
     data_folder,
@@ -25,7 +23,8 @@ from tallybus.common.settings import (
     load,
     run_folder,
 )
-from tallybus.common.settings_table import Setting, check_endpoint, parse_cpus
+from tallybus.common.settings.table import Setting, check_endpoint, parse_cpus
+from tallybus.common.stages import SERVICES, STAGES
 
 
 def write(folder: Path, text: str) -> Path:
@@ -165,7 +164,7 @@ def test_a_path_that_the_encoding_of_the_process_cannot_hold_is_refused_by_its_s
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "x.toml"
-    code = "from tallybus.common.settings import load; load('x.toml', environ={})"
+    code = "from tallybus.common.settings.sections import load; load('x.toml', environ={})"
     for key, content in (("ledger.data", "dé"), ("gateway.endpoint", "ipc:///tmp/é.sock")):
         section, name = key.split(".")
         file.write_text(f'[{section}]\n{name} = "{content}"\n', "utf-8")
@@ -174,7 +173,7 @@ def test_a_path_that_the_encoding_of_the_process_cannot_hold_is_refused_by_its_s
             cwd=tmp_path,
             check=False,
             env={
-                "PYTHONPATH": str(Path(module.__file__).resolve().parents[1]),
+                "PYTHONPATH": str(Path(module.__file__).resolve().parents[2]),
                 "LC_ALL": "POSIX",
                 "PYTHONUTF8": "0",
                 "PYTHONCOERCECLOCALE": "0",
@@ -480,9 +479,9 @@ def test_settings_load_without_heavy_modules() -> None:
     program = f"""
 import sys, types
 package = types.ModuleType("tallybus")
-package.__path__ = [{str(Path(module.__file__).parent.parent)!r}]
+package.__path__ = [{str(Path(module.__file__).parents[2])!r}]
 sys.modules["tallybus"] = package
-import tallybus.common.settings, tallybus.common.logs
+import tallybus.common.settings.sections, tallybus.common.logs
 print(sorted({{"numpy", "zmq", "click", "msgpack", "numba", "rich"}} & set(sys.modules)))
 """
     done = subprocess.run(

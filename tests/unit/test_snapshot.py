@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.snapshot import (
-    CHUNK_ACCOUNTS,
+from tallybus.common.memory import CHUNK_ACCOUNTS
+from tallybus.common.snapshot.balances import (
     AccountLimitTooLow,
     DamagedSnapshot,
     Snapshot,
@@ -34,7 +34,7 @@ from tallybus.common.snapshot import (
     verify_snapshot,
     write_snapshot,
 )
-from tallybus.common.snapshotformat import sidecar_line
+from tallybus.common.snapshot.format import sidecar_line
 
 PROJECT = Path(__file__).resolve().parents[2]
 CLUSTER = 0xFEED_0123_4567_89AB
@@ -533,8 +533,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from tallybus.common.files import Storage
-from tallybus.common.lazyarray import lazy_zeros
-from tallybus.common.snapshot import *
+from tallybus.common.memory import lazy_zeros
+from tallybus.common.snapshot.balances import *
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tallybus.common.files import Storage
-from tallybus.common.snapshot import (
+from tallybus.common.snapshot.balances import (
     DamagedSnapshot,
     SnapshotFields,
     load_latest_snapshot,

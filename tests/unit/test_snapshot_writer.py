@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tallybus.common.block import Buffer
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.snapshot import (
+from tallybus.common.snapshot.balances import (
     FrozenBalances,
     SnapshotFields,
     UnbalancedSnapshot,
@@ -17,7 +16,8 @@ from tallybus.common.snapshot import (
     list_snapshots,
     load_latest_snapshot,
 )
-from tallybus.services.snapshotter.snapshots import SnapshotWriter
+from tallybus.common.wal.block import Buffer
+from tallybus.services.snapshotter.snapshot_writer import SnapshotWriter
 
 DEADLINE = 30.0
 

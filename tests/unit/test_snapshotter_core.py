@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tallybus.common.frames import Answer, Executed, Hello, Query, StageStatus, Welcome, as_buffer
-from tallybus.common.functions import FunctionVersion, RegistrationError, name_words
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.messages import Answer, Executed, Hello, Query, StageStatus, Welcome
+from tallybus.common.bus.transaction import LoggedTransaction, transaction_in
+from tallybus.common.functions.registry import FunctionVersion, RegistrationError, name_words
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, STATUS_DTYPE, Kind, Stage, Status
-from tallybus.common.stage import HELLO_EVERY_NS
-from tallybus.common.transaction import LoggedTransaction, transaction_in
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.common.service.core import HELLO_EVERY_NS
 from tallybus.services.snapshotter.core import BEHIND_NS, Lookup, SnapshotterCore
+from tallybus.services.snapshotter.read_state import ReadState
 
 ME = 100
 LOG = 200

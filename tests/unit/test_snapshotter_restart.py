@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.messages import Answer, Query, StageStatus, Welcome
+from tallybus.common.bus.transaction import Transaction, transaction_in
 from tallybus.common.files import Storage
-from tallybus.common.frames import Answer, Query, StageStatus, Welcome, as_buffer
-from tallybus.common.functions import FunctionRegistry, FunctionVersion, name_words
-from tallybus.common.logreader import read_log
-from tallybus.common.payload import make_payload
+from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, name_words
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.snapshot import (
+from tallybus.common.snapshot.balances import (
     SnapshotFields,
     function_snapshot_path,
     load_latest_snapshot,
@@ -20,11 +20,12 @@ from tallybus.common.snapshot import (
     snapshot_path,
     write_frozen,
 )
-from tallybus.common.transaction import Transaction, transaction_in
-from tallybus.services.snapshotter.balances import ReadState
+from tallybus.common.wal.batch import make_payload
+from tallybus.common.wal.reader import read_log
 from tallybus.services.snapshotter.core import SnapshotterCore
+from tallybus.services.snapshotter.read_state import ReadState
 from tallybus.services.snapshotter.transactions import LogTransactions
-from tallybus.services.wal.segments import Log, LogBatch
+from tallybus.services.wal.log import Log, LogBatch
 
 N = 16
 CLUSTER = 5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tallybus.common import startup
+from tallybus.common.service import startup
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOREIGN = ("click", "msgpack", "numpy", "zmq", "rich", "tomllib", "logging")
@@ -60,7 +60,7 @@ def test_a_service_started_by_hand_executes_nothing_from_the_working_directory(
 def test_what_we_start_and_what_that_starts_import_nothing_from_there_either(foreign: Path) -> None:
     program = (
         "import subprocess, sys\n"
-        "from tallybus.common import startup\n"
+        "from tallybus.common.service import startup\n"
         "done = subprocess.run(startup.command('tallybus', ['--version']),"
         " env=startup.environment(), check=True)\n"
         "subprocess.run([sys.executable, '-m', 'tallybus', '--version'],"
@@ -87,7 +87,7 @@ def test_the_environment_of_our_processes_keeps_what_is_set_and_limits_threads()
 
 def test_libraries_start_no_threads_in_a_command() -> None:
     program = (
-        "from tallybus.common import startup; startup.prepare(); import numpy, threading, os\n"
+        "from tallybus.common.service import startup; startup.prepare(); import numpy, threading, os\n"
         "print(len(os.listdir('/proc/self/task')))"
     )
     assert run(["-c", program]).stdout == "1\n"
@@ -96,7 +96,7 @@ def test_libraries_start_no_threads_in_a_command() -> None:
 @pytest.mark.parametrize("closed", ["2>&-", "<&-", "<&- >&- 2>&-", ">&-", "2>/dev/full"])
 def test_standard_streams_are_whole_whatever_was_closed(closed: str, tmp_path: Path) -> None:
     program = f"""
-from tallybus.common import startup
+from tallybus.common.service import startup
 startup.prepare()
 import os, sys
 with open({str(tmp_path / "found")!r}, "w") as file:

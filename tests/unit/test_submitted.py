@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tallybus import InvalidRequest, OperationBatch
+from tallybus.common.bus.submitted import RecordFault, count_calls
 from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.common.submitted import RecordFault, count_calls
 from tallybus.operations import encode_operations
 
 U64 = 2**64 - 1

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from tallybus.cli import main, owner, suspend
 from tallybus.cli.errors import CommandFailed
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.suspended import (
+from tallybus.common.functions.suspended import (
     Suspension,
     resume,
     suspended_names,

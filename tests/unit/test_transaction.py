@@ -7,11 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybus.common.frames import Answer, FrameError, decode, encode
-from tallybus.common.functions import FunctionRegistry, FunctionVersion, name_words
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.replay import replay_balances
-from tallybus.common.transaction import (
+from tallybus.common.bus.messages import Answer, FrameError, decode, encode
+from tallybus.common.bus.transaction import (
     LoggedTransaction,
     Transaction,
     derived_entries,
@@ -21,6 +18,9 @@ from tallybus.common.transaction import (
     transaction_in,
     transaction_of,
 )
+from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, name_words
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.wal.replay import replay_balances
 
 NO_PARAMS = np.empty(0, np.int64)
 NO_ENTRIES = np.empty(0, ENTRY_DTYPE)

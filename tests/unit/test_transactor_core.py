@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tallybus.common.frames import (
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.link import LinkError
+from tallybus.common.bus.messages import (
     Executed,
     Hello,
     Message,
@@ -17,11 +19,9 @@ from tallybus.common.frames import (
     Sequenced,
     StageStatus,
     Welcome,
-    as_buffer,
 )
-from tallybus.common.link import LinkError
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.stage import HELLO_EVERY_NS, Fenced
+from tallybus.common.service.core import HELLO_EVERY_NS, Fenced
 from tallybus.services.transactor import core as module
 from tallybus.services.transactor.core import RESULTS_PER_ANSWER, TransactorCore
 from tallybus.services.transactor.engine import Engine

@@ -13,7 +13,8 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 from wasmtime import wat2wasm
 
-from tallybus.common.frames import (
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.messages import (
     Executed,
     FunctionsAnswer,
     FunctionsQuery,
@@ -21,11 +22,10 @@ from tallybus.common.frames import (
     Prepare,
     Prepared,
     Sequenced,
-    as_buffer,
 )
-from tallybus.common.functions import FunctionRegistry, FunctionVersion, registrations_in
-from tallybus.common.payload import make_payload
+from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, registrations_in
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
+from tallybus.common.wal.batch import make_payload
 from tallybus.services.transactor import core as module
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import Engine

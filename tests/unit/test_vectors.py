@@ -18,9 +18,9 @@ from tallybus.client.codec import (
     read_pong,
 )
 from tallybus.client.submit import SubmitBatch
-from tallybus.common import frames as bus
+from tallybus.common.bus import messages as bus
 from tallybus.errors import NotRegistered, TransactionNotFound
-from tallybus.services.gateway import protocol
+from tallybus.services.gateway.clients import protocol
 from tests import vectors
 from tests.vectors import FOLDER, Exchange, Vector, read
 

@@ -5,15 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tallybus.common.frames import (
-    Executed,
-    Hello,
-    Message,
-    Refused,
-    StageStatus,
-    Welcome,
-    as_buffer,
-)
+from tallybus.common.buffers import as_buffer
+from tallybus.common.bus.messages import Executed, Hello, Message, Refused, StageStatus, Welcome
 from tallybus.common.record import RECORD_DTYPE
 from tallybus.services.wal.core import FOLLOWER_GRACE_NS, FOLLOWER_HEARTBEATS, WalCore
 

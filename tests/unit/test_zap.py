@@ -17,9 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils import z85
 
-from tallybus.common import zap
-from tallybus.common.curve import new_key_pair, secure_client, secure_server
-from tallybus.common.keys import (
+from tallybus.common.logs import JsonFormatter
+from tallybus.common.security import doorkeeper as module
+from tallybus.common.security.curve import new_key_pair, secure_client, secure_server
+from tallybus.common.security.doorkeeper import (
+    ALLOWED,
+    FAILED,
+    REASONS,
+    REFUSED,
+    Admission,
+    Doorkeeper,
+    decide,
+)
+from tallybus.common.security.keys import (
     Grant,
     KeyFileError,
     KeyPair,
@@ -27,9 +37,7 @@ from tallybus.common.keys import (
     grant_path,
     grant_text,
 )
-from tallybus.common.logs import JsonFormatter
-from tallybus.common.security import BUS, CLIENTS, Security
-from tallybus.common.zap import ALLOWED, FAILED, REASONS, REFUSED, Admission, Doorkeeper, decide
+from tallybus.common.security.pairs import BUS, CLIENTS, Security
 
 GATEWAY = new_key_pair()
 SERVICES = new_key_pair()
@@ -48,7 +56,7 @@ ADMISSION = Admission(
     {
         ALICE.public: grant(ALICE, "alice"),
         BOB.public: grant(BOB, "bob", revoked=MADE),
-        GATEWAY.public: zap.gateway_grant(GATEWAY),
+        GATEWAY.public: module.gateway_grant(GATEWAY),
     },
 )
 
@@ -298,7 +306,7 @@ def house(
     log: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[House]:
-    monkeypatch.setattr(zap, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
     made = House(context, folder, log)
     yield made
     made.close()
@@ -376,10 +384,10 @@ def test_two_changes_within_a_tick_of_the_clock_are_both_seen(
 ) -> None:
     # As if the file's times and size did not tell the second change from the first.
     frozen = object()
-    monkeypatch.setattr(zap, "_look", lambda _: frozen)
+    monkeypatch.setattr(module, "_look", lambda _: frozen)
     house.doorkeeper._settled = False
     read: list[float] = []
-    really = zap.good_grants
+    really = module.good_grants
 
     def reading(of: Path) -> Any:
         if not read:
@@ -390,7 +398,7 @@ def test_two_changes_within_a_tick_of_the_clock_are_both_seen(
         read.append(time.monotonic())
         return found
 
-    monkeypatch.setattr(zap, "good_grants", reading)
+    monkeypatch.setattr(module, "good_grants", reading)
     eventually(lambda: house.doorkeeper.grants[ALICE.public].revoked, "the second was seen")
 
 
@@ -444,7 +452,7 @@ def test_a_folder_that_cannot_be_read_lets_nobody_in(
         raise PermissionError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zap, function, fails)
+        patch.setattr(module, function, fails)
         write(folder, grant(ALICE, "alice", Role.ADMIN))
         eventually(lambda: set(house.doorkeeper.grants) == {GATEWAY.public}, "nobody is")
         assert house.turned_away(ALICE) == "unknown_key"
@@ -492,7 +500,7 @@ def test_grants_that_cannot_be_looked_at_count_no_more_after_a_while(
         return None
 
     assert house.doorkeeper.trusted(time.monotonic()) == house.doorkeeper.grants
-    monkeypatch.setattr(zap, "_look", hang)
+    monkeypatch.setattr(module, "_look", hang)
     assert hangs.wait(30)
     try:
         now = time.monotonic()
@@ -500,7 +508,7 @@ def test_grants_that_cannot_be_looked_at_count_no_more_after_a_while(
         # A pause of the whole process is no reason: the thread stood still, too.
         now += 3_600
         assert ALICE.public in house.doorkeeper.trusted(now)
-        for _ in range(int(zap.TRUST_SECONDS)):
+        for _ in range(int(module.TRUST_SECONDS)):
             now += 1
             grants = house.doorkeeper.trusted(now)
         assert grants == {}
@@ -545,6 +553,6 @@ def test_a_grant_for_the_gateways_own_key_changes_nothing(
     write(folder, replace(grant(GATEWAY, "mallory"), role=Role.ADMIN))
     doorkeeper = Doorkeeper(context, Security(GATEWAY), folder, log.logger, {})
     doorkeeper.start()
-    assert doorkeeper.grants[GATEWAY.public] == zap.gateway_grant(GATEWAY)
+    assert doorkeeper.grants[GATEWAY.public] == module.gateway_grant(GATEWAY)
     assert doorkeeper.grants[GATEWAY.public].role is Role.READ
     doorkeeper.close()

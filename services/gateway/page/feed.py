@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tallybus.common.frames import StageMetrics
-from tallybus.common.metrics_bus import unpack
-from tallybus.common.metrics_scrape import Scrape
-from tallybus.common.pipeline_view import SILENT_MS, Look, PipelineView, Report
+from tallybus.common.bus.messages import StageMetrics
+from tallybus.common.metrics.packed import unpack
 from tallybus.common.record import Status
+from tallybus.common.view.pipeline import SILENT_MS, Look, PipelineView, Report
+from tallybus.common.view.scrape import Scrape
 
 STALE_NS: Final = 3_000_000_000
 """Metrics that are older say nothing about now. Services tell them every second."""

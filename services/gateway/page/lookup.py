@@ -20,7 +20,8 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
-from tallybus.common.frames import PROTOCOL_VERSION, Buffer
+from tallybus.common.buffers import Buffer
+from tallybus.common.bus.messages import PROTOCOL_VERSION
 from tallybus.common.record import (
     ENTRY_DTYPE,
     RECORD_DTYPE,
@@ -32,7 +33,7 @@ from tallybus.common.record import (
     status_of,
 )
 from tallybus.common.times import utc_text
-from tallybus.services.gateway import protocol
+from tallybus.services.gateway.clients import protocol
 
 PAGE_CLIENT: Final = b""
 """The page's routing id. No client on the network can have it: libzmq itself makes up an id of five

@@ -31,8 +31,8 @@ from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 from tallybus.common import logs
-from tallybus.common.endpoints import address_of, is_loopback, shown
-from tallybus.common.listening import listen
+from tallybus.common.bus.listening import listen
+from tallybus.common.settings.endpoints import address_of, is_loopback, shown
 
 MAX_CONNECTIONS: Final = 64
 MAX_STREAMS: Final = 32

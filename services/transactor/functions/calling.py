@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallybus.common.compiled import Intrinsic, c_function, inlined, types
+from tallybus.common.kernels.compiled import Intrinsic, c_function, inlined, types
 from tallybus.common.record import (
     FIRST_USER_STATUS,
     MAX_BALANCE,

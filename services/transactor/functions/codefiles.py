@@ -24,8 +24,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from tallybus.common import machinecode
 from tallybus.common.files import Storage, StorageError
+from tallybus.common.kernels import machinecode
 from tallybus.services.transactor.functions import instructions, module, wasm_engine, weighing
 from tallybus.services.transactor.functions.compiler import Code, facts_from
 from tallybus.services.transactor.functions.limits import FunctionLimits

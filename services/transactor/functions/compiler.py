@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from threading import Lock, Timer
 from typing import Any, Final
 
-from tallybus.common import startup
+from tallybus.common.service import startup
 from tallybus.services.transactor.functions.compiling import DONE, WORD
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits

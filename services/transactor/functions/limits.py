@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from tallybus.common.settings import FunctionSettings
+from tallybus.common.settings.sections import FunctionSettings
 from tallybus.services.transactor.functions.budget import WorkBudget
 
 _DEFAULTS: Final = FunctionSettings()

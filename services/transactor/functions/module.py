@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tallybus.common.function_names import MAX_BINARY_BYTES
+from tallybus.common.functions.names import MAX_BINARY_BYTES
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.instructions import scan
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.lazyarray import lazy_zeros
+from tallybus.common.memory import lazy_zeros
 from tallybus.common.record import ENTRY_DTYPE, MAX_ENTRIES
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget

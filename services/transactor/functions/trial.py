@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.lazyarray import lazy_zeros
-from tallybus.common.settings import LedgerSettings
-from tallybus.common.settings_table import MAX_FUEL
+from tallybus.common.memory import lazy_zeros
+from tallybus.common.settings.sections import LedgerSettings
+from tallybus.common.settings.table import MAX_FUEL
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.compiler import Compiler
 from tallybus.services.transactor.functions.handler import (

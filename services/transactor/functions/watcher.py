@@ -16,7 +16,7 @@ from typing import Final
 
 from tallybus.common import logs
 from tallybus.common.files import Storage, StorageError
-from tallybus.common.suspended import suspended_names
+from tallybus.common.functions.suspended import suspended_names
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.runtime import FunctionRuntime
 

@@ -1,0 +1,1 @@
+"""Connections of clients over tcp: which are cut, and by what."""

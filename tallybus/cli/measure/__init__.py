@@ -1,0 +1,1 @@
+"""`tallybus load` and `tallybus latency`: what a ledger takes, and how long one caller waits."""

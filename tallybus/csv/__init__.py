@@ -1,0 +1,1 @@
+"""Transactions in CSV files: what a file looks like, and its rows as operations."""
