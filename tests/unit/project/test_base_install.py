@@ -129,10 +129,10 @@ def test_every_command_of_a_client_works(gateway: FakeGateway, tmp_path: Path) -
     program = """
 import os
 from tallybus.cli import main
-from tallybus.cli import latency, limits
+from tallybus.cli.measure import disk_speed, latency
 os.environ["TALLYBUS_ENDPOINT"] = sys.argv[1]
-limits.SEQUENTIAL_SECONDS = limits.SYNC_SECONDS = 0.01
-limits.SYNCS = latency.WARM_UP_SAMPLES = 3
+disk_speed.SEQUENTIAL_SECONDS = disk_speed.SYNC_SECONDS = 0.01
+disk_speed.SYNCS = latency.WARM_UP_SAMPLES = 3
 latency.DISK_BYTES = 4096
 for line in sys.argv[2:]:
     try:
