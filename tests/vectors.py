@@ -14,7 +14,6 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import msgpack
@@ -52,10 +51,11 @@ from tallybus.common.security.keys import Grant, Role
 from tallybus.operations import Operation, encode_operations
 from tallybus.services.gateway.clients import protocol
 from tallybus.services.gateway.clients.quotas import Quotas
-from tests.unit.test_gateway_core import MS
-from tests.unit.test_gateway_functions import FunctionRig
+from tests.support.folders import DOCS
+from tests.unit.services.gateway.pipeline.test_registrations import FunctionRig
+from tests.unit.services.gateway.test_core import MS
 
-FOLDER: Final = Path(__file__).resolve().parents[1] / "docs" / "vectors"
+FOLDER: Final = DOCS / "vectors"
 WIDTH: Final = 32
 """Bytes in a line of hex."""
 MODULE: Final = bytes.fromhex("0061736d01000000")

@@ -25,7 +25,6 @@ from tallybus.common.settings.sections import page_address
 from tests.browser.browser import DESKTOP, Browser, missing, running_browser
 from tests.browser.png import encoded
 from tests.processes.pipeline import (
-    PROJECT,
     Command,
     Pipeline,
     environment,
@@ -33,9 +32,10 @@ from tests.processes.pipeline import (
     pipeline_of,
     quiet_endpoint,
 )
+from tests.support.folders import DOCS, FUNCTION_EXAMPLES
 
 MOST_BYTES: Final = 200_000
-FUNCTION: Final = PROJECT / "examples" / "functions" / "fee_transfer" / "fee_transfer.wat"
+FUNCTION: Final = FUNCTION_EXAMPLES / "fee_transfer" / "fee_transfer.wat"
 PIXELS: Final = """
 const picture = new Image();
 picture.src = "data:image/png;base64," + arguments[0];
@@ -56,7 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.browser.screenshots", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "images")
+    parser.add_argument("--out", type=Path, default=DOCS / "images")
     parser.add_argument("--seconds", type=float, default=130, help="how long there is load before")
     chosen = parser.parse_args()
     reason = missing()

@@ -16,8 +16,8 @@ import pytest
 from tallybus import Client, Deposit, Function, Status, Transfer, WaitLevel, Withdrawal
 from tallybus.common.settings.sections import page_address
 from tests.browser.browser import Browser, missing
-from tests.function_modules import module, to_binary
 from tests.processes.pipeline import Pipeline, make_settings, pipeline_of, quiet_endpoint
+from tests.support.function_modules import module, to_binary
 
 if reason := missing():
     pytest.skip(reason, allow_module_level=True)

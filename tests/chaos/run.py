@@ -24,7 +24,7 @@ from tests.chaos.history import Operations, Pace, Recorder, to_operation
 from tests.chaos.machine import Machine
 from tests.chaos.verdict import Judge, Verdict
 from tests.processes.pipeline import make_settings
-from tests.unchecked import amounts_unchecked
+from tests.support.unchecked import amounts_unchecked
 
 START_SECONDS: Final = 60.0
 ACCOUNTS: Final = 64

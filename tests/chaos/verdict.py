@@ -21,7 +21,7 @@ from tallybus.common.settings.sections import Settings
 from tallybus.common.wal.reader import read_log
 from tests.chaos.history import CONTENT, SERIAL_MASK, History, Submission
 from tests.chaos.machine import Span
-from tests.oracle import Oracle
+from tests.support.oracle import Oracle
 
 MOST_OF_A_KIND: Final = 10
 """Violations of one kind that are told; the others are counted."""

@@ -17,10 +17,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bank_data import BankFile, bank_file, read_bank_file
 from tests.compose.engine import Unavailable, base_image, engine
 from tests.compose.scenario import Scenario
 from tests.compose.stack import Failed, Stack
+from tests.support.bank_data import BankFile, bank_file, read_bank_file
 
 CSV_VARIABLE = "LEDGER_TEST_CSV"
 
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument(
         "--csv",
         default=os.environ.get(CSV_VARIABLE),
-        help=f"a bank's file with the columns of tests/bank_data.py; also {CSV_VARIABLE}. "
+        help=f"a bank's file with the columns of tests/support/bank_data.py; also {CSV_VARIABLE}. "
         "Without it one is made",
     )
     parser.add_argument("--folder", help="where the temporary folder is made (needs 3 GB)")

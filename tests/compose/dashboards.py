@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+from tests.support.folders import DOCS, PROJECT
+
+DEPLOY = PROJECT / "deploy"
 DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 
@@ -29,7 +30,7 @@ def queries() -> Iterator[tuple[str, str]]:
 
 def documented() -> Iterator[tuple[str, str]]:
     """The queries that docs/metrics.md gives, and where they stand."""
-    text = (DEPLOY.parent / "docs" / "metrics.md").read_text("utf-8")
+    text = (DOCS / "metrics.md").read_text("utf-8")
     for block in re.findall(r"^```promql\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
             yield "metrics.md", line

@@ -19,7 +19,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support.folders import PROJECT
+
 SUITE = "trixie"
 PACKAGES = (
     *("docker.io", "docker-cli", "docker-buildx", "docker-compose"),

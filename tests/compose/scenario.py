@@ -9,10 +9,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.bank_data import BankFile
 from tests.compose.dashboards import metrics_used
 from tests.compose.engine import say
 from tests.compose.stack import PORTS, START_ORDER, Stack, check, until
+from tests.support.bank_data import BankFile
 
 ROWS = 20_000
 """Rows of the import under way while a service is killed."""

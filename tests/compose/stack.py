@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.compose.engine import PROJECT, Docker
+from tests.compose.engine import Docker
+from tests.support.folders import PROJECT
 
 START_ORDER = ("snapshotter", "wal", "transactor", "sequencer", "gateway")
 PORTS = {"sequencer": 9464, "transactor": 9465, "wal": 9466, "snapshotter": 9467, "gateway": 9468}

@@ -26,8 +26,8 @@ from tests.compose.dashboards import (
 )
 from tests.compose.promql import NAME, PromqlError, Series, evaluate, series
 from tests.compose.stack import PORTS, START_ORDER
+from tests.support.folders import PROJECT
 
-PROJECT = DEPLOY.parent
 PARTS_OF_HISTOGRAMS = ("_bucket", "_sum", "_count")
 # Labels of Prometheus itself, and of the expressions' own making.
 OF_ANY = {"stage", "instance", "job", "ledger"}

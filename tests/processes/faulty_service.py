@@ -2,7 +2,7 @@
 
 `python -m tests.processes.faulty_service STAGE [--supervised]` runs the real service. The variable
 DISK_FAULTS holds a JSON object with any of
-- `faults`: objects with the fields of `tests.faulty_storage.Fault`
+- `faults`: objects with the fields of `tests.support.faulty_storage.Fault`
 - `armed`: "start" counts calls from the start of the process on, "ready" (the default) from when
   the service has recovered and runs, a path while a file is there
 - `die_while`: a path; while a file is there, the process ends at once with exit code `code`.
@@ -28,7 +28,7 @@ from tallybus.common.files import Storage
 from tallybus.common.service.process import run_service
 from tallybus.common.service.shell import Shell
 from tallybus.common.settings.sections import Settings
-from tests.faulty_storage import Fault, FaultyStorage
+from tests.support.faulty_storage import Fault, FaultyStorage
 
 VARIABLE = "DISK_FAULTS"
 

@@ -31,7 +31,7 @@ from tallybus.common.functions.binaries import FOLDER_NAME
 from tallybus.common.service.process import run_service
 from tallybus.common.settings.sections import Settings
 from tallybus.services.wal.service import WalService
-from tests.faulty_storage import Inode, Keep, MemoryStorage
+from tests.support.faulty_storage import Inode, Keep, MemoryStorage
 
 VARIABLE: Final = "HELD_LOG"
 POLL_S: Final = 0.002

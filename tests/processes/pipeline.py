@@ -31,9 +31,9 @@ from tallybus.common.stages import START_ORDER
 from tallybus.common.wal.block import BlockHeader, parse_header
 from tallybus.common.wal.reader import read_log
 from tallybus.supervisor import Supervisor, running_pipeline
-from tests.oracle import Oracle
+from tests.support.folders import PROJECT
+from tests.support.oracle import Oracle
 
-PROJECT: Final = Path(__file__).resolve().parents[2]
 PATIENCE_S: Final = 60.0
 """How long anything may take on a busy machine before a test calls it a failure."""
 RESERVED_PORTS: Final = 256

@@ -41,10 +41,10 @@ from tallybus.common.settings.sections import Settings
 from tallybus.common.stages import START_ORDER
 from tallybus.common.wal.check import check_log
 from tallybus.common.wal.reader import read_log
-from tests.hostile.making import function
 from tests.processes.held_log import VARIABLE
 from tests.processes.pipeline import PATIENCE_S, eventually, make_settings
 from tests.processes.services import Service, Services
+from tests.support.hostile.making import function
 
 ACTIONS: Final = ("register", "replace", "unregister")
 VICTIMS: Final = {

@@ -20,13 +20,13 @@ from tallybus.common.settings.sections import SOCKETS, Settings, endpoint, run_f
 from tallybus.common.stages import START_ORDER
 from tests.processes.pipeline import (
     PATIENCE_S,
-    PROJECT,
     children_of,
     environment,
     eventually,
     is_alive,
     tidy,
 )
+from tests.support.folders import PROJECT
 
 FAULTY: Final = "tests.processes.faulty_service"
 

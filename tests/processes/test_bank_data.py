@@ -12,7 +12,6 @@ import pytest
 
 from tallybus import Client, Ledger, WaitLevel
 from tallybus.csv.importing import Tally, parse_csv
-from tests.bank_data import REAL_FILE, BankFile, bank_file, read_bank_file, write_bank_file
 from tests.processes.pipeline import (
     PATIENCE_S,
     Command,
@@ -25,6 +24,7 @@ from tests.processes.pipeline import (
     services_under,
     tidy,
 )
+from tests.support.bank_data import REAL_FILE, BankFile, bank_file, read_bank_file, write_bank_file
 
 ALL_ACCOUNTS = 65_536
 """More than any account in the file: the rest must be zero."""

@@ -15,7 +15,6 @@ import pytest
 from tallybus import Client
 from tallybus.common.errors import EXIT_STORAGE
 from tallybus.common.settings.sections import Settings
-from tests.faulty_storage import Fault
 from tests.processes.acknowledged import (
     ACCOUNTS,
     Load,
@@ -30,6 +29,7 @@ from tests.processes.pipeline import (
     make_settings,
 )
 from tests.processes.services import Services, Up, log_lines
+from tests.support.faulty_storage import Fault
 
 SEGMENT = 150
 """Small, so that segments are changed all the time."""

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tallybus import Deposit, Function, Ledger, Status, TallybusError, WaitLevel, function_calls
-from tests.hostile import making
 from tests.processes.pipeline import PATIENCE_S
 from tests.processes.registration_kills import binary_of
+from tests.support.hostile import making
 
 SETTINGS = {"max_accounts": 1_000, "transactions_per_segment": 300}
 

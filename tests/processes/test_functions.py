@@ -35,11 +35,6 @@ from tallybus.common.errors import EXIT_DAMAGED
 from tallybus.common.settings.sections import Settings
 from tallybus.common.stages import START_ORDER
 from tallybus.common.wal.check import check_log
-from tests.example_functions import binary_path
-from tests.hostile import making
-from tests.hostile.failing import FAILING
-from tests.hostile.refused import REFUSED
-from tests.hostile.remembering import REMEMBERING
 from tests.processes.pipeline import PATIENCE_S, eventually, make_settings, pipeline_of
 from tests.processes.registration_kills import (
     ACTIONS,
@@ -51,6 +46,11 @@ from tests.processes.registration_kills import (
     crowd,
 )
 from tests.processes.services import Services, Up
+from tests.support.example_functions import binary_path
+from tests.support.hostile import making
+from tests.support.hostile.failing import FAILING
+from tests.support.hostile.refused import REFUSED
+from tests.support.hostile.remembering import REMEMBERING
 
 # --- deaths -------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tallybus.common.functions.registry import name_words
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
 from tallybus.services.transactor.engine import Engine, Executed, window_start
-from tests.function_modules import (
+from tests.support.function_modules import (
     EMPTY,
     FEE_TRANSFER,
     MANY,
@@ -23,7 +23,7 @@ from tests.function_modules import (
     step,
     to_binary,
 )
-from tests.oracle import Operation, Oracle, Outcome, call, to_batch, to_records
+from tests.support.oracle import Operation, Oracle, Outcome, call, to_batch, to_records
 
 MAX_ACCOUNTS = 6
 accounts = st.one_of(

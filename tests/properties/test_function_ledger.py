@@ -33,8 +33,10 @@ from tallybus.common.stages import START_ORDER
 from tallybus.common.wal.check import check_log
 from tallybus.common.wal.reader import read_log
 from tallybus.functions import OperationBatch
-from tests.example_functions import LANGUAGES, binary_path, fee_transfer
-from tests.oracle import (
+from tests.processes.pipeline import PATIENCE_S, make_settings
+from tests.processes.services import Services
+from tests.support.example_functions import LANGUAGES, binary_path, fee_transfer
+from tests.support.oracle import (
     Host,
     Operation,
     Oracle,
@@ -44,9 +46,7 @@ from tests.oracle import (
     transfer,
     withdrawal,
 )
-from tests.processes.pipeline import PATIENCE_S, make_settings
-from tests.processes.services import Services
-from tests.unchecked import amounts_unchecked
+from tests.support.unchecked import amounts_unchecked
 
 ACCOUNTS: Final = 40
 """Of each range; the first are 1, 101 and 201."""

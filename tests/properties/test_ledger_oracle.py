@@ -35,8 +35,8 @@ from tallybus import (
 )
 from tallybus.common.settings.sections import load
 from tallybus.common.wal.reader import read_log
-from tests.oracle import Operation, Oracle, Outcome, to_records
-from tests.unchecked import amounts_unchecked
+from tests.support.oracle import Operation, Oracle, Outcome, to_records
+from tests.support.unchecked import amounts_unchecked
 
 MAX_ACCOUNTS = 8
 # In memory where there is such a folder: nothing here pulls a plug, and syncs would take the time.

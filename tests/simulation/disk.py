@@ -30,8 +30,8 @@ from tallybus.common.wal import scan  # noqa: F401 - once it is loaded, the log 
 from tallybus.common.wal.batch import Payload, make_payload
 from tallybus.common.wal.reader import LOCK_NAME, LogRun, read_log
 from tallybus.services.wal.log import Log, LogBatch
-from tests.faulty_storage import MemoryStorage, SimulatedCrash
 from tests.simulation.world import check
+from tests.support.faulty_storage import MemoryStorage, SimulatedCrash
 
 FOLDER = Path("/ledger")
 CLUSTER = 99

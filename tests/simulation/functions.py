@@ -14,9 +14,9 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from tallybus.common.record import Kind, Reason, Status
-from tests import example_functions
-from tests.oracle import NOT_EXECUTED, Host, Operation, Oracle, Outcome
 from tests.simulation.world import check
+from tests.support import example_functions
+from tests.support.oracle import NOT_EXECUTED, Host, Operation, Oracle, Outcome
 
 EXAMPLES = ("fee_transfer", "overdraft")
 NAMES = ("pay", "owe", "odd")

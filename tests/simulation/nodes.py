@@ -62,11 +62,11 @@ from tallybus.services.wal.binaries import remove_unfinished
 from tallybus.services.wal.committer import Committer
 from tallybus.services.wal.core import WalCore
 from tallybus.services.wal.service import WalService
-from tests.compilers import inline
-from tests.faulty_storage import SimulatedCrash
 from tests.simulation.disk import CLUSTER, FOLDER, Disk, WitnessedLog
 from tests.simulation.functions import NAMES
 from tests.simulation.world import MS, SimulationFailure, check
+from tests.support.compilers import inline
+from tests.support.faulty_storage import SimulatedCrash
 
 if TYPE_CHECKING:
     from tests.simulation.pipeline import Pipeline

@@ -18,7 +18,6 @@ from tallybus.common.settings.sections import BusSettings, LedgerSettings, Setti
 from tallybus.common.snapshot.balances import Snapshot, SnapshotFields, chunk_count
 from tallybus.common.snapshot.format import SnapshotMismatch
 from tallybus.common.wal.reader import LogEndsEarly
-from tests.faulty_storage import SimulatedCrash
 from tests.simulation.checks import Judge
 from tests.simulation.clients import Client
 from tests.simulation.disk import CLUSTER, FOLDER, Disk
@@ -33,6 +32,7 @@ from tests.simulation.nodes import (
 )
 from tests.simulation.times import Times
 from tests.simulation.world import MS, SECOND, Rates, SimulationFailure, World, check
+from tests.support.faulty_storage import SimulatedCrash
 
 DRAIN_NS: Final = 300 * SECOND
 SETTLE_NS: Final = 30 * SECOND

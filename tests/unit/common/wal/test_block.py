@@ -1,0 +1,259 @@
+"""The block: layout, checksums, what may follow what, and cutting batches."""
+
+import random
+import struct
+
+import numpy as np
+import pytest
+from crc32c import crc32c
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.wal.batch import (
+    EMPTY_PAYLOAD,
+    InvalidPayload,
+    Payload,
+    make_payload,
+    segment_of,
+    split_at_segments,
+)
+from tallybus.common.wal.block import (
+    HEADER_FIELDS,
+    HEADER_SIZE,
+    BlockHeader,
+    Chain,
+    InvalidBlock,
+    checksum,
+    find_evidence,
+    parse_header,
+    payload_views,
+    verify_payload,
+)
+from tests.support.log_samples import plain_payload, same, sample_payload
+
+CLUSTER = 2**64 - 3
+
+
+def opened(size: int = 100) -> Chain:
+    """A chain behind the opening marker of a new log."""
+    chain = Chain(size, cluster_id=CLUSTER)
+    chain.advance(chain.seal(EMPTY_PAYLOAD)[0])
+    return chain
+
+
+def block_bytes(chain: Chain, payload: Payload, **fields: int) -> bytes:
+    _, packed = chain.seal(payload, **fields)
+    return packed + b"".join(payload.buffers())
+
+
+def test_every_header_field_stands_where_the_format_says() -> None:
+    values = {name: position for position, (name, _, _) in enumerate(HEADER_FIELDS, start=1)}
+    packed = BlockHeader(**values, header_crc=0).pack()
+    assert len(packed) == 128
+    assert packed[:8] == b"TBLK" + struct.pack("<HH", 1, 128)
+    for name, offset, kind in HEADER_FIELDS:
+        assert struct.unpack_from(kind, packed, offset)[0] == values[name], name
+    assert packed[120:124] == bytes(4)
+    assert struct.unpack_from("<I", packed, 124)[0] == crc32c(packed[:124])
+
+
+def test_sealed_block_reads_back() -> None:
+    chain = opened()
+    payload = sample_payload(1, 23)
+    fields = {"term": 3, "timestamp_ns": 5, "durable_index": 0, "gateway": 2**64 - 1, "request": 7}
+    packed = block_bytes(chain, payload, **fields)
+    data = memoryview(bytes(chain.offset) + packed)
+    header = parse_header(data, chain.offset)
+    assert chain.problem(header) is None
+    verify_payload(data, header)
+    assert same(payload_views(data, header), payload)
+    assert header.last_id == 23
+    assert header.end == len(data)
+    assert (header.term, header.gateway, header.request) == (3, 2**64 - 1, 7)
+    chain.advance(header)
+    assert (chain.next_id, chain.offset, chain.term) == (24, len(data), 3)
+
+
+def test_checksum_over_parts_is_that_of_the_whole() -> None:
+    assert checksum([b"1234", b"", memoryview(b"56789")]) == 0xE3069283
+
+
+@given(st.integers(0, 60), st.integers(1, 40))
+def test_splitting_keeps_every_part_with_its_transaction(cut: int, first_id: int) -> None:
+    payload = sample_payload(first_id, 60)
+    left, right = payload.split(cut)
+    assert same(left, sample_payload(first_id, cut))
+    assert same(right, sample_payload(first_id + cut, 60 - cut))
+
+
+@given(st.integers(1, 30), st.integers(1, 50), st.integers(1, 13))
+def test_batches_are_cut_at_segment_ends(first_id: int, count: int, size: int) -> None:
+    parts = split_at_segments(sample_payload(first_id, count), first_id, size)
+    at = first_id
+    for part in parts:
+        length = len(part.payload.records)
+        assert length >= 1
+        assert same(part.payload, sample_payload(at, length))
+        assert segment_of(at, size) == segment_of(at + length - 1, size)
+        assert part.fills_segment == ((at + length - 1) % size == 0)
+        at += length
+    assert at == first_id + count
+    assert all(part.fills_segment for part in parts[:-1])
+
+
+def test_slicing_takes_the_middle() -> None:
+    assert same(sample_payload(10, 20).slice(3, 11), sample_payload(13, 8))
+    assert same(sample_payload(10, 20).slice(0, 20), sample_payload(10, 20))
+
+
+def test_parts_that_do_not_fit_together_are_refused() -> None:
+    good = sample_payload(1, 20)
+    with pytest.raises(InvalidPayload, match="links=4"):
+        make_payload(good.records, good.links[:-1], good.params, good.entries)
+    with pytest.raises(InvalidPayload):
+        make_payload(good.records, good.links, good.params[1:], good.entries)
+    with pytest.raises(InvalidPayload):
+        make_payload(good.records, good.links, good.params)
+    with pytest.raises(InvalidPayload, match="no multiple of 40"):
+        make_payload(good.records.tobytes()[:-1])
+
+
+@pytest.mark.parametrize("amount", [9, 2**32, 2**63, 2**64 - 1])
+def test_impossible_parameter_counts_are_refused_and_do_not_wrap(amount: int) -> None:
+    records = np.zeros(2, RECORD_DTYPE)
+    records["kind"] = Kind.FUNCTION
+    records["amount"] = (amount, (2**64 - amount) % 2**64)
+    with pytest.raises(InvalidPayload, match="parameter words"):
+        make_payload(records)
+
+
+def test_payload_is_taken_from_any_buffer_without_copying() -> None:
+    payload = sample_payload(1, 10)
+    raw = [bytearray(part.tobytes()) for part in payload]
+    made = make_payload(raw[0], memoryview(raw[1]), bytes(raw[2]), raw[3])
+    assert same(made, payload)
+    assert np.shares_memory(made.records, np.frombuffer(raw[0], np.uint8))
+    assert made.entries.dtype == ENTRY_DTYPE
+    strided = np.zeros(20, RECORD_DTYPE)[::2]
+    strided["kind"] = Kind.DEPOSIT
+    assert len(make_payload(strided).records) == 10
+
+
+def test_only_successful_functions_own_entries() -> None:
+    records = np.zeros(3, RECORD_DTYPE)
+    records["kind"] = (Kind.FUNCTION, Kind.FUNCTION, Kind.TRANSFER)
+    records["status"] = (Status.NONE, 200, Status.NONE)
+    records["entry_count"] = (3, 5, 2)
+    make_payload(records, entries=np.zeros(3, ENTRY_DTYPE))
+
+
+def test_every_bit_of_a_block_is_checked() -> None:
+    chain = opened()
+    packed = block_bytes(chain, sample_payload(1, 4))
+    prefix = bytes(chain.offset)
+    for bit in range(len(packed) * 8):
+        damaged = bytearray(packed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        data = memoryview(prefix + damaged)
+        with pytest.raises(InvalidBlock):
+            verify_payload(data, parse_header(data, chain.offset))
+
+
+def test_truncated_blocks_are_invalid() -> None:
+    chain = opened()
+    packed = bytes(chain.offset) + block_bytes(chain, sample_payload(1, 4))
+    for length in range(chain.offset, len(packed)):
+        data = memoryview(packed)[:length]
+        with pytest.raises(InvalidBlock):
+            verify_payload(data, parse_header(data, chain.offset))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "conclusive"),
+    [
+        ("cluster_id", 5, True),
+        ("transactions_per_segment", 99, True),
+        ("segment", 2, False),
+        ("offset", 0, False),
+        ("first_id", 2, False),
+        ("previous_crc", 1, False),
+        ("term", 1, False),
+        ("durable_index", 1, False),
+        ("record_count", 101, False),
+    ],
+)
+def test_blocks_that_do_not_continue_the_log_are_refused(
+    field: str, value: int, conclusive: bool
+) -> None:
+    chain = opened()
+    chain.term = 2
+    header, _ = chain.seal(plain_payload(1, 3))
+    assert chain.problem(header) is None
+    changed = header._replace(**{field: value})
+    problem = chain.problem(changed)
+    assert problem is not None
+    assert problem.conclusive == conclusive
+    assert str(value) in problem.reason or field in ("previous_crc", "record_count", "cluster_id")
+
+
+def test_a_valid_header_of_another_version_is_never_taken_for_a_torn_write() -> None:
+    packed = bytearray(block_bytes(opened(), plain_payload(1, 1)))
+    packed[4] = 2
+    packed[124:128] = struct.pack("<I", crc32c(bytes(packed[:124])))
+    with pytest.raises(InvalidBlock, match="version 2") as caught:
+        parse_header(memoryview(packed), 0)
+    assert caught.value.conclusive
+
+
+def test_a_segment_opens_with_a_marker() -> None:
+    chain = Chain(10, cluster_id=CLUSTER)
+    with pytest.raises(ValueError, match="opens with a marker"):
+        chain.seal(plain_payload(1, 1))
+
+
+def test_nothing_follows_in_a_full_segment_and_nothing_crosses_its_end() -> None:
+    chain = opened(5)
+    with pytest.raises(ValueError, match="goes beyond id 5"):
+        chain.seal(plain_payload(1, 6))
+    chain.advance(chain.seal(plain_payload(1, 5))[0])
+    with pytest.raises(ValueError, match="goes beyond id 5"):
+        chain.seal(EMPTY_PAYLOAD, durable_index=5)
+    chain = chain.next_segment()
+    chain.advance(chain.seal(EMPTY_PAYLOAD, durable_index=5)[0])
+    assert chain.seal(plain_payload(6, 5))[0].last_id == 10
+
+
+def test_the_durable_index_in_the_log_never_goes_back() -> None:
+    chain = opened()
+    for durable, expected in ((0, 0), (3, 3), (2, 3), (6, 6)):
+        header, _ = chain.seal(plain_payload(chain.next_id, 3), durable_index=durable)
+        assert header.durable_index == expected
+        chain.advance(header)
+
+
+def test_evidence_is_a_whole_header_of_this_cluster_only() -> None:
+    chain = opened()
+    chain.advance(chain.seal(plain_payload(1, 3))[0])
+    _, marker = chain.seal(EMPTY_PAYLOAD, durable_index=3)
+    data = b"TBLKxxxx" * 40 + marker
+    assert find_evidence(memoryview(data), 0, CLUSTER, 3) == 320
+    assert find_evidence(memoryview(data)[8:], 0, CLUSTER, 3) == 312
+    assert find_evidence(memoryview(data), 321, CLUSTER, 3) is None
+    assert find_evidence(memoryview(data), 0, CLUSTER, 4) is None
+    assert find_evidence(memoryview(data), 0, 1, 3) is None
+    for bit in range(HEADER_SIZE * 8):
+        damaged = bytearray(data)
+        damaged[320 + bit // 8] ^= 1 << bit % 8
+        assert find_evidence(memoryview(damaged), 0, CLUSTER, 3) is None
+
+
+def test_random_bytes_are_an_error_and_nothing_else() -> None:
+    rng = random.Random(5)
+    for _ in range(2000):
+        data = bytearray(rng.randbytes(rng.randrange(300)))
+        if rng.random() < 0.8 and len(data) > 128:
+            data[:4] = b"TBLK"
+            data[124:128] = struct.pack("<I", crc32c(bytes(data[:124])))
+        with pytest.raises(InvalidBlock):
+            verify_payload(memoryview(data), parse_header(memoryview(data), 0))
