@@ -860,7 +860,7 @@ def files() -> dict[str, str]:
             errors(),
         ),
         "bus.hex": render(
-            "What stages say to one another. On `index` sockets a topic frame comes before these.",
+            "What stages say to one another, see bus.md. On `index` a topic frame comes before it.",
             bus_vectors(),
         ),
     }

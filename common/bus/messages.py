@@ -3,7 +3,7 @@
 Encoding and decoding only; nothing here touches a socket. Payload frames are never decoded element
 by element: whoever needs numbers views them with `numpy.frombuffer`. Decoding checks every field
 and every length against its frame, so a message that decodes is safe to use; one that does not
-raises `FrameError` and harms nobody. `docs/protocol.md` describes every message.
+raises `FrameError` and harms nobody. `docs/bus.md` describes every message.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class StageMetrics:
     """Every stage's broadcast of its numbers, once a second, where a page is to show them.
 
     `incarnation` is 0 while the stage has none yet, `time` Unix time in ns, `reasons` why it is not
-    ready, in words. `samples` is for `common.metrics_bus`, and not looked into here.
+    ready, in words. `samples` is for `common.metrics.packed`, and not looked into here.
     """
 
     kind: ClassVar[str] = "metrics"
@@ -392,8 +392,8 @@ class Query:
 @dataclass(slots=True)
 class Answer:
     """Snapshotter → gateway: i64 balances, STATUS_DTYPE rows or a transaction (as
-    `common.transaction` has it), as of `index`; or an error, with `overloaded` one that another try
-    may not meet."""
+    `common.bus.transaction` has it), as of `index`; or an error, with `overloaded` one that another
+    try may not meet."""
 
     kind: ClassVar[str] = "answer"
     payloads: ClassVar[tuple[str, ...]] = ("values",)

@@ -667,7 +667,7 @@ def test_the_documented_offsets_are_those_of_the_layouts() -> None:
         ("Entry", ENTRY_DTYPE),
         ("Transaction status", STATUS_DTYPE),
     ):
-        section = text.split(f"#### {name},", 1)[1].split("####", 1)[0].split("\n## ", 1)[0]
+        section = text.split(f"### {name},", 1)[1].split("\n###", 1)[0].split("\n## ", 1)[0]
         assert section.startswith(f" {dtype.itemsize} bytes"), name
         rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section, re.MULTILINE)
         assert dtype.fields is not None
