@@ -5,15 +5,15 @@ The client on `docs/protocol.md` runs as it stands.
 
 import re
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tallybus.common.bus.messages import _TYPES
-from tests.fake_gateway import FakeGateway
+from tests.support.fake_gateway import FakeGateway
+from tests.support.folders import PROJECT
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = PROJECT / "docs"
 BUS = (DOCS / "bus.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^#### `(\w+)`\n(.*?)(?=^#|\Z)", BUS, re.MULTILINE | re.DOTALL))
 PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
