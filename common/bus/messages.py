@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar, get_args
 
 import msgpack
 
@@ -428,32 +428,8 @@ Message = (
     | Query
     | Answer
 )
-_TYPES: Final[dict[str, type[Any]]] = {
-    cls.kind: cls
-    for cls in (
-        Request,
-        Sequenced,
-        Executed,
-        StageStatus,
-        Presence,
-        StageMetrics,
-        Assigned,
-        Results,
-        ResultsQuery,
-        ResultsGone,
-        Prepare,
-        Prepared,
-        FunctionsQuery,
-        FunctionsAnswer,
-        ClockQuery,
-        ClockAnswer,
-        Hello,
-        Welcome,
-        Refused,
-        Query,
-        Answer,
-    )
-}
+MESSAGE_TYPES: Final[dict[str, type[Any]]] = {cls.kind: cls for cls in get_args(Message)}
+"""Every message by what its header calls it."""
 _REQUIRED: Final[dict[str, tuple[str, ...]]] = {}
 _OPTIONAL: Final[dict[str, tuple[str, ...]]] = {}
 _OMITTED: Final[dict[str, int]] = {}
@@ -518,7 +494,7 @@ def decode(frames: Sequence[Buffer]) -> Message:
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise FrameError(f"version {shown(version)}, this service speaks {PROTOCOL_VERSION}")
     kind = header.get("t")
-    cls = _TYPES.get(kind) if isinstance(kind, str) else None
+    cls = MESSAGE_TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(kind, str):
         raise FrameError(f"unknown message type {shown(kind)}")
     if not 0 <= 1 + len(cls.payloads) - len(frames) <= _OMITTED[kind]:
@@ -644,7 +620,7 @@ def _prepare() -> None:
         "dict[str, int | str]": _is_details,
         "list[dict[str, Any]]": _is_maps,
     }
-    for kind, cls in _TYPES.items():
+    for kind, cls in MESSAGE_TYPES.items():
         plain = [f for f in fields(cls) if f.name not in cls.payloads]
         _OMITTED[kind] = getattr(cls, "optional", 0)
         _REQUIRED[kind] = tuple(

@@ -129,6 +129,9 @@ class SocketMonitor:
         # With a limit a flood of events would block the thread that serves all connections.
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.connect(endpoint)
+        # libzmq wakes only a reader that has found nothing once. Without this look, who waits with
+        # the descriptor alone may miss every event, as nothing else ever looks.
+        self.socket.get(zmq.EVENTS)
 
     def read(self) -> list[SocketEvent]:
         """The events since the last time, in order."""

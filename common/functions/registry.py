@@ -77,7 +77,7 @@ class FunctionVersion:
 
 
 class Registrations(Protocol):
-    """What `registrations` needs of a run of the log: `common.logreader.LogRun` has it."""
+    """What `registrations` needs of a run of the log: `common.wal.reader.LogRun` has it."""
 
     @property
     def first_id(self) -> int: ...

@@ -2,7 +2,7 @@
 
 It knows the same rules as `block.Chain.problem` and `block.parse_header` (a test holds the two
 against each other on damaged logs), but never judges: at the first block that it does not like it
-stops in front of it, and the plain code says what is wrong. Only `logreader` uses it.
+stops in front of it, and the plain code says what is wrong. Only `common/wal/reader.py` uses it.
 """
 
 from __future__ import annotations

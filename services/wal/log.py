@@ -1,7 +1,7 @@
 """The write-ahead log as its one writer sees it: append batches as blocks, rotate at segment ends.
 
-What is appended is written, not durable: `commit.Committer` makes it durable from its own thread.
-The two share the active file; `Log` swaps it under a lock and only after the closed file is fully
+What is appended is written, not durable: `Committer` makes it durable from its own thread. The two
+share the active file; `Log` swaps it under a lock and only after the closed file is fully
 synced, so "the written index as read before syncing the active file" is always durable afterwards.
 
 The first failure of the disk poisons the log: every later call raises it again, and the committer

@@ -1,9 +1,9 @@
 """The disk of a simulated run: the product's own log on files in memory.
 
 The log is written, verified, cut and read by the product's code (`services/wal`,
-`common/logreader`) on a `MemoryStorage` that knows what was synced. A process may die at each call
-that changes a file, in the middle of a write too; a power cut tears and reorders everything that
-was not synced.
+`common/wal/reader.py`) on a `MemoryStorage` that knows what was synced. A process may die at each
+call that changes a file, in the middle of a write too; a power cut tears and reorders everything
+that was not synced.
 
 Beside the files stands what was handed to the log, block by block: the truth that every recovery
 and every reader is held against. Snapshots are kept as objects; their files have tests of their

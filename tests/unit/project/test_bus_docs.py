@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tallybus.common.bus.messages import _TYPES
+from tallybus.common.bus.messages import MESSAGE_TYPES
 from tests.support.fake_gateway import FakeGateway
 from tests.support.folders import PROJECT
 
@@ -46,12 +46,12 @@ def rows(section: str) -> tuple[dict[str, str], list[str]]:
 
 
 def test_every_message_is_described_and_no_other() -> None:
-    assert set(SECTIONS) == set(_TYPES)
+    assert set(SECTIONS) == set(MESSAGE_TYPES)
 
 
-@pytest.mark.parametrize("kind", _TYPES)
+@pytest.mark.parametrize("kind", MESSAGE_TYPES)
 def test_every_field_of_a_message_is_described(kind: str) -> None:
-    message: type[Any] = _TYPES[kind]
+    message: type[Any] = MESSAGE_TYPES[kind]
     header, frames = rows(SECTIONS[kind])
     assert frames == list(message.payloads)
     plain = [field for field in fields(message) if field.name not in message.payloads]

@@ -47,7 +47,7 @@ def test_the_files_have_every_message() -> None:
     operations = {each.header["op"] for each in stored("requests.hex") if each.to == "gateway"}
     assert operations == set(protocol._OPERATIONS)
     assert {each.header["error"] for each in stored("errors.hex")} == set(ErrorCode)
-    assert {each.header["t"] for each in stored("bus.hex")} == set(bus._TYPES)
+    assert {each.header["t"] for each in stored("bus.hex")} == set(bus.MESSAGE_TYPES)
     for name in ("requests.hex", "errors.hex", "bus.hex"):
         names = [each.name for each in stored(name)]
         assert len(set(names)) == len(names)

@@ -13,31 +13,20 @@ from hypothesis import strategies as st
 from tallybus.common.buffers import Buffer, as_buffer, size
 from tallybus.common.bus.messages import (
     MAX_HEADER_BYTES,
+    MESSAGE_TYPES,
     PARAMS_SIZE,
     PROTOCOL_VERSION,
     Answer,
     Assigned,
-    ClockAnswer,
-    ClockQuery,
     Executed,
     FrameError,
-    FunctionsAnswer,
-    FunctionsQuery,
-    Hello,
     Message,
     Prepare,
-    Prepared,
-    Presence,
     Query,
-    Refused,
     Request,
     Results,
-    ResultsGone,
-    ResultsQuery,
     Sequenced,
-    StageMetrics,
     StageStatus,
-    Welcome,
     decode,
     encode,
     expect,
@@ -45,29 +34,7 @@ from tallybus.common.bus.messages import (
 )
 from tallybus.common.record import ENTRY_SIZE, FAILURE_DTYPE, FAILURE_SIZE, RECORD_SIZE
 
-TYPES: tuple[type[Any], ...] = (
-    Request,
-    Sequenced,
-    Executed,
-    StageStatus,
-    Presence,
-    StageMetrics,
-    Assigned,
-    Results,
-    ResultsQuery,
-    ResultsGone,
-    Prepare,
-    Prepared,
-    FunctionsQuery,
-    FunctionsAnswer,
-    ClockQuery,
-    ClockAnswer,
-    Hello,
-    Welcome,
-    Refused,
-    Query,
-    Answer,
-)
+TYPES: tuple[type[Any], ...] = tuple(MESSAGE_TYPES.values())
 
 u64 = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
 small = st.integers(1, 20)

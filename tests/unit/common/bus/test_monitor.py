@@ -1,6 +1,7 @@
 """What a socket's monitor tells, from real sockets and from bytes."""
 
 import errno
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -165,3 +166,17 @@ def test_a_closed_monitor_may_be_closed_again(watched: Watched) -> None:
         dealer.connect(watched.endpoint)
         dealer.send(b"hello")
         assert watched.router.poll(PATIENCE_MS)
+
+
+def test_the_descriptor_alone_tells_of_the_first_event() -> None:
+    """As an event loop waits, which never asks the monitor itself before it is told."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        with context.socket(zmq.DEALER) as dealer:
+            monitor = SocketMonitor(dealer)
+            descriptor = monitor.socket.getsockopt(zmq.FD)
+            assert not select.select([descriptor], [], [], 0)[0]
+            dealer.connect(f"tcp://127.0.0.1:{port}")
+            assert select.select([descriptor], [], [], PATIENCE_MS / 1000)[0]
+            assert monitor.read()
+            monitor.close()
