@@ -28,7 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from wasmtime import wat2wasm
 
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind
+from tallybus.common.batch import Batch
+from tallybus.common.record import RECORD_DTYPE, Kind
+from tallybus.common.snapshot.balances import sum_of_balances
 from tallybus.common.wal.replay import replay_balances
 from tallybus.services.transactor.engine import Engine
 
@@ -156,11 +158,11 @@ def funded_engine(rng: np.random.Generator) -> Engine:
         piece["entry_count"] = np.where(piece["account"] == 0, 0, 2)
         piece["user_ref"] = rng.integers(1, 2**63, len(piece))
         if first < ACCOUNTS:
-            engine.apply(piece, first + 1)
+            engine.apply(Batch(first + 1, piece))
         else:
             piece["status"] = 1
             piece["entry_count"] = 0
-            engine.apply(piece, first + 1)
+            engine.apply(Batch(first + 1, piece))
     return engine
 
 
@@ -186,7 +188,7 @@ def measure(repetitions: int, count: int) -> list[Case]:
                 if repetition:  # the first one warms up
                     results.append(spent / (count * BATCH))
             cases.append(Case(kind, refs, median(results), min(results)))
-    if engine.sum_of_balances() != 0:
+    if sum_of_balances(engine.balances) != 0:
         raise AssertionError("the sum of all balances is not zero")
     cases += measure_functions(engine, repetitions, count, rng)
     return cases + measure_replay(repetitions, count, rng)
@@ -233,7 +235,7 @@ def measure_functions(
         for name in FUNCTIONS:
             run(f"function: {name}", name, slow.get(name, 1))
         run("transfer, fee transfer in turns", "fee transfer", every=2)
-    if engine.sum_of_balances() != 0:
+    if sum_of_balances(engine.balances) != 0:
         raise AssertionError("the sum of all balances is not zero")
     return [Case(name, "none", median(row[1:]), min(row[1:])) for name, row in results.items()]
 
@@ -244,7 +246,6 @@ def measure_replay(repetitions: int, count: int, rng: np.random.Generator) -> li
     log["entry_count"] = np.where(log["account"] == log["counterparty"], 0, 2)
     balances = np.full(ACCOUNTS, FUNDS, np.int64)
     touched = np.zeros(ACCOUNTS // 4096 + 1, np.uint8)
-    no_entries = np.empty(0, ENTRY_DTYPE)
     runs = np.array_split(log, max(len(log) // (4 * BATCH), 1))
     window_engine = funded_engine(rng)
     results: dict[str, list[float]] = {"replay balances": [], "replay window": []}
@@ -253,9 +254,9 @@ def measure_replay(repetitions: int, count: int, rng: np.random.Generator) -> li
         spent = [0, 0]
         for run in runs:
             began = time.thread_time_ns()
-            replay_balances(run, no_entries, balances, touched, 1)
+            replay_balances(Batch(1, run), balances, touched)
             middle = time.thread_time_ns()
-            window_engine.apply(run, window_engine.window.next_id, balances=False)
+            window_engine.apply(Batch(window_engine.window.next_id, run), balances=False)
             spent[0] += middle - began
             spent[1] += time.thread_time_ns() - middle
         if repetition:

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tallybus import Client, Deposit, WaitLevel, deposits
+from tallybus.cli.measure.transports import free_ports
 from tallybus.client.sync import Pending
 from tallybus.common import logs
 from tallybus.common.settings.sections import Settings, load
@@ -40,7 +41,6 @@ from tallybus.supervisor import (
     HEALTHY_SECONDS,
     WATCH_SECONDS,
     Supervisor,
-    free_endpoint,
     running_pipeline,
 )
 
@@ -125,7 +125,7 @@ def measure(home: Path, transactions: int, rounds: int) -> dict[str, Any]:
         overrides={
             "ledger.data": home / "data",
             "bus.run_folder": home / "run",
-            "gateway.endpoint": free_endpoint(),
+            "gateway.endpoint": f"tcp://127.0.0.1:{free_ports(1)}",
             "logging.format": "text",
         },
         overrides_origin="benchmark",

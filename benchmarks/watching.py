@@ -13,11 +13,10 @@ import dataclasses
 import http.client
 import json
 import os
-import random
-import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +26,11 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from tallybus.cli.measure.transports import free_ports
 from tallybus.common import logs
 from tallybus.common.settings.sections import Settings, load, metrics_address, page_address
 from tallybus.common.stages import SERVICES
-from tallybus.supervisor import Supervisor, spawned_pipeline
+from tallybus.supervisor import Supervisor, running_pipeline
 
 MODES: Final = ("nothing", "metrics", "scraped", "page")
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -72,12 +72,22 @@ def main() -> int:
 
 def measure(mode: str, ops: int, interval: float) -> Run:
     """One run on a pipeline of its own."""
-    overrides: dict[str, object] = {"logging.level": "warning"}
+    with tempfile.TemporaryDirectory(prefix="tallybus-") as home:
+        return measure_in(Path(home), mode, ops, interval)
+
+
+def measure_in(home: Path, mode: str, ops: int, interval: float) -> Run:
+    overrides: dict[str, object] = {
+        "ledger.data": home / "data",
+        "bus.run_folder": home / "run",
+        "gateway.endpoint": f"tcp://127.0.0.1:{free_ports(1)}",
+        "logging.level": "warning",
+    }
     if mode in ("metrics", "scraped"):
-        overrides |= {"metrics.address": "127.0.0.1", "metrics.base_port": _free_ports(5)}
+        overrides |= {"metrics.address": "127.0.0.1", "metrics.base_port": free_ports(5)}
     if mode == "page":
-        overrides["gateway.page"] = f"127.0.0.1:{_free_ports(1)}"
-    with spawned_pipeline(load(overrides=overrides)) as pipeline:
+        overrides["gateway.page"] = f"127.0.0.1:{free_ports(1)}"
+    with running_pipeline(load(overrides=overrides)) as pipeline:
         load_once(pipeline.settings.gateway.endpoint, min(ops, 2_000_000))
         before = cpu_seconds(pipeline)
         with watcher(mode, pipeline.settings, interval) as looks:
@@ -155,21 +165,6 @@ def _read_page(settings: Settings, over: threading.Event, looks: list[int]) -> N
         if line.startswith(b"data:"):
             looks.append(len(line))
     connection.close()
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many ports in a row that were free a moment ago, and that the system gives to
-    no outgoing connection."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
-    while True:
-        first = random.randrange(10_000, max(lowest, 20_000) - count)
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 def show(runs: list[Run]) -> None:

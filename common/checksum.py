@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tallybus.common.buffers import Buffer
 
-_POLYNOMIAL: Final = 0x82F63B78
+POLYNOMIAL: Final = 0x82F63B78
 _LANES: Final = 1024
 _SHORT: Final = 16 * _LANES
 
@@ -17,7 +17,7 @@ _SHORT: Final = 16 * _LANES
 def _table() -> NDArray[np.uint32]:
     value = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        value = np.where(value & 1, (value >> 1) ^ np.uint32(_POLYNOMIAL), value >> 1)
+        value = np.where(value & 1, (value >> 1) ^ np.uint32(POLYNOMIAL), value >> 1)
     return value.astype(np.uint32)
 
 

@@ -3,7 +3,7 @@
 All of both kinds are a `TallybusError`.
 
 A service raises one of these when it cannot go on. Its message says what happened, where, and what
-to do; its fields carry the same facts for programs; `exit_code` is the exit status of the process
+to do. Its fields carry the same facts for programs. `exit_code` is the exit status of the process
 that ends with it. Modules that know more about a failure derive their own errors from it.
 """
 
@@ -97,9 +97,9 @@ class ReplayError(ServiceError):
 
     def __init__(self, transaction_id: int, reason: str) -> None:
         super().__init__(
-            f"replay stopped at transaction {transaction_id}: {reason}. Either ledger.max_accounts "
-            "is lower than when it was executed, then set it as it was; or the log and the state "
-            "it was applied to do not belong together, then restore a backup"
+            f"replay stopped at transaction {transaction_id}: {reason}. If ledger.max_accounts is "
+            "lower than when the transaction was executed, set it as it was. Otherwise the log and "
+            "the state that it was applied to do not belong together: restore a backup"
         )
         self.transaction_id = transaction_id
         self.reason = reason

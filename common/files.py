@@ -1,9 +1,9 @@
 """Files that survive a crash: the only place in common and services that writes to disk.
 
 `Storage` turns single system calls into operations that are durable or raise. Every OSError becomes
-a `StorageError`, which is fatal for what was being written: after a failed write or fsync nobody
-knows what the disk holds, so the caller stops and the next start recovers from the disk. Nothing in
-here retries an fsync.
+a `StorageError`, which is fatal for what was being written. After a failed write or fsync nobody
+knows what the disk holds. So the caller stops, and the next start recovers from the disk. Nothing
+in here retries an fsync.
 
 The methods that begin with `_sys_` do one system call each. They are the seam for fault injection:
 a test double overrides them and exercises the real loops, checks and orders above them.

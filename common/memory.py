@@ -3,6 +3,7 @@
 Whether a page is one of 4 KiB or of 2 MiB is decided for each array. Huge pages make tables that
 are full, or will be, faster to reach into at random. Where a few items are used of very many, each
 of them would take 2 MiB: on a system that gives huge pages unasked, too, so those are refused.
+ADR 0022 says which arrays ask for huge pages, and which refuse them.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class NoRoom(ServiceError):
 
     def __init__(self, setting: str, needed: int) -> None:
         super().__init__(
-            f"{setting} is too large here: it needs {needed / 1e9:.1f} GB of address space, of "
-            f"which memory is taken only where it is used, and the system gives no more "
-            f"({_limits()}); lower {setting}, or raise that limit"
+            f"{setting} is too large here: it needs {needed / 1e9:.1f} GB of address space, and "
+            f"the system does not give that much ({_limits()}). Lower {setting}, or raise that "
+            "limit. (Address space is no memory: memory is taken only by what is in use)"
         )
         self.setting = setting
         self.needed = needed

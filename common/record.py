@@ -177,10 +177,14 @@ class Stage(Named):
     ERROR = 5
 
 
+MAX_U64: Final = 2**64 - 1
+MAX_I64: Final = 2**63 - 1
+MIN_I64: Final = -(2**63)
+
 SYSTEM_ACCOUNT: Final = 0
-MAX_AMOUNT: Final = 2**63 - 1
-MAX_BALANCE: Final = 2**63 - 1
-MIN_BALANCE: Final = -(2**63)
+MAX_AMOUNT: Final = MAX_I64
+MAX_BALANCE: Final = MAX_I64
+MIN_BALANCE: Final = MIN_I64
 MAX_ENTRIES: Final = 255
 FIRST_USER_STATUS: Final = 128
 
@@ -198,6 +202,12 @@ RECORD_DTYPE: Final = np.dtype(
     ]
 )
 RECORD_SIZE: Final = 40
+
+MAX_PARAMS: Final = 8
+"""Parameters of a function's call, each an int64; those that are not given are 0."""
+PARAM_SIZE: Final = 8
+PARAMS_SIZE: Final = MAX_PARAMS * PARAM_SIZE
+"""Bytes of all parameters of a call. The log keeps them without the zeros at the end."""
 RECORD_WORDS: Final = 5
 """A batch of n records is viewed by the kernels as uint64[n, 5]; word 0 packs kind, status,
 entry_count, reason and function from the lowest byte up."""
@@ -219,9 +229,9 @@ FAILURE_DTYPE: Final = np.dtype(
 )
 """Outcome of one transaction that did not succeed, in a sparse list: `offset` counts from the first
 transaction of the list's range. For DUPLICATE, `duplicate_of` is the id of the first transaction
-with that user_ref and `original_status` is how that one ended; otherwise both are 0. `reason` has a
-`Reason` in its five low bits; the three high ones are flags, none of which is given yet. `leg` is
-kept for transactions of several legs, and 0."""
+with that user_ref and `original_status` is how that one ended (ADR 0005); otherwise both are 0.
+`reason` has a `Reason` in its five low bits; the three high ones are flags, none of which is given
+yet. `leg` is kept for transactions of several legs, and 0."""
 REASON_MASK: Final = 0x1F
 """Bits of a row's `reason` that hold the `Reason`."""
 FAILURE_SIZE: Final = 16

@@ -11,6 +11,9 @@ _STEADY: Final = getattr(
     time, "CLOCK_BOOTTIME" if sys.platform == "linux" else "CLOCK_MONOTONIC", None
 )
 
+NEVER_NS: Final = 2**63 - 1
+"""Later than any moment of a monotonic clock: when something is due that is not wanted."""
+
 
 def steady_ns() -> int:
     """Nanoseconds since some moment, that neither jump nor go back, and go on while the machine is

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from tallybus.common.protocol import IN_FLIGHT, MESSAGE_BYTES, RATE
 from tallybus.common.record import RECORD_SIZE
 from tallybus.errors import InvalidRequest, Overloaded
 
-IN_FLIGHT: Final = "in_flight"
-RATE: Final = "rate"
-MESSAGE_BYTES: Final = "message_bytes"
 HEADER_BYTES: Final = 512
 """What a request has beside its records, about; function calls have more."""
 
@@ -32,7 +30,7 @@ class BatchSize:
     """`rows` is how many operations the next batch may have, at least 1."""
 
     def __init__(self, rows: int, limits: Mapping[str, int] | None = None) -> None:
-        """At most `rows`, and what a ping says about this client (`limits`, by name; 0: none)."""
+        """At most `rows`, and no more than a ping allows this client (`limits` by name; 0: any)."""
         self.rows = self._most = rows
         for name, allowed in (limits or {}).items():
             self._take(name, allowed)
@@ -56,8 +54,8 @@ class BatchSize:
         return TryAgain(0.0)
 
     def ran(self, some: int | None = None) -> None:
-        """The ledger ran a batch; or only `some` of its calls, because its time was over: then the
-        next ones are smaller, until one runs whole."""
+        """The ledger ran a batch. `some`: it ran so many of its calls, and then its time was over.
+        The next batches are smaller then, until one runs whole."""
         if some is None:
             self.rows = min(self._most, 2 * self.rows)
         else:

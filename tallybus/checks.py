@@ -5,16 +5,13 @@ Raises InvalidRequest with the field, the value and the index in a batch. No I/O
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tallybus.common.record import MAX_I64, MAX_U64, MIN_I64
 from tallybus.errors import InvalidRequest
-
-MAX_U64: Final = 2**64 - 1
-MIN_I64: Final = -(2**63)
-MAX_I64: Final = 2**63 - 1
 
 
 def check_int(

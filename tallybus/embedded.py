@@ -143,7 +143,7 @@ class Ledger(Client):
 
     def _reconnect_in_child(self) -> None:
         raise ForkedProcess(
-            "this ledger is open in the process of which this one was forked; use it there, or "
+            "this ledger is open in the process from which this one was forked. Use it there, or "
             "serve the folder with `tallybus up` and use a Client in every process"
         )
 

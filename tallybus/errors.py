@@ -207,9 +207,9 @@ class MissingExtra(TallybusError, ImportError):
 
 
 class ForkedProcess(TallybusError):
-    """What is used here belongs to another process, of which this one was forked; it did nothing.
+    """This object belongs to the process from which this one was forked. Nothing was done.
 
-    A `Ledger` is open in the process that opened it; a batch, or a client over inproc, belongs to
+    A `Ledger` is open in the process that opened it. A batch, or a client over inproc, belongs to
     the process that began it. A `Client` or `AsyncClient` connects anew in the child by itself.
     """
 

@@ -1,7 +1,7 @@
-"""A file of test cases for a function: what to call it with, on what, and what is to come of it.
+"""A file of test cases for a function: parameters, balances, and the outcome that is expected.
 
-JSON or TOML of the same shape: a list `cases`, in which each case has a `name`, perhaps `params`
-and `balances`, and what it expects as `expect`: a `status` (success where none is given), a
+The file is JSON or TOML of the same shape. It has a list `cases`. Each case has a `name`, perhaps
+`params` and `balances`, and `expect` with the outcome: a `status` (success where none is given), a
 `reason`, the `entries` in their order, `balances` after the call, and `max_fuel`. Unknown fields
 are refused, so that a mistake in a name never makes a test that cannot fail. No I/O: the text comes
 from the caller.
@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tallybus.common.record import MAX_AMOUNT, Reason, Status
+from tallybus.common.record import MAX_AMOUNT, MAX_I64, MAX_PARAMS, MAX_U64, MIN_I64, Reason, Status
 from tallybus.errors import InvalidRequest
-from tallybus.functions import MAX_PARAMS, Trial
+from tallybus.functions import Trial
 from tallybus.transactions import Direction, Entry
 
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_NAME_CHARS: Final = 200
-_MAX_I64: Final = 2**63 - 1
-_MAX_U64: Final = 2**64 - 1
 _ACCOUNT: Final = re.compile(r"0|[1-9][0-9]{0,19}", re.ASCII)
 _OWN_STATUS: Final = re.compile(r"FUNCTION_([0-9]{1,3})", re.ASCII)
 
@@ -32,7 +30,7 @@ Called = Callable[[Sequence[int], Mapping[int, int]], Trial]
 
 
 class InvalidCases(ValueError):
-    """The file is no file of cases. `place` says where: `case 3, balances`; empty: as a whole."""
+    """The file is no file of cases. `place` says where (`case 3, balances`), or is empty."""
 
     def __init__(self, place: str, reason: str) -> None:
         super().__init__(f"{place}: {reason}" if place else reason)
@@ -63,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CaseOutcome:
-    """What came of a case; `problems` say in what it is not as expected, none: it passed."""
+    """The outcome of a case. `problems` says what is not as expected; a case without any passed."""
 
     case: Case
     trial: Trial
@@ -167,7 +165,7 @@ def _case(row: object, place: str) -> Case:
     return Case(
         name=name,
         params=tuple(
-            _number(each, f"{place}, params {at}", -_MAX_I64 - 1, _MAX_I64)
+            _number(each, f"{place}, params {at}", MIN_I64, MAX_I64)
             for at, each in enumerate(params, start=1)
         ),
         balances=_balances(table.get("balances", {}), f"{place}, balances"),
@@ -185,7 +183,7 @@ def _expected(row: object, place: str) -> Expected:
     if "balances" in table:
         balances = _balances(table["balances"], f"{place}.balances")
     if "max_fuel" in table:
-        max_fuel = _number(table["max_fuel"], f"{place}.max_fuel", 0, _MAX_U64)
+        max_fuel = _number(table["max_fuel"], f"{place}.max_fuel", 0, MAX_U64)
     status = _status(table.get("status", int(Status.NONE)), f"{place}.status")
     if status and entries:
         raise InvalidCases(f"{place}.entries", "a call that fails has no entries")
@@ -230,11 +228,11 @@ def _entry(row: object, place: str) -> Entry:
     ):
         if set(table) == fields:
             amount = _number(table[direction.value.lower()], place, 1, MAX_AMOUNT)
-            return Entry(_number(table["account"], place, 0, _MAX_U64), direction, amount)
+            return Entry(_number(table["account"], place, 0, MAX_U64), direction, amount)
     if set(table) == {"account", "direction", "amount"} and table["direction"] in set(Direction):
         amount = _number(table["amount"], place, 1, MAX_AMOUNT)
         return Entry(
-            _number(table["account"], place, 0, _MAX_U64), Direction(table["direction"]), amount
+            _number(table["account"], place, 0, MAX_U64), Direction(table["direction"]), amount
         )
     raise InvalidCases(
         place,
@@ -248,9 +246,9 @@ def _balances(value: object, place: str) -> dict[int, int]:
         raise InvalidCases(place, "it must be a table of accounts with their balances")
     found: dict[int, int] = {}
     for key, amount in value.items():
-        if _ACCOUNT.fullmatch(key) is None or int(key) > _MAX_U64:
+        if _ACCOUNT.fullmatch(key) is None or int(key) > MAX_U64:
             raise InvalidCases(place, f"{_shown(key)} is no account")
-        found[int(key)] = _number(amount, f"{place} {key}", -_MAX_I64 - 1, _MAX_I64)
+        found[int(key)] = _number(amount, f"{place} {key}", MIN_I64, MAX_I64)
     return found
 
 

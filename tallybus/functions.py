@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tallybus.checks import i64_rows, place, u64_array
 from tallybus.common.functions.names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
-from tallybus.common.record import RECORD_DTYPE, Kind, Status
+from tallybus.common.record import MAX_PARAMS, RECORD_DTYPE, Kind, Status
 from tallybus.common.record import Reason as Reason
 from tallybus.errors import InvalidRequest
 from tallybus.transactions import Entry
-
-MAX_PARAMS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,9 @@ class KeyringError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What `create` has made: the client's key, its grant, and files that were missing before."""
+    """What `create` has made: the client's key, and files that were missing before."""
 
     key: ClientKey
-    grant: Grant
     pairs: tuple[Path, ...]
 
 
@@ -84,11 +83,11 @@ class Keyring:
         """A key for a new client, and its grant. Makes the folder and the pairs of gateway and bus
         where they are missing.
 
-        `limits` are fields of `Grant` that begin with `max_`; `functions` and `builtins` are its
-        fields of these names. `hand_over` is given the text of the
-        client's own file, and keeps it durably; the grant comes after it, so whatever it raises
-        leaves none. Raises KeyringError for a name that is taken, also by a key that was revoked,
-        and for functions that are none, KeyFileError for a damaged file, StorageError.
+        `limits` are fields of `Grant` that begin with `max_`. `functions` and `builtins` are its
+        fields of these names. `hand_over` gets the text of the client's own file, and keeps it
+        durably. The grant is written after that, so there is no grant where `hand_over` raises.
+        Raises KeyringError for a name that is taken, also by a key that was revoked, and for
+        functions that are none; KeyFileError for a damaged file; StorageError.
         """
         _check_name(name)
         granted = None if functions is None else _checked_functions(functions)
@@ -125,7 +124,7 @@ class Keyring:
                 with suppress(StorageError):
                     storage.remove(path)
                 raise
-        return Made(key, grant, made)
+        return Made(key, made)
 
     def grants(self) -> list[Grant]:
         """All grants by name, those that were revoked too. Raises KeyringError where there is no

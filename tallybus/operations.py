@@ -17,10 +17,12 @@ from typing import Any, Final, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tallybus.checks import MAX_U64, check_int, place, u64_array
+from tallybus.checks import check_int, place, u64_array
 from tallybus.common.bus.submitted import RecordFault, count_calls
 from tallybus.common.record import (
     MAX_AMOUNT,
+    MAX_PARAMS,
+    MAX_U64,
     RECORD_DTYPE,
     RECORD_SIZE,
     SYSTEM_ACCOUNT,
@@ -35,12 +37,12 @@ from tallybus.common.record import Status as Status
 from tallybus.common.record import WaitLevel as WaitLevel
 from tallybus.common.record import status_of as status_of
 from tallybus.errors import InvalidRequest
-from tallybus.functions import MAX_PARAMS, OperationBatch, checked_name, checked_params
+from tallybus.functions import OperationBatch, checked_name, checked_params
 
 OPERATION_DTYPE: Final = RECORD_DTYPE
 """dtype of one operation in a numpy batch: 40 bytes, see `tallybus.common.record`."""
 _RECORD: Final = struct.Struct("<BBHIQQQQ")
-_PARAMS: Final = struct.Struct("<8q")
+_PARAMS: Final = struct.Struct(f"<{MAX_PARAMS}q")
 # Of the columns' own types: a plain number would have a whole column converted first.
 _ONE: Final = np.uint64(1)
 _MAX_AMOUNT: Final = np.uint64(MAX_AMOUNT)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch, segment_of
 from tallybus.common.errors import ServiceError
 from tallybus.common.files import Storage
 from tallybus.common.functions.binaries import BinaryDamaged, read_binary
@@ -23,7 +24,6 @@ from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion
 from tallybus.common.memory import lazy_zeros
 from tallybus.common.record import FIRST_USER_STATUS, Kind, Reason, Status
 from tallybus.common.snapshot.balances import chunk_count, load_latest_snapshot
-from tallybus.common.wal.batch import segment_of
 from tallybus.common.wal.block import MAX_ID, InvalidBlock, find_evidence, parse_header
 from tallybus.common.wal.check import read_layout
 from tallybus.common.wal.find import find_transaction
@@ -32,7 +32,6 @@ from tallybus.common.wal.reader import (
     DamagedLog,
     KernelPolicy,
     LogEndsEarly,
-    LogRun,
     Progress,
     chain_at,
     open_segment,
@@ -65,12 +64,12 @@ class NoRecordedCall(TallybusError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedCall:
-    """A call of the log: what was called with which parameters, on what, and how it ended.
+    """A call as the log has it: its function, its parameters, the balances, and how it ended.
 
-    `function` is the version that ran, None where none did; `crc32c` that of its binary, then 0.
-    `balances` int64[max_accounts] are those that the call found. `status` is a number where an
-    older ledger let a function return what is reserved; `reason` is 0 there, and where the status
-    says it all.
+    `function` is the version that ran, and `crc32c` that of its binary; where none ran they are
+    None and 0. `balances` int64[max_accounts] are those that the call found. `status` is a plain
+    number where an older ledger let a function return a reserved one; `reason` is 0 then. It is 0
+    as well where the status says it all.
     """
 
     folder: Path
@@ -120,7 +119,7 @@ class BinaryMissing(ServiceError):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a call did otherwise than the log has it: `what` is status, reason or entries."""
+    """One thing in which a call differs from the log. `what` is status, reason or entries."""
 
     what: str
     recorded: object
@@ -140,15 +139,15 @@ def recorded_call(
     for attempt in range(ATTEMPTS):
         try:
             opening = _opening(storage, folder, tx_id)
-            run = _find(storage, folder, tx_id, *opening)
+            call = _find(storage, folder, tx_id, *opening)
             break
         except (LogEndsEarly, DamagedLog):
             # A ledger that runs may have begun another segment between two looks.
             if attempt == ATTEMPTS - 1:
                 raise
             time.sleep(PAUSE_SECONDS)
-    record = run.records[0]
-    _check_kind(tx_id, record, run)
+    record = call.records[0]
+    _check_kind(tx_id, record, call)
     balances, functions = _state_before(storage, folder, tx_id, opening, max_accounts, progress)
     crc, registration = int(record["function"]), int(record["account"])
     ran = functions.resolve(registration, crc, tx_id) if crc else None
@@ -166,10 +165,10 @@ def recorded_call(
         tx_id=tx_id,
         function=ran,
         crc32c=crc,
-        params=tuple(run.params.tolist()),
+        params=tuple(call.params.tolist()),
         status=code if is_old_own_status(code, reason) else status_of(code),
         reason=reason,
-        entries=tuple(entry_of(int(account), int(amount)) for account, amount in run.entries),
+        entries=tuple(entry_of(int(account), int(amount)) for account, amount in call.entries),
         balances=balances,
     )
 
@@ -180,11 +179,11 @@ def is_old_own_status(status: int, reason: int) -> bool:
 
 
 def differences(recorded: RecordedCall, trial: Trial) -> list[Difference]:
-    """What the trial of a recorded call did otherwise than the log has it; none: the same.
+    """In what the trial of a recorded call differs from the log. Empty: it is the same.
 
-    A reason counts only where the log has one: older ledgers wrote none. What an older ledger took
-    for the function's own status, and is a bad return since, is the same where the function
-    returned the same.
+    A reason counts only where the log has one, because older ledgers wrote none. Some statuses
+    that an older ledger took for the function's own are bad returns now. With such a status the
+    outcome is the same if the function returned the same.
     """
     if is_old_own_status(recorded.status, recorded.reason) and trial.returned == recorded.status:
         return []
@@ -215,7 +214,7 @@ def _opening(storage: Storage, folder: Path, tx_id: int) -> tuple[int, int]:
     return header.transactions_per_segment, header.cluster_id
 
 
-def _find(storage: Storage, folder: Path, tx_id: int, segment_size: int, cluster: int) -> LogRun:
+def _find(storage: Storage, folder: Path, tx_id: int, segment_size: int, cluster: int) -> Batch:
     if tx_id > MAX_ID:
         raise NoRecordedCall(tx_id, "no log has so many transactions")
     segment = segment_of(tx_id, segment_size)
@@ -263,13 +262,13 @@ def _last_id(storage: Storage, folder: Path, segment_size: int, cluster: int) ->
     return last
 
 
-def _check_kind(tx_id: int, record: Any, run: LogRun) -> None:
+def _check_kind(tx_id: int, record: Any, batch: Batch) -> None:
     kind = int(record["kind"])
     if kind != Kind.FUNCTION:
         name = Kind(kind).name if kind in set(Kind) else f"of the kind {kind}"
         raise NoRecordedCall(tx_id, f"it is no call of a function, it is {name}")
     if int(record["status"]) == Status.DUPLICATE:
-        first = int(run.links[0])
+        first = int(batch.links[0])
         raise NoRecordedCall(
             tx_id,
             f"it is a duplicate of transaction {first}, and nothing ran. Try that one instead",
@@ -301,7 +300,7 @@ def _state_before(
     else:
         first = snapshot.fields.last_tx_id + 1
         balances, touched, functions = snapshot.balances, snapshot.touched, snapshot.functions
-    for run in read_log(
+    for batch in read_log(
         folder,
         first,
         tx_id - 1,
@@ -310,7 +309,7 @@ def _state_before(
         storage=storage,
         progress=progress,
     ):
-        replay_balances(run.records, run.entries, balances, touched, run.first_id)
-        for version in registrations(run):
+        replay_balances(batch, balances, touched)
+        for version in registrations(batch):
             functions.apply(version)
     return balances, functions

@@ -1,11 +1,14 @@
 """The whole pipeline as processes under one supervisor: what `tallybus up` runs.
 
-Starts one process per service, restarts what dies, the first time at once and then with growing
-pauses, and stops all in pipeline order. A service that cannot recover (damage, a full disk, a wrong
-setting), that keeps ending in the same way, or that another pipeline's keeps replacing, is not
-restarted in a loop: the supervisor says why, stops the others and exits with that service's code.
-While it works it holds a lock in the data folder and one in the run folder, so that there is one of
-it.
+It starts one process per service. It restarts what dies, the first time at once and then with
+growing pauses. It stops all in pipeline order.
+
+Some services are not restarted: one that cannot recover (damage, a full disk, a wrong setting), one
+that keeps ending in the same way, and one that another pipeline's service keeps replacing. Then the
+supervisor says why, stops the others, and exits with that service's code.
+
+While it works it holds a lock in the data folder and one in the run folder. So there is one
+supervisor for each. ADR 0021 says which failures are final.
 """
 
 from __future__ import annotations
@@ -14,15 +17,11 @@ import dataclasses
 import math
 import os
 import select
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Final
 
@@ -42,8 +41,9 @@ from tallybus.common.security import exposure, pairs
 from tallybus.common.security.keys import GATEWAY_NAME, ClientKey
 from tallybus.common.service import cpus, startup
 from tallybus.common.service.failures import Failures
-from tallybus.common.service.process import RESTARTS, SUPERVISED, run_stage, stop_signals
-from tallybus.common.service.shell import lock_run_folder, make_named_folder, own_run_folder
+from tallybus.common.service.process import stop_signals
+from tallybus.common.service.run_folder import lock_run_folder, make_named_folder, own_run_folder
+from tallybus.common.service.runner import RESTARTS, SUPERVISED, run_stage
 from tallybus.common.settings import addresses
 from tallybus.common.settings import sections as configuration
 from tallybus.common.settings.endpoints import reached_at
@@ -406,7 +406,8 @@ class Supervisor:
         except (OSError, ValueError) as error:
             # Nobody reads it, or the disk under it is full. The ledger is up all the same.
             self._log.warning(
-                "that the ledger is up could not be told", extra=logs.fields(reason=str(error))
+                "the ledger is up, but its endpoint cannot be printed",
+                extra=logs.fields(reason=str(error)),
             )
 
     def command(self, service: str) -> list[str]:
@@ -456,28 +457,6 @@ def serve(stage: str, settings: Settings) -> int:
 
 
 @contextmanager
-def spawned_pipeline(settings: Settings) -> Iterator[Supervisor]:
-    """The five services as processes on a temporary data folder and a free port, removed at the
-    end.
-
-    `settings` are taken over but for the folder, the run folder and the endpoint, which is in
-    `supervisor.settings.gateway.endpoint`.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="tallybus-"))
-    try:
-        chosen = dataclasses.replace(
-            settings,
-            ledger=dataclasses.replace(settings.ledger, data=folder / "data"),
-            bus=dataclasses.replace(settings.bus, run_folder=folder / "run"),
-            gateway=dataclasses.replace(settings.gateway, endpoint=free_endpoint()),
-        )
-        with running_pipeline(chosen) as supervisor:
-            yield supervisor
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def running_pipeline(settings: Settings, *, stderr: Any = None) -> Iterator[Supervisor]:
     """The five services as processes, up and answering, with exactly these settings."""
     supervisor = Supervisor(settings, stderr=stderr)
@@ -487,13 +466,6 @@ def running_pipeline(settings: Settings, *, stderr: Any = None) -> Iterator[Supe
         yield supervisor
     finally:
         supervisor.stop()
-
-
-def free_endpoint() -> str:
-    """A loopback endpoint whose port was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _own_key(settings: Settings) -> ClientKey | None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.checks import MAX_I64, MIN_I64, check_int
-from tallybus.common.record import Reason
+from tallybus.checks import check_int
+from tallybus.common.record import MAX_I64, MAX_PARAMS, MIN_I64, Reason
 from tallybus.common.settings.sections import SETTINGS, Settings
 from tallybus.errors import InvalidFunction, InvalidRequest
 from tallybus.extras import need_server
-from tallybus.functions import MAX_PARAMS, Trial, checked_binary
+from tallybus.functions import Trial, checked_binary
 from tallybus.operations import status_of
 from tallybus.transactions import entry_of
 
@@ -48,9 +48,9 @@ def trial_limits(
 ) -> TrialLimits:
     """The limits of a ledger with these settings (None: the defaults).
 
-    `name` is what the function is registered as, for its own quota of fuel. `own` are limits that
-    are to be others, by the names of `LIMIT_SETTINGS`; each is bounded as its setting is. Raises
-    InvalidRequest.
+    `name` is the name that the function is registered under, for its own quota of fuel. `own` has
+    limits to use in place of the settings', by the names of `LIMIT_SETTINGS`. Each is bounded as
+    its setting is. Raises InvalidRequest.
     """
     need_server("trying a function out")
     from tallybus.services.transactor.functions.limits import limits_from
@@ -163,9 +163,9 @@ def try_function(
 
     `params` are up to 8 integers of 64 bits with a sign, missing ones are 0. `balances` are those
     of accounts before the call, 0 for all others. `fuel` to `stack_kib` limit the call as the
-    settings of these names do (`functions.fuel`, `ledger.max_accounts`, …). Those that are not
-    given are taken from `settings`, which are a ledger's defaults where they are not given; `name`
-    is what the function is called there, for `functions.fuel_by_name`.
+    settings of these names do (`functions.fuel`, `ledger.max_accounts`, …). A limit that is not
+    given is taken from `settings`, and without `settings` it is a ledger's default. `name` is the
+    function's name in the ledger, for `functions.fuel_by_name`.
 
     Raises InvalidFunction for a binary that a ledger with these limits would not register,
     InvalidRequest for anything else that is out of range.

@@ -3,7 +3,8 @@
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # must not fail for an example that the change has nothing to do with.
 settings.register_profile("tallybus", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("tallybus")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary folders have short names beside other processes of tests too: sockets lie in them,
+    and the path of a socket has 107 bytes at most."""
+    if hasattr(config, "workerinput"):
+        given = Path(config.option.basetemp)
+        config.option.basetemp = str(given.with_name(given.name.removeprefix("popen-gw")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test has printed goes from its process to the one that reports, which takes UTF-8:
+    names of files that are no text are shown with escapes."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from tallybus.client.registration import ListFunctions, RegisterFunction, Unregi
 from tallybus.client.submit import SubmitBatch
 from tallybus.client.transaction import ReadTransaction
 from tallybus.common.bus import messages as bus
+from tallybus.common.protocol import ErrorCode
 from tallybus.common.record import (
     ENTRY_DTYPE,
     FAILURE_DTYPE,
@@ -52,8 +53,7 @@ from tallybus.operations import Operation, encode_operations
 from tallybus.services.gateway.clients import protocol
 from tallybus.services.gateway.clients.quotas import Quotas
 from tests.support.folders import DOCS
-from tests.unit.services.gateway.pipeline.test_registrations import FunctionRig
-from tests.unit.services.gateway.test_core import MS
+from tests.unit.services.gateway.rig import MS, FunctionRig
 
 FOLDER: Final = DOCS / "vectors"
 WIDTH: Final = 32
@@ -493,7 +493,7 @@ def errors() -> list[Vector]:
     deposit = bytes(encode_operations([Deposit(1, 5)]).records.tobytes())
     odd = bytearray(deposit)
     odd[24] = 77
-    code = protocol.INVALID_REQUEST
+    code = ErrorCode.INVALID_REQUEST
     refused(code, "unreadable", "The header is not msgpack; so the id is nil.", b"\xc1")
     refused(
         code,
@@ -531,7 +531,7 @@ def errors() -> list[Vector]:
         np.array([1000], "<u8").tobytes(),
     )
     refused(
-        protocol.UNSUPPORTED_VERSION,
+        ErrorCode.UNSUPPORTED_VERSION,
         "true",
         "`v` was true, which is not the integer 1.",
         header(op="index", v=True),
@@ -542,10 +542,10 @@ def errors() -> list[Vector]:
     add(*_too_much_in_one())
     add(*_pipeline_full())
     add(
-        protocol.UNAVAILABLE,
+        ErrorCode.UNAVAILABLE,
         "no stage",
         "A stage that is needed is not up. Kept for gateways that do not wait for it.",
-        protocol.error_reply(5, protocol.UNAVAILABLE, "the sequencer is not up"),
+        protocol.error_reply(5, ErrorCode.UNAVAILABLE, "the sequencer is not up"),
     )
     for timeout in (_timeout_of_a_submit(), _timeout_of_a_read()):
         add(*timeout)
@@ -575,7 +575,7 @@ def _over_rate() -> Error:
         "rate",
         "The client may ask for one operation a second and has asked for three: again after "
         "`retry_ms`.",
-        protocol.OVERLOADED,
+        ErrorCode.OVERLOADED,
     )
 
 
@@ -584,7 +584,7 @@ def _over_in_flight() -> Error:
         {"in_flight": 5},
         "in flight",
         "Three operations of this client are under way, three more would be more than 5.",
-        protocol.OVERLOADED,
+        ErrorCode.OVERLOADED,
     )
 
 
@@ -594,7 +594,7 @@ def _too_much_in_one() -> Error:
         "never taken",
         "One request with three operations of a client that may have 2 under way: to try it again "
         "is of no use.",
-        protocol.INVALID_REQUEST,
+        ErrorCode.INVALID_REQUEST,
     )
 
 
@@ -605,7 +605,7 @@ def _pipeline_full() -> Error:
     scene.sent()
     scene.take()
     means = "Too much is on its way for everybody; no `retry_ms`."
-    return protocol.OVERLOADED, "full", means, scene.reply()
+    return ErrorCode.OVERLOADED, "full", means, scene.reply()
 
 
 def _invalid_function() -> Error:
@@ -613,14 +613,14 @@ def _invalid_function() -> Error:
     scene.take()
     scene.prepared("it exports no function execute")
     means = "The module cannot be a function."
-    return protocol.INVALID_FUNCTION, "a module", means, scene.reply()
+    return ErrorCode.INVALID_FUNCTION, "a module", means, scene.reply()
 
 
 def _forbidden_role() -> Error:
     scene = Scene(submit(WaitLevel.COMMITTED, Deposit(1, 5)), 5)
     scene.core.access.grants = {KEY: Grant("reports", KEY, Role.READ, "")}
     scene.core.on_client(CLIENT, scene.frames, 0, KEY)
-    return protocol.FORBIDDEN, "role", "The key may only read.", scene.reply()
+    return ErrorCode.FORBIDDEN, "role", "The key may only read.", scene.reply()
 
 
 def _forbidden_revoked() -> Error:
@@ -628,7 +628,7 @@ def _forbidden_revoked() -> Error:
     revoked = Grant("reports", KEY, Role.READ, "", "2026-01-01T00:00:00Z")
     scene.core.access.grants = {KEY: revoked}
     scene.core.on_client(CLIENT, scene.frames, 0, KEY)
-    return protocol.FORBIDDEN, "revoked", "The key was revoked.", scene.reply()
+    return ErrorCode.FORBIDDEN, "revoked", "The key was revoked.", scene.reply()
 
 
 def _timeout_of_a_submit() -> Error:
@@ -639,14 +639,14 @@ def _timeout_of_a_submit() -> Error:
     scene.status("transactor", 1001)
     scene.now = 251 * MS
     means = "It is executed as transaction 1001, and was not on disk in time. It may still be."
-    return protocol.TIMEOUT, "a submit", means, scene.reply()
+    return ErrorCode.TIMEOUT, "a submit", means, scene.reply()
 
 
 def _timeout_of_a_read() -> Error:
     scene = Scene(ReadBalances(np.array([1], "<u8"), 2**63), 5, 0, 0)
     scene.take()
     means = "A read that was to wait for a transaction, with a `timeout_ms` of 0."
-    return protocol.TIMEOUT, "a read", means, scene.reply()
+    return ErrorCode.TIMEOUT, "a read", means, scene.reply()
 
 
 def _lost() -> Error:
@@ -656,7 +656,7 @@ def _lost() -> Error:
     scene.results(message.request, 1001, 1)
     scene.new_term(1001, expected=message.request + 1)
     means = "It had the id 1001, which was lost before it was on disk: it had no effect."
-    return protocol.LOST, "a submit", means, scene.reply()
+    return ErrorCode.LOST, "a submit", means, scene.reply()
 
 
 def _outcome_unknown() -> Error:
@@ -666,7 +666,7 @@ def _outcome_unknown() -> Error:
     scene.assign((message.request, 1001, 1))
     scene.core.on_results_gone(bus.ResultsGone(1002))
     means = "The gateway has missed how transaction 1001 ended; its status can be asked for."
-    return protocol.OUTCOME_UNKNOWN, "a submit", means, scene.reply()
+    return ErrorCode.OUTCOME_UNKNOWN, "a submit", means, scene.reply()
 
 
 def _internal() -> Error:
@@ -677,7 +677,7 @@ def _internal() -> Error:
     error = "/var/lib/tallybus/wal_000001.bin, offset 4096: the block's checksum is wrong"
     scene.core.on_answer(bus.Answer(query.query, 1000, error=error, details=where))
     means = "The log cannot be read at a place, which an operator has to look at."
-    return protocol.INTERNAL, "damage", means, scene.reply()
+    return ErrorCode.INTERNAL, "damage", means, scene.reply()
 
 
 # -- what stages say to one another ----------------------------------------------------------------

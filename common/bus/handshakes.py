@@ -10,6 +10,7 @@ A host may be reached at one of several places (`common/settings/endpoints.py`).
 answers at one, the next is tried, here as well, since libzmq would stay with the first.
 
 Costs nothing per message. Belongs to the thread of its sockets.
+ADR 0013 tells what libzmq does by itself, and what not.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ broke off, as it does with another key than the server's."""
 _MEANINGS: Final = {
     Failure.MECHANISM: "it does not encrypt: give every service the same security.keys",
     Failure.KEY: "it has another bus.key",
-    Failure.BROKEN: "it breaks off every handshake: mostly it has another bus.key, or none",
+    Failure.BROKEN: "it ends every handshake: most likely it has another bus.key, or none",
     Failure.REFUSED: "it refuses this service's key",
     Failure.PROTOCOL: "what listens there is no service of a ledger",
 }

@@ -9,8 +9,8 @@ four duties, the same on every hop:
    rewind request in one.
 3. `LinkSender` keeps what it has sent until the *durable* index has passed it, and sends again from
    the id expected when the receiver's incarnation changes, asks for it, or stalls.
-4. What a sender keeps is bounded; when it is full, its stage stops taking input. That is the only
-   flow control there is.
+4. What a sender keeps is bounded; when it is full, its stage stops taking input. Between stages
+   there is no other flow control.
 
 Ids are transaction ids between stages and request numbers between a gateway and the sequencer. Time
 comes in as nanoseconds of a monotonic clock. Invariant of a sender: `base <= cursor <= end`, where
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 def weigh(count: int, size: int) -> int:
     """Weight of a message of `count` transactions and `size` bytes: a count bounds what a sender
-    keeps only as long as none of them is large."""
+    keeps only as long as none of them is large (ADR 0009)."""
     return max(count, size // BYTES_PER_WEIGHT)
 
 
@@ -195,11 +195,11 @@ class LinkSender(Generic[T]):
         self._gap_at = 0
         return True
 
-    def release(self, durable: int) -> None:
-        """Forget every item whose last id is at most `durable`."""
+    def release(self, durable_index: int) -> None:
+        """Forget every item whose last id is at most `durable_index`."""
         while self._items:
             item = self._items[0]
-            if item.first + item.count - 1 > durable:
+            if item.first + item.count - 1 > durable_index:
                 break
             self._items.popleft()
             self.weight -= item.weight

@@ -4,25 +4,24 @@ Encoding and decoding only; nothing here touches a socket. Payload frames are ne
 by element: whoever needs numbers views them with `numpy.frombuffer`. Decoding checks every field
 and every length against its frame, so a message that decodes is safe to use; one that does not
 raises `FrameError` and harms nobody. `docs/bus.md` describes every message.
+
+The classes of messages come first, then how they become frames and back; `frames` knows the header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Final, TypeVar, get_args
+from typing import Any, ClassVar, Final, get_args
 
 import msgpack
 
+from tallybus.common.batch import Batch, ExtraCounts
 from tallybus.common.buffers import EMPTY, Buffer, size
-from tallybus.common.errors import ServiceError
-from tallybus.common.record import ENTRY_SIZE, FAILURE_SIZE, RECORD_SIZE
-
-PROTOCOL_VERSION: Final = 1
-MAX_HEADER_BYTES: Final = 1 << 20
-MAX_U64: Final = 2**64 - 1
-PARAMS_SIZE: Final = 64
-"""Bytes of the parameters of one function call on the wire: eight int64."""
+from tallybus.common.bus.frames import FIELD_CHECKS, shown, unpack_header
+from tallybus.common.bus.frames import FrameError as FrameError
+from tallybus.common.protocol import PROTOCOL_VERSION
+from tallybus.common.record import ENTRY_SIZE, FAILURE_SIZE, PARAMS_SIZE, RECORD_SIZE
 
 TOPIC_STATUS: Final = b"s"
 TOPIC_ACKNOWLEDGE: Final = b"sa"
@@ -31,25 +30,6 @@ TOPIC_METRICS: Final = b"m"
 """First frame of a broadcast. Gateways subscribe to `s` and `e`, with a page to `m` too; a
 predecessor to `sa`, the statuses that acknowledge, so that those that only clients wait for do not
 wake it."""
-
-
-class FrameError(ServiceError):
-    """A message that does not follow the format. Fields: `reason`, `message_type`."""
-
-    def __init__(self, reason: str, message_type: str = "") -> None:
-        super().__init__(
-            f"malformed message{f' of type {message_type}' if message_type else ''}: {reason}"
-        )
-        self.reason = reason
-        self.message_type = message_type
-
-
-def shown(value: object) -> str:
-    """A value from outside, for an error message: short, and never walked into."""
-    if value is None or isinstance(value, int | float | str | bytes):
-        text = repr(value[:64] if isinstance(value, str | bytes) else value)
-        return text if len(text) <= 64 else text[:61] + "..."
-    return f"a {type(value).__name__}"
 
 
 @dataclass(slots=True)
@@ -130,6 +110,39 @@ class Executed:
     params: int = 0
     entries: int = 0
     binary: Buffer = EMPTY
+
+    @classmethod
+    def of(cls, batch: Batch, incarnation: int, binary: Buffer = EMPTY) -> Executed:
+        """The message in which the stage of this incarnation hands a batch on."""
+        records, extras = batch.to_frames()
+        return cls(
+            term=batch.term,
+            incarnation=incarnation,
+            first=batch.first_id,
+            count=batch.count,
+            timestamp=batch.timestamp_ns,
+            gateway=batch.gateway,
+            request=batch.request,
+            records=records,
+            extras=extras,
+            links=len(batch.links),
+            params=len(batch.params),
+            entries=len(batch.entries),
+            binary=binary,
+        )
+
+    def batch(self) -> Batch:
+        """What it carries, as views of its frames; `Batch.check` has not been called."""
+        return Batch.from_frames(
+            self.first,
+            self.records,
+            self.extras,
+            ExtraCounts(self.links, self.params, self.entries),
+            term=self.term,
+            timestamp_ns=self.timestamp,
+            gateway=self.gateway,
+            request=self.request,
+        )
 
 
 @dataclass(slots=True)
@@ -435,7 +448,6 @@ _OPTIONAL: Final[dict[str, tuple[str, ...]]] = {}
 _OMITTED: Final[dict[str, int]] = {}
 """How many payload frames, counted from the last, are left out where they are empty."""
 _CHECKS: Final[dict[str, Any]] = {}
-_M = TypeVar("_M")
 
 
 def encode(message: Message) -> list[Buffer]:
@@ -454,35 +466,6 @@ def encode(message: Message) -> list[Buffer]:
     if _OMITTED[kind] and not size(frames[-1]):
         frames.pop()
     return frames
-
-
-def unpack_header(frame: Buffer, *, unique: bool = False) -> dict[str, Any]:
-    """A msgpack map, bounded; raises `FrameError` for anything else. With `unique` also for a key
-    that it has twice, of which otherwise the last value counts."""
-    if size(frame) > MAX_HEADER_BYTES:
-        raise FrameError(f"header of {size(frame)} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    try:
-        hook = _unique if unique else None
-        header = msgpack.unpackb(frame, strict_map_key=False, raw=False, object_pairs_hook=hook)
-    except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as error:
-        raise FrameError(
-            f"header is not valid msgpack ({error or type(error).__name__})"
-        ) from error
-    if not isinstance(header, dict):
-        raise FrameError(f"header is a {type(header).__name__}, not a map")
-    return header
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """The map of these pairs. Raises ValueError, as msgpack does."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"key {shown(key)} is there twice")
-            seen.add(key)
-    return found
 
 
 def decode(frames: Sequence[Buffer]) -> Message:
@@ -518,14 +501,6 @@ def decode(frames: Sequence[Buffer]) -> Message:
         missing = [name for name in _REQUIRED[kind] if name not in values]
         raise FrameError(f"missing fields {missing}", kind) from error
     _check_lengths(message)
-    return message
-
-
-def expect(frames: Sequence[Buffer], cls: type[_M]) -> _M:
-    """Decode a message that must be of one type."""
-    message = decode(frames)
-    if not isinstance(message, cls):
-        raise FrameError(f"expected {cls.__name__}", message.kind)
     return message
 
 
@@ -566,60 +541,7 @@ def _check_lengths(message: Message) -> None:
         raise FrameError(f"{size(message.keys)} bytes of keys", kind)
 
 
-def _is_u64(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MAX_U64
-
-
-def _is_str(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= 4096
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _is_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(_is_u64(item) for item in value)
-
-
-def _is_rows(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(row, list) and all(_is_u64(cell) for cell in row) for row in value
-    )
-
-
-def _is_u64_map(value: object) -> bool:
-    return isinstance(value, dict) and all(_is_u64(k) and _is_u64(v) for k, v in value.items())
-
-
-def _is_details(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(k, str) and isinstance(v, int | str) for k, v in value.items()
-    )
-
-
-def _is_maps(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, dict) and all(isinstance(key, str) for key in item) for item in value
-    )
-
-
 def _prepare() -> None:
-    by_annotation: Mapping[str, Any] = {
-        "int": _is_u64,
-        "str": _is_str,
-        "bool": _is_bool,
-        "list[str]": _is_names,
-        "list[int]": _is_numbers,
-        "list[list[int]]": _is_rows,
-        "dict[int, int]": _is_u64_map,
-        "dict[str, int | str]": _is_details,
-        "list[dict[str, Any]]": _is_maps,
-    }
     for kind, cls in MESSAGE_TYPES.items():
         plain = [f for f in fields(cls) if f.name not in cls.payloads]
         _OMITTED[kind] = getattr(cls, "optional", 0)
@@ -627,7 +549,7 @@ def _prepare() -> None:
             f.name for f in plain if f.default is MISSING and f.default_factory is MISSING
         )
         _OPTIONAL[kind] = tuple(f.name for f in plain if f.name not in _REQUIRED[kind])
-        _CHECKS[kind] = {f.name: by_annotation[str(f.type)] for f in plain}
+        _CHECKS[kind] = {f.name: FIELD_CHECKS[str(f.type)] for f in plain}
 
 
 _prepare()

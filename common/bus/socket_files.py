@@ -2,7 +2,7 @@
 
 Binding an address takes its file away from whoever listens there, silently. So a lock beside the
 file is held before anything is bound, by whichever spelling of its path, until the file is gone. It
-is a hidden file that stays: to remove it would let two processes hold "the" lock.
+is a hidden file that stays: to remove it would let two processes hold "the" lock (ADR 0022).
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def lock_paths(path: Path) -> list[Path]:
 
 
 def _check_unused(path: Path) -> None:
-    """Raises SocketInUse where somebody listens who holds no lock, SocketImpossible where what is
-    there is no socket: binding would remove it."""
+    """Raises SocketInUse where a process listens that holds no lock. Raises SocketImpossible where
+    the path is no socket, because binding would remove what is there."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -111,6 +111,6 @@ def _check_unused(path: Path) -> None:
         raise SocketImpossible("what is there is no socket, and would be overwritten")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        # A full queue of connections is refused otherwise than by nobody: EAGAIN.
+        # EAGAIN: a process listens, and its queue of connections is full.
         if probe.connect_ex(os.fsencode(path)) in (0, errno.EAGAIN, errno.EACCES):
             raise SocketInUse("another process listens there")

@@ -1,4 +1,7 @@
-"""Sockets between the stages. With the clients' shells, the only place that imports zmq.
+"""Sockets between the stages.
+
+Of the services' code, zmq is imported here, by `monitor.py` and `handshakes.py` beside it, and by
+`curve.py` and `doorkeeper.py` of `common/security/`. Clients have sockets of their own.
 
 Every stage binds three sockets: `data` (PULL), `index` (PUB) and `control` (ROUTER); the gateway
 binds one ROUTER for clients. All sends and receives are non-blocking: what a socket does not take

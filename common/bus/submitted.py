@@ -8,7 +8,7 @@ decides the transactor, and tells by a status.
 
 A submit has up to some ten thousand records, and millions may come in a second: so the records are
 read as words of 8 bytes (`RECORD_WORDS` a record), and batches of one kind in as few passes as
-possible.
+possible. ADR 0020 says why records are checked whole.
 """
 
 from __future__ import annotations

@@ -18,13 +18,14 @@ from tallybus.common.functions.registry import FunctionRegistry, shown_name
 from tallybus.common.record import (
     ENTRY_DTYPE,
     ENTRY_SIZE,
+    MAX_U64,
+    PARAM_SIZE,
     RECORD_SIZE,
     SYSTEM_ACCOUNT,
     Kind,
     Status,
 )
 
-PARAM_SIZE: Final = 8
 _BUILT_IN: Final = (Kind.DEPOSIT, Kind.WITHDRAWAL, Kind.TRANSFER)
 
 
@@ -182,7 +183,7 @@ def reply_payloads(transaction: Transaction | None) -> tuple[Buffer, Buffer]:
 
 def _number(details: dict[str, int | str], key: str) -> int:
     value = details.get(key, 0)
-    if type(value) is not int or not 0 <= value < 2**64:
+    if type(value) is not int or not 0 <= value <= MAX_U64:
         raise FrameError(f"{key} of a transaction is {value!r}", Answer.kind)
     return value
 

@@ -10,6 +10,8 @@ from typing import Final
 
 MAX_NAME_BYTES: Final = 32
 MAX_BINARY_BYTES: Final = 4 << 20
+WASM_MAGIC: Final = b"\0asm"
+"""What a WebAssembly binary begins with."""
 
 NAME_RULE: Final = (
     f"1 to {MAX_NAME_BYTES} ASCII letters, digits or underscores, starting with a letter"
@@ -39,7 +41,7 @@ def is_function_pattern(text: object) -> bool:
 def name_matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
     """Whether a name is that of a function that one of these patterns stands for.
 
-    What no function can be called is none of them, whatever the patterns are.
+    What no function can be called is none of them, whatever the patterns are (ADR 0023).
     """
     plain = frozenset(each for each in patterns if is_function_name(each))
     # `translate` makes expressions without backtracking, so that no name takes long.

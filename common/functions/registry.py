@@ -8,17 +8,16 @@ snapshot are not trusted: what no transactor can have written is damage. No I/O.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tallybus.common.batch import Batch, count_extras
 from tallybus.common.errors import EXIT_DAMAGED, ServiceError
 from tallybus.common.functions.names import NAME_RULE, is_function_name
 from tallybus.common.record import Kind, Status
-from tallybus.common.wal.batch import count_extras
 
 UNREGISTERED: Final = 0
 """Instead of a CRC-32C: this version ends the function. It is also that of no bytes at all."""
@@ -76,28 +75,14 @@ class FunctionVersion:
         return self.crc32c != UNREGISTERED
 
 
-class Registrations(Protocol):
-    """What `registrations` needs of a run of the log: `common.wal.reader.LogRun` has it."""
-
-    @property
-    def first_id(self) -> int: ...
-    @property
-    def records(self) -> Array: ...
-    @property
-    def params(self) -> npt.NDArray[np.int64]: ...
-
-
 class FunctionRegistry:
     """Every version of every function, up to the last transaction that was applied."""
 
     __slots__ = ("_by_name", "_history")
 
-    def __init__(self, versions: Iterable[FunctionVersion] = ()) -> None:
-        """Applies `versions`; raises RegistrationError as `apply`."""
+    def __init__(self) -> None:
         self._history: list[FunctionVersion] = []
         self._by_name: dict[str, list[FunctionVersion]] = {}
-        for version in versions:
-            self.apply(version)
 
     def __len__(self) -> int:
         return len(self._history)
@@ -206,18 +191,12 @@ def registration_of(
     return version
 
 
-def registrations(run: Registrations) -> list[FunctionVersion]:
-    """The versions that a run of the log makes, in order. Most runs have none, which is cheap.
+def registrations(batch: Batch) -> list[FunctionVersion]:
+    """The versions that a batch makes, in order. Most batches have none, which is cheap.
 
     Raises RegistrationError.
     """
-    return registrations_in(run.first_id, run.records, run.params)
-
-
-def registrations_in(
-    first_id: int, records: Array, params: npt.NDArray[np.int64]
-) -> list[FunctionVersion]:
-    """As `registrations`: `records` RECORD_DTYPE[n] from `first_id` on, `params` int64: theirs."""
+    records, params = batch.records, batch.params
     rows = np.flatnonzero(records["kind"] == _REGISTERED)
     found: list[FunctionVersion] = []
     row = 0
@@ -225,7 +204,7 @@ def registrations_in(
     for at in rows.tolist():
         word += count_extras(records[row:at]).params
         own = params[word : word + int(records["amount"][at])]
-        version = registration_of(records[at], own, first_id + at)
+        version = registration_of(records[at], own, batch.first_id + at)
         if version is not None:
             found.append(version)
         row = at

@@ -4,7 +4,7 @@ numba takes 0.3 s and 70 MB to load; linking what it once made takes millisecond
 object files of one kernel behind a key of what it was made from, by and for. What does not fit, is
 damaged or cannot be read counts as absent, and the caller compiles again. The folder is
 `NUMBA_CACHE_DIR` where that is set, otherwise `__pycache__` beside the module, or the user's cache
-folder where that one is not writable. Reads and, through `Storage`, writes only there.
+folder where that one is not writable. Reads and, through `Storage`, writes only there (ADR 0010).
 """
 
 from __future__ import annotations

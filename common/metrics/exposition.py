@@ -1,8 +1,8 @@
 """A service's counters as Prometheus text, read when somebody asks: /metrics, /healthz, /readyz.
 
-Imported only by services whose metrics are on: the Prometheus client library takes 9 MB. Runs in
-the thread of the HTTP server, reads the service's numbers while its own thread goes on changing
-them, and changes none.
+Only this module loads the Prometheus client library, which takes 9 MB. So a service imports it when
+its metrics are on, and not before. It runs in the thread of the HTTP server. It reads the service's
+numbers while the service's own thread goes on changing them, and changes none.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from tallybus.common.metrics import health
-from tallybus.common.metrics.counters import METRICS, Histogram, Sample, metrics_of
+from tallybus.common.metrics.counters import Histogram, Sample
 from tallybus.common.metrics.samples import samples_of
 from tallybus.common.metrics.server import MetricsServer, Response
+from tallybus.common.metrics.table import METRICS, metrics_of
 
 if TYPE_CHECKING:
-    from tallybus.common.metrics.health import Verdict, Watched
+    from tallybus.common.metrics.health import ProbeAnswer, Watched
 
 _JSON: Final = "application/json"
 
@@ -56,9 +57,9 @@ def serve(shell: Watched, address: tuple[str, int]) -> MetricsServer:
     return server
 
 
-def _told(verdict: Verdict) -> Response:
-    body = json.dumps(verdict.facts).encode() + b"\n"
-    return Response(200 if verdict.good else 503, body, _JSON)
+def _told(answer: ProbeAnswer) -> Response:
+    body = json.dumps(answer.facts).encode() + b"\n"
+    return Response(200 if answer.good else 503, body, _JSON)
 
 
 class ServiceCollector(Collector):

@@ -1,6 +1,6 @@
 """Whether a service lives, and whether it has its place in the pipeline: /healthz and /readyz.
 
-The service's own thread notes when its loop turned, whom it heard and what long work it is at
+The service notes when its loop turned, whom it heard, what long work it is at and what went wrong
 (`Vitals`); `health` and `readiness` judge by these notes from another thread and change nothing.
 
 Alive: the loop turns, or a recovery makes progress. An orchestrator may restart what is not alive.
@@ -32,7 +32,7 @@ SILENT_HEARTBEATS: Final = 10
 
 @dataclass(slots=True)
 class Vitals:
-    """What a service's thread notes about itself. Times are of the monotonic clock."""
+    """What a service notes about itself. Times are of the monotonic clock."""
 
     turned_ns: int
     prepared: bool = False
@@ -40,6 +40,14 @@ class Vitals:
     done: int = 0
     of: int = 0
     heard: dict[str, int] = field(default_factory=dict)
+    ready_since: float | None = None
+    """When it became ready for the first time, in seconds."""
+    restarts: int = 0
+    """How often its supervisor has started it before."""
+    malformed: int = 0
+    """Messages that were dropped because they could not be read."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Connections that were not let in, by reason; each reason is counted by one thread."""
 
     def working(self, now_ns: int, work: str, done: int, of: int) -> None:
         """Long work goes on."""
@@ -70,9 +78,6 @@ class Watched(Protocol):
 
     vitals: Vitals
     heartbeat_ns: int
-    restarts: int
-    malformed: int
-    refused: dict[str, int]
     meter: Meter | None
 
     @property
@@ -93,7 +98,7 @@ class Watched(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbeAnswer:
     """An answer: yes or no, and the facts for whoever asks."""
 
     good: bool
@@ -109,7 +114,7 @@ def state(shell: Watched) -> str:
     return "running"
 
 
-def health(shell: Watched, now_ns: int) -> Verdict:
+def health(shell: Watched, now_ns: int) -> ProbeAnswer:
     """Whether the process does anything at all."""
     vitals = shell.vitals
     current = state(shell)
@@ -123,10 +128,10 @@ def health(shell: Watched, now_ns: int) -> Verdict:
         "state": current,
         "loop_idle_seconds": round(idle_ns / 1e9, 3),
     }
-    return Verdict(idle_ns <= limit_ns, facts)
+    return ProbeAnswer(idle_ns <= limit_ns, facts)
 
 
-def readiness(shell: Watched, now_ns: int) -> Verdict:
+def readiness(shell: Watched, now_ns: int) -> ProbeAnswer:
     """Whether the service does its part in the pipeline now."""
     reasons = list(_reasons(shell, now_ns))
     facts: dict[str, Any] = {
@@ -143,7 +148,7 @@ def readiness(shell: Watched, now_ns: int) -> Verdict:
     if shell.vitals.prepared:
         facts["incarnation"] = f"{shell.core.incarnation:016x}"
         facts["term"] = shell.core.term
-    return Verdict(not reasons, facts)
+    return ProbeAnswer(not reasons, facts)
 
 
 def _reasons(shell: Watched, now_ns: int) -> list[str]:

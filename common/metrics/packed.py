@@ -4,6 +4,7 @@ Packed by each service and unpacked by the page's thread; what lies between take
 A msgpack list with one item for each value: name, labels (a map), and a number, or for a histogram
 a list of upper bounds (the last is left out, it is infinite), counts up to each of them, and the
 sum. Pure, and whatever is unpacked may be garbage: that raises ValueError.
+ADR 0014 says why they travel so, and not as text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import msgpack
 
 from tallybus.common.buffers import Buffer
-from tallybus.common.metrics.counters import METRICS, Histogram, Sample
+from tallybus.common.metrics.counters import Histogram, Sample
+from tallybus.common.metrics.table import METRICS
 from tallybus.common.view.scrape import Scrape
 
 Rows = list[tuple[Mapping[str, str], float]]

@@ -27,15 +27,15 @@ def samples_of(shell: Watched, started: float, now_ns: int) -> Iterator[Sample]:
     version = getattr(sys.modules["tallybus"], "__version__", "")
     yield Sample("tallybus_build_info", 1, (version, platform.python_version()))
     yield Sample("tallybus_start_time_seconds", started)
-    yield Sample("tallybus_restarts_total", shell.restarts)
+    yield Sample("tallybus_restarts_total", vitals.restarts)
     yield Sample("tallybus_ready", int(health.readiness(shell, now_ns).good))
     yield Sample("tallybus_loop_idle_seconds", max(0, now_ns - vitals.turned_ns) / 1e9)
     for peer in DEPENDS_ON[shell.stage]:
         heard_ns = vitals.heard.get(peer)
         if heard_ns is not None:
             yield Sample("tallybus_heard_seconds", max(0, now_ns - heard_ns) / 1e9, (peer,))
-    yield Sample("tallybus_malformed_messages_total", shell.malformed)
-    for reason, count in tuple(shell.refused.items()):
+    yield Sample("tallybus_malformed_messages_total", vitals.malformed)
+    for reason, count in tuple(vitals.refused.items()):
         yield Sample("tallybus_refused_connections_total", count, (reason,))
     meter = shell.meter
     if meter is not None:

@@ -5,7 +5,7 @@ connections (the oldest makes room for a new one), a short limit for what a requ
 deadline for each connection as a whole. It answers one request per connection. An address that is
 taken is tried again until it is free; the service runs on meanwhile.
 
-It opens its own sockets, and touches nothing else.
+It opens its own sockets, and touches nothing else. ADR 0012 says why it is our own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class _Connection:
 
 
 class MetricsServer:
-    """Serves `respond` on an address until `close`. Port 0 takes a free one; see `port`."""
+    """Serves `respond` on an address until `close`. Port 0 takes a free one.
+
+    `port` is the one it listens on, 0 until it does.
+    """
 
     def __init__(self, address: tuple[str, int], respond: Respond, log: logging.Logger) -> None:
         self.port = 0
@@ -75,7 +78,6 @@ class MetricsServer:
         self._log = log
         self._closing = False
         self._failures = 0
-        self._bound = threading.Event()
         self._connections: dict[socket.socket, _Connection] = {}
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -85,10 +87,6 @@ class MetricsServer:
 
     def start(self) -> None:
         self._thread.start()
-
-    def wait_bound(self, timeout: float) -> bool:
-        """Whether it listens; waits so many seconds for that."""
-        return self._bound.wait(timeout)
 
     def close(self) -> None:
         """Stop listening, drop every connection, end the thread."""
@@ -137,7 +135,6 @@ class MetricsServer:
                 continue
             listener.setblocking(False)
             self.port = listener.getsockname()[1]
-            self._bound.set()
             self._log.info(
                 "serving metrics and health", extra=logs.fields(address=self._shown(self.port))
             )

@@ -42,15 +42,16 @@ def secure_server(socket: zmq.Socket[Any], pair: KeyPair, domain: str) -> None:
 def open_server(socket: zmq.Socket[Any]) -> None:
     """Take connections without keys, of this version of the protocol alone. Before `bind`.
 
-    Whatever does not greet as ZMTP 3 does is otherwise taken for a peer of an older version, and
-    stays: HTTP, TLS, a byte and then nothing. libzmq refuses those versions where it would have to
-    ask whether to let them in; without a ZAP handler nobody is asked.
+    Without this, libzmq takes a peer that does not greet as ZMTP 3 does for one of an older
+    version, and keeps it: HTTP, TLS, one byte and then nothing. libzmq refuses older versions on
+    sockets with a ZAP domain, because it could not ask whether to let them in. No ZAP handler is
+    needed for that.
     """
     socket.setsockopt(zmq.ZAP_DOMAIN, OPEN.encode("ascii"))
 
 
 def secure_client(socket: zmq.Socket[Any], pair: KeyPair, server: bytes) -> None:
-    """Connect as the holder of `pair` to who has the secret of `server`. Before `connect`."""
+    """Connect as the holder of `pair` to the one with the secret of `server`. Before `connect`."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, server)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)

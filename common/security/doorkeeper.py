@@ -1,12 +1,13 @@
 """Who is let in on an encrypted connection: ZeroMQ's authentication protocol (ZAP), a small part.
 
-libzmq asks for each connection whose peer has proved to own its key, over a socket inside the
-process, and waits for the answer before any message passes. `decide` is that answer: pure, and
-refuses whatever it does not understand. `Doorkeeper` is a daemon thread that answers, logs and
-counts who is refused, and reads the grants anew when their files change. It reads files, writes
-none, and fails closed: no thread, no answer, no connection.
+A peer first proves that it owns its key. Then libzmq asks over a socket inside the process whether
+to let it in, and lets no message pass before the answer. `decide` makes that answer. It is pure,
+and refuses what it does not understand. `Doorkeeper` is a daemon thread that gives the answers. It
+logs and counts refusals, and reads the grants anew when their files change. It reads files and
+writes none. It fails closed: no thread, no answer, no connection.
 
 The socket must be bound before any other of its context is, see `Doorkeeper.start`.
+ADR 0013 says why it is CURVE, and why the handler is our own.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What became of a request. `reason` is one of REASONS, or empty for who is let in."""
 
     status: bytes
@@ -94,26 +95,26 @@ class Verdict:
         return [VERSION, self.request, self.status, self.reason.encode("ascii"), user, b""]
 
 
-def decide(frames: Sequence[bytes], admission: Admission) -> Verdict:
-    """The verdict on a request's frames, the envelope's taken off. Raises nothing."""
+def decide(frames: Sequence[bytes], admission: Admission) -> Decision:
+    """What becomes of a request with these frames, the envelope's taken off. Raises nothing."""
     request = frames[1] if len(frames) > 1 else b""
     try:
         return _decide(frames, request, admission)
     except Exception:  # noqa: BLE001 (whatever it is, it lets nobody in)
-        return Verdict(FAILED, ERROR, request)
+        return Decision(FAILED, ERROR, request)
 
 
-def _decide(frames: Sequence[bytes], request: bytes, admission: Admission) -> Verdict:
+def _decide(frames: Sequence[bytes], request: bytes, admission: Admission) -> Decision:
     if len(frames) < _COMMON_FRAMES or frames[0] != VERSION:
-        return Verdict(FAILED, ERROR, request)
+        return Decision(FAILED, ERROR, request)
     domain = frames[2].decode("ascii", "replace")
     address = frames[3].decode("ascii", "replace")
     keys = frames[_COMMON_FRAMES:]
     if domain == OPEN and frames[5] == PLAIN_MECHANISM and not keys:
         # libzmq asks for this domain only where a socket was opened to all, as over ipc.
-        return Verdict(ALLOWED, "", request, domain=domain, address=address)
+        return Decision(ALLOWED, "", request, domain=domain, address=address)
     if frames[5] != MECHANISM or len(keys) != 1 or len(keys[0]) != KEY_BYTES:
-        return Verdict(REFUSED, MECHANISM_REASON, request, domain=domain, address=address)
+        return Decision(REFUSED, MECHANISM_REASON, request, domain=domain, address=address)
     key = z85.encode(keys[0])
     name = ""
     reason = UNKNOWN_KEY
@@ -125,7 +126,7 @@ def _decide(frames: Sequence[bytes], request: bytes, admission: Admission) -> Ve
         if grant is not None:
             name = grant.name
             reason = REVOKED_KEY if grant.revoked else ""
-    return Verdict(REFUSED if reason else ALLOWED, reason, request, key, name, domain, address)
+    return Decision(REFUSED if reason else ALLOWED, reason, request, key, name, domain, address)
 
 
 def gateway_grant(pair: KeyPair) -> Grant:
@@ -232,7 +233,7 @@ class Doorkeeper:
                 held_back = self._throttles[ERROR].passes(time.monotonic())
                 if held_back is not None:
                     self._log.exception(
-                        "whether to let somebody in could not be answered",
+                        "a handshake could not be judged, and was refused",
                         extra=logs.fields(held_back=held_back),
                     )
                 time.sleep(PAUSE_SECONDS)
@@ -257,22 +258,22 @@ class Doorkeeper:
 
     def _answer(self, frames: list[bytes]) -> None:
         # The envelope: who asks, and an empty frame.
-        verdict = decide(frames[2:], Admission(self._bus, self.grants))
+        decision = decide(frames[2:], Admission(self._bus, self.grants))
         with suppress(zmq.Again):
-            self._socket.send_multipart([*frames[:2], *verdict.reply()], zmq.NOBLOCK)
-        if verdict.status != ALLOWED:
-            self._tell(verdict)
+            self._socket.send_multipart([*frames[:2], *decision.reply()], zmq.NOBLOCK)
+        if decision.status != ALLOWED:
+            self._tell(decision)
 
-    def _tell(self, verdict: Verdict) -> None:
-        self._refused[verdict.reason] += 1
-        held_back = self._throttles[verdict.reason].passes(time.monotonic())
+    def _tell(self, decision: Decision) -> None:
+        self._refused[decision.reason] += 1
+        held_back = self._throttles[decision.reason].passes(time.monotonic())
         if held_back is None:
             return
-        facts: dict[str, object] = {"reason": verdict.reason, "socket": verdict.domain}
-        if verdict.name:
-            facts["key"] = verdict.name
-        facts["public"] = verdict.key.decode("ascii", "replace")
-        facts["address"] = verdict.address
+        facts: dict[str, object] = {"reason": decision.reason, "socket": decision.domain}
+        if decision.name:
+            facts["key"] = decision.name
+        facts["public"] = decision.key.decode("ascii", "replace")
+        facts["address"] = decision.address
         facts["held_back"] = held_back
         self._log.warning("refused a connection", extra=logs.fields(**facts))
 

@@ -1,7 +1,8 @@
 """What may listen beyond this machine: addresses that need keys, or to be named as unprotected.
 
 Judges settings alone: opens no socket and asks no name server, so what cannot be told to be
-loopback counts as not. Whoever is about to listen calls `check` before anything is bound.
+loopback counts as not. Whoever is about to listen calls `check` before anything is bound
+(ADR 0013).
 """
 
 from __future__ import annotations
@@ -37,16 +38,15 @@ class ExposedAddress(ServiceError):
     restart: ClassVar[bool] = False
 
     def __init__(self, service: str, part: str, address: str, setting: str) -> None:
+        protected = part in _WITH_KEYS
         keys = (
-            "give it keys (`tallybus keys create`, and security.keys), "
-            if part in _WITH_KEYS
-            else ""
+            "Make keys (`tallybus keys create`, and security.keys), or let" if protected else "Let"
         )
         super().__init__(
-            f"the {service} would {_WHAT[part]} on {address} ({setting}), which others than this "
-            f"machine may reach, and {'there are no keys' if keys else 'that has no keys'}: "
-            f"{keys}let it listen on a loopback address such as 127.0.0.1, or, where the network "
-            f"is protected otherwise, name `{part}` in security.unprotected"
+            f"the {service} would {_WHAT[part]} on {address} ({setting}). Other machines may reach "
+            f"that address, and {'there are no keys' if protected else 'this has no keys'}. "
+            f"{keys} it listen on a loopback address such as 127.0.0.1. If something else protects "
+            f"the network, name `{part}` in security.unprotected"
         )
         self.service = service
         self.part = part

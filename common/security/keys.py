@@ -38,7 +38,7 @@ MAX_FILE_BYTES: Final = 65_536
 MAX_LIMIT: Final = 2**63 - 1
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_KEY: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
+KEY_TEXT: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
 _FIELD: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 NAME_RULE: Final = (
     "1 to 64 letters, digits, '.', '_' and '-', of which the first is a letter or a digit"
@@ -89,7 +89,7 @@ class Grant:
     good. Limits of 0 are those that the gateway has for everyone (`gateway.client_…`).
 
     Of who may submit, `functions` are patterns of the functions that may be called, None: all;
-    without `builtins` nothing else may be submitted.
+    without `builtins` nothing else may be submitted (ADR 0023).
     """
 
     name: str
@@ -329,7 +329,7 @@ def _pair(path: Path, table: Mapping[str, Any]) -> KeyPair:
 
 def _key(path: Path, table: Mapping[str, Any], name: str) -> bytes:
     value = table.get(name)
-    if not isinstance(value, str) or _KEY.fullmatch(value) is None:
+    if not isinstance(value, str) or KEY_TEXT.fullmatch(value) is None:
         raise KeyFileError(path, f"has no key {name!r} of 40 characters in Z85")
     return value.encode("ascii")
 

@@ -1,15 +1,17 @@
 """What the cores of all stages have in common: an identity, broadcasts, answers and a heartbeat.
 
-A core turns messages into messages. Its shell hands it what arrived, then sends what the core has
-put into `broadcasts` (topic and message for the PUB socket), `replies` (peer and message for the
-control ROUTER) and `requests` (for the successor's control socket), and whatever `next_data()`
-gives for the data socket. Time comes in as nanoseconds; a core reads no clock.
+A core turns messages into messages. Its shell hands it what arrived, with `on_message`, then sends
+what the core has put into `broadcasts` (topic and message for the PUB socket), `replies` (peer and
+message for the control ROUTER) and `requests` (for the successor's control socket), and whatever
+`next_data()` gives for the data socket. Time comes in as nanoseconds; a core reads no clock.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from tallybus.common.bus.link import LinkSender
 from tallybus.common.bus.messages import (
@@ -23,9 +25,55 @@ from tallybus.common.bus.messages import (
 from tallybus.common.errors import EXIT_REPLACED, ServiceError
 
 PACE_NS: Final = 20_000_000
-"""How long an acknowledgement may wait: it frees memory, and each one wakes the predecessor."""
+"""How long an acknowledgement may wait: it frees memory, and each one wakes the predecessor
+(ADR 0008)."""
 PRESENCE_NS: Final = 1_000_000_000
 HELLO_EVERY_NS: Final = 20_000_000
+
+
+class Channel(IntEnum):
+    """What kind of socket a message came in on."""
+
+    DATA = 1
+    """Batches from the predecessor."""
+    CONTROL = 2
+    """Hellos and queries from other stages."""
+    ANSWER = 3
+    """Answers to what this stage has asked another one."""
+    BROADCAST = 4
+    """Statuses, and events of stages that it subscribes to."""
+
+
+class Source(NamedTuple):
+    """Where a message came from."""
+
+    channel: Channel
+    peer: bytes = b""
+    """Of CONTROL: whom an answer is for."""
+
+
+FROM_DATA: Final = Source(Channel.DATA)
+FROM_ANSWER: Final = Source(Channel.ANSWER)
+FROM_BROADCAST: Final = Source(Channel.BROADCAST)
+
+Take: TypeAlias = Callable[[Any, Source, int], None]
+"""Takes one kind of message in: the message, where it came from, and the time in nanoseconds."""
+Routes: TypeAlias = Mapping[tuple[Channel, type[Message]], Take]
+
+
+def alone(take: Callable[[Any], None]) -> Take:
+    """For a method that needs the message alone."""
+    return lambda message, _source, _now_ns: take(message)
+
+
+def timed(take: Callable[[Any, int], None]) -> Take:
+    """For a method that needs the message and the time."""
+    return lambda message, _source, now_ns: take(message, now_ns)
+
+
+def answered(take: Callable[[bytes, Any], None]) -> Take:
+    """For a method that answers: it needs the peer, and the message."""
+    return lambda message, source, _now_ns: take(source.peer, message)
 
 
 class Fenced(ServiceError):
@@ -65,6 +113,22 @@ class StageCore(ABC):
         self.presence: Presence | None = None
         self._presence_ns = 0
         self._hello_ns: int | None = None
+        self._routes = self.routes()
+
+    @abstractmethod
+    def routes(self) -> Routes:
+        """What this stage takes in: for each kind of message and socket the method for it."""
+
+    def takes(self, source: Source, message: Message) -> bool:
+        """Whether this kind of message is for this stage when it comes from there."""
+        return (source.channel, type(message)) in self._routes
+
+    def on_message(self, source: Source, message: Message, now_ns: int) -> None:
+        """Take in one message: the only way into a core for what other stages send. What is not for
+        this stage changes nothing: broadcasts reach many, and a peer may be of another release."""
+        take = self._routes.get((source.channel, type(message)))
+        if take is not None:
+            take(message, source, now_ns)
 
     @abstractmethod
     def status(self) -> StageStatus:

@@ -10,7 +10,7 @@ def run(stage: str) -> int:
     startup.prepare()
     startup.hold_hangup()
     try:
-        from tallybus.common.service.process import run_stage
+        from tallybus.common.service.runner import run_stage
     except startup.BROKEN as error:
         return startup.broken(stage, error)
     return run_stage(stage)

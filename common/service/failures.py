@@ -2,7 +2,7 @@
 
 Kept in a small file in the run folder, because the process that fails is gone afterwards, and
 whatever starts it again (the supervisor, systemd, a container engine) sees an exit code alone.
-Where the file cannot be kept, each failure counts as the first.
+Where the file cannot be kept, each failure counts as the first (ADR 0021).
 """
 
 from __future__ import annotations

@@ -1,46 +1,28 @@
-"""A service as a process of its own: settings, logs, signals and exit codes.
+"""The process that a service runs in: what it holds, what it needs of the system, what stops it.
 
-SIGTERM and SIGINT stop it once everything under way is done, a second one at once. SIGHUP does the
-same, with an exit code other than 0, for nobody who runs a single service means by it that it shall
-stay away. A signal that is ignored when the process starts stays ignored. The exit code is 0 after
-a stop, otherwise that of the error that ended it (`ServiceError.exit_code`); the message is the
-last line of its log. An error that should not happen is final when it happens three times in a row
-in the same place.
+`Process` is the service's own side of it, also where five services are threads of one: the lock,
+the CPUs, and the supervisor that it must not outlive. The rest is for a process that runs one
+service alone, as `runner` does: signals, open files, threads, memory. Nothing here knows a service.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
+import logging
+import os
 import signal
-import sys
 import threading
-import time
+from collections.abc import Callable
 from types import FrameType
 from typing import ClassVar, Final
 
-from tallybus.common import logs
-from tallybus.common.bus.sockets import new_context
-from tallybus.common.errors import (
-    EXIT_BUSY,
-    EXIT_HANGUP,
-    EXIT_HOPELESS,
-    EXIT_SETTINGS,
-    EXIT_SOFTWARE,
-    FINAL_EXIT_CODES,
-    ServiceError,
-)
+from tallybus.common.bus.sockets import Bus
+from tallybus.common.errors import EXIT_BUSY, EXIT_HANGUP, EXIT_SETTINGS, ServiceError
 from tallybus.common.files import Storage
-from tallybus.common.service import open_files, startup
-from tallybus.common.service.failures import MOST, STEADY_SECONDS, Failures, place_of
-from tallybus.common.service.shell import Shell, own_run_folder
-from tallybus.common.settings import sections
+from tallybus.common.service import cpus, open_files
+from tallybus.common.service.run_folder import RunFolder
 from tallybus.common.settings.sections import Settings
-
-SUPERVISED: Final = "--supervised"
-"""Argument of a service that must not outlive its parent; the parent's process id follows."""
-RESTARTS: Final = "--restarts"
-"""Argument of a service that its supervisor has started before; how often follows."""
+from tallybus.common.times import NEVER_NS
 
 _THREADS: Final = 6
 """As many as a service starts at most, those of libzmq included, which aborts without them."""
@@ -51,7 +33,6 @@ _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 _KEEP_BYTES: Final = 256 << 20
 _TOP_PAD_BYTES: Final = 4 << 20
-
 
 MOST_FILES: Final = 65_536
 """Open files that a service allows itself, where it may: each connection over tcp is one."""
@@ -86,86 +67,62 @@ class ThreadsRefused(ServiceError):
         )
 
 
-def run_stage(stage: str, configured: Settings | None = None) -> int:
-    """Run one of SERVICES until it is told to stop; returns the exit code of the process."""
-    try:
-        module = importlib.import_module(f"tallybus.services.{stage}.service")
-    except startup.BROKEN as error:
-        return startup.broken(stage, error)
-    return run_service(getattr(module, f"{stage.capitalize()}Service"), configured)
+class Process:
+    """One service's place in the system. The loop calls `orphaned` once `parent_due_ns` has come,
+    and looks at the run folder."""
+
+    def __init__(
+        self, settings: Settings, storage: Storage, stage: str, bus: Bus, log: logging.Logger
+    ) -> None:
+        self.run_folder = RunFolder(settings, storage, stage, bus, log)
+        self.parent_due_ns = NEVER_NS
+        self._settings = settings
+        self._stage = stage
+        self._parent = 0
+
+    def pin(self) -> None:
+        """Let this thread, and those that it starts, run on the configured CPUs only.
+
+        Raises SettingsError.
+        """
+        cpus.pin(self._settings, self._stage)
+
+    def stop_with(self, parent: int) -> None:
+        """The service is to stop when the process with this id is no longer the parent of its
+        own."""
+        self._parent = parent
+        self.parent_due_ns = 0
+
+    def orphaned(self, now_ns: int) -> bool:
+        """Whether the parent is gone; told once."""
+        if os.getppid() == self._parent:
+            self.parent_due_ns = now_ns + self._settings.bus.heartbeat_ms * 1_000_000
+            return False
+        self.parent_due_ns = NEVER_NS
+        return True
 
 
-def run_service(shell: type[Shell], configured: Settings | None = None) -> int:
-    """Run one service until it is told to stop; returns the exit code of the process."""
-    try:
-        chosen = sections.load() if configured is None else configured
-    except ServiceError as error:
-        print(f"tallybus {shell.stage}: {error}", file=sys.stderr)  # noqa: T201 (there is no log yet)
-        return error.exit_code
-    _keep_freed_memory()
-    logs.setup(shell.stage, level=chosen.logging.level, format=chosen.logging.format)
-    log = logs.get(shell.stage)
-    storage = Storage()
-    failures = Failures(storage, lambda: own_run_folder(chosen, storage), shell.stage)
-    context = None
-    service: Shell | None = None
-    code = 0
-    try:
-        check_threads()
-        if (allowed := open_files.allow(MOST_FILES)) < LEAST_FILES:
-            raise TooFewOpenFiles(allowed, LEAST_FILES)
-        context = new_context()
-        service = shell(chosen, context, storage)
-        stop = service.stop
+class StopSignals:
+    """The signals that stop a service. `exit_code` is what the process ends with after a clean
+    stop."""
 
-        def on_signal(number: int, _: FrameType | None) -> None:
-            # Nothing is logged here: the signal may have come in the middle of a line.
-            nonlocal code
-            code = EXIT_HANGUP if number == signal.SIGHUP else code
-            stop(signal.Signals(number).name)
+    def __init__(self, stop: Callable[[str], None]) -> None:
+        self.exit_code = 0
+        self._stop = stop
 
-        supervised = SUPERVISED in sys.argv[1:-1]
-        if supervised:
-            service.stop_with(int(sys.argv[sys.argv.index(SUPERVISED) + 1]))
-        if RESTARTS in sys.argv[1:-1]:
-            service.restarts = int(sys.argv[sys.argv.index(RESTARTS) + 1])
+    def catch(self, *, supervised: bool) -> None:
+        """From now on. A signal that is ignored stays ignored, but for the one with which a
+        supervisor stops its services."""
         for number in stop_signals():
-            signal.signal(number, on_signal)
+            signal.signal(number, self._on_signal)
         if supervised:
-            # Whatever was ignored when the supervisor started: it stops its services so.
-            signal.signal(signal.SIGTERM, on_signal)
-        service.run()
-    except ServiceError as error:
-        log.error(str(error), extra=logs.fields(error=type(error).__name__))
-        if error.restart or error.exit_code in FINAL_EXIT_CODES:
-            return error.exit_code
-        return EXIT_HOPELESS
-    except Exception as error:
-        if isinstance(error, RuntimeError) and startup.NO_THREAD in str(error):
-            log.error(str(ThreadsRefused()), extra=logs.fields(error="ThreadsRefused"))
-            return ThreadsRefused.exit_code
-        place = place_of(error)
-        count = failures.note(place, steady=_steady(service))
-        if count < MOST:
-            log.exception(
-                "stopped by an error that should not happen; please report it",
-                extra=logs.fields(place=place, times=count),
-            )
-            return EXIT_SOFTWARE
-        log.exception(
-            "stopped for good: %s, %d times in a row, so that another start does not help; "
-            "please report it",
-            place,
-            count,
-            extra=logs.fields(place=place, times=count),
-        )
-        return EXIT_HOPELESS
-    finally:
-        if context is not None:
-            context.destroy(linger=0)
-    failures.forget()
-    log.info("stopped")
-    return code
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        # Nothing is logged here: the signal may have come in the middle of a line.
+        if number == signal.SIGHUP:
+            self.exit_code = EXIT_HANGUP
+        self._stop(signal.Signals(number).name)
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -192,12 +149,16 @@ def check_threads() -> None:
             thread.join()
 
 
-def _steady(service: Shell | None) -> bool:
-    since = None if service is None else service.ready_since
-    return since is not None and time.monotonic() - since >= STEADY_SECONDS
+def allow_open_files() -> None:
+    """Raise the limit of open files as far as it may go.
+
+    Raises TooFewOpenFiles where that is less than a service needs.
+    """
+    if (allowed := open_files.allow(MOST_FILES)) < LEAST_FILES:
+        raise TooFewOpenFiles(allowed, LEAST_FILES)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let malloc keep what is freed: batches of megabytes come and go, and giving their pages back
     to the system only to get them again, zeroed, cost 6-10% of the throughput."""
     try:

@@ -1,9 +1,9 @@
 """What a process of ours does before it imports anything else, and how one of ours starts another.
 
-Imports nothing but the standard library and the exit codes: a module of the user's that happens to
-be called numpy or msgpack must not be found, a library must not start threads that nobody asked
-for, and a file of the ledger must never be opened as descriptor 2, where every warning would be
-written into it.
+It imports nothing but the standard library and the exit codes, so that it comes before all else.
+Three things must not happen: that a file of the user's called numpy or msgpack is imported; that a
+library starts threads that nobody asked for; that a file of the ledger is opened as descriptor 2,
+and every warning is written into it. ADR 0021 says why.
 """
 
 from __future__ import annotations

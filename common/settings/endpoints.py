@@ -3,6 +3,7 @@
 libzmq takes one address of a name, of one family, as its option `ZMQ_IPV6` says. A host may have
 addresses of both, and what listens may do so on either. So an endpoint is turned here into places,
 which a socket listens on together, or tries to connect to in turn.
+ADR 0022 says why there are places.
 """
 
 from __future__ import annotations

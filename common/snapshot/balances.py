@@ -27,6 +27,7 @@ from tallybus.common.checksum import crc32c
 from tallybus.common.files import Storage, flat
 from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion
 from tallybus.common.memory import CHUNK_ACCOUNTS, account_array
+from tallybus.common.record import MAX_I64
 from tallybus.common.snapshot.file import ReadableFile, read_sidecar, segments_of
 from tallybus.common.snapshot.format import (
     CHUNK_BYTES,
@@ -60,8 +61,6 @@ __all__ = [
     "SnapshotUnreadable",
     "UnbalancedSnapshot",
     "chunk_count",
-    "copy_chunks",
-    "exact_sum",
     "freeze_balances",
     "function_snapshot_path",
     "list_snapshots",
@@ -69,16 +68,18 @@ __all__ = [
     "prune_snapshots",
     "sidecar_path",
     "snapshot_path",
+    "sum_of_balances",
     "verify_snapshot",
     "write_frozen",
-    "write_snapshot",
 ]
 
 _PREFIX: Final = "snapshot"
 _FUNCTIONS_PREFIX: Final = "function_snapshot"
-_MAX_I64: Final = 2**63 - 1
 _BLOCK_CHUNKS: Final = 32
 """How many chunks (1 MiB) are read, summed and checked at a time, to stay in the cache."""
+_BLOCK_ACCOUNTS: Final = _BLOCK_CHUNKS * CHUNK_ACCOUNTS
+_MAX_SUMMAND: Final = MAX_I64 // _BLOCK_ACCOUNTS
+"""The sum of a block of balances up to this one fits an int64."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,40 +126,17 @@ def freeze_balances(
     """
     chunks = np.flatnonzero(touched)
     frozen = np.empty((len(chunks), CHUNK_ACCOUNTS), np.int64)
-    copy_chunks(balances, chunks, frozen)
-    return FrozenBalances(chunks.astype(np.uint64), frozen, tuple(functions))
-
-
-def copy_chunks(
-    balances: NDArray[np.int64], chunks: NDArray[np.intp], target: NDArray[np.int64]
-) -> None:
-    """Copies chunks by their numbers, intp[k] ascending, to `target` int64[k, CHUNK_ACCOUNTS]."""
     whole = len(balances) // CHUNK_ACCOUNTS
     k = int(np.searchsorted(chunks, whole))
     if k:
         rows = balances[: whole * CHUNK_ACCOUNTS].reshape(whole, CHUNK_ACCOUNTS)
         # The numbers are in range; any mode but "raise" writes to `out` without a buffer between.
-        np.take(rows, chunks[:k], axis=0, out=target[:k], mode="clip")
+        np.take(rows, chunks[:k], axis=0, out=frozen[:k], mode="clip")
     if k < len(chunks):
         rest = balances[whole * CHUNK_ACCOUNTS :]
-        target[k, : len(rest)] = rest
-        target[k, len(rest) :] = 0
-
-
-def write_snapshot(
-    storage: Storage,
-    folder: Path,
-    fields: SnapshotFields,
-    balances: NDArray[np.int64],
-    touched: NDArray[np.uint8],
-    functions: Sequence[FunctionVersion] = (),
-) -> Path:
-    """Writes the snapshot of `balances` int64[n] with `touched` uint8[chunk_count(n)].
-
-    `functions` are all their versions, in order. Returns its path. Raises UnbalancedSnapshot before
-    anything is written, and StorageError.
-    """
-    return write_frozen(storage, folder, fields, freeze_balances(balances, touched, functions))
+        frozen[k, : len(rest)] = rest
+        frozen[k, len(rest) :] = 0
+    return FrozenBalances(chunks.astype(np.uint64), frozen, tuple(functions))
 
 
 def write_frozen(
@@ -169,10 +147,7 @@ def write_frozen(
     Returns the path of the balances. Until their sidecar is there, nothing of it counts.
     Raises UnbalancedSnapshot before anything is written, and StorageError.
     """
-    total = sum(
-        exact_sum(frozen.balances[i : i + _BLOCK_CHUNKS].reshape(-1))
-        for i in range(0, len(frozen.chunks), _BLOCK_CHUNKS)
-    )
+    total = sum_of_balances(frozen.balances.reshape(-1))
     if total != 0:
         raise UnbalancedSnapshot(fields.segment, total)
     payload = (
@@ -292,15 +267,16 @@ def prune_snapshots(storage: Storage, folder: Path, keep: int) -> list[Path]:
     return removed
 
 
-def exact_sum(values: NDArray[np.int64]) -> int:
-    """The sum of int64[n], n < 2^31, as a Python integer: it cannot wrap."""
-    if len(values) == 0:
-        return 0
-    limit = _MAX_I64 // len(values)
-    if -limit <= int(values.min()) and int(values.max()) <= limit:
-        return int(values.sum())
-    high = int((values >> 32).sum())
-    return (high << 32) + int((values & 0xFFFFFFFF).sum())
+def sum_of_balances(balances: NDArray[np.int64]) -> int:
+    """The sum of int64[n] as a Python integer: it cannot wrap. It is 0 in every ledger."""
+    total = 0
+    for first in range(0, len(balances), _BLOCK_ACCOUNTS):
+        block = balances[first : first + _BLOCK_ACCOUNTS]
+        if int(block.min()) >= -_MAX_SUMMAND and int(block.max()) <= _MAX_SUMMAND:
+            total += int(block.sum())
+        else:
+            total += (int((block >> 32).sum()) << 32) + int((block & 0xFFFF_FFFF).sum())
+    return total
 
 
 def _account_bound(frozen: FrozenBalances) -> int:
@@ -327,13 +303,13 @@ def _verify(file: ReadableFile) -> SnapshotHeader:
         file.read_into(flat(block), header.balances_offset + first * CHUNK_BYTES)
         payload_crc = crc32c(flat(block), payload_crc)
         file_crc = crc32c(flat(block), file_crc)
-        total += exact_sum(block.reshape(-1))
+        total += sum_of_balances(block.reshape(-1))
     if payload_crc != header.payload_crc:
         raise DamagedSnapshot(path, HEADER_SIZE, "the payload's checksum does not match")
     if sidecar != sidecar_line(path.name, file_crc, size):
         raise DamagedSnapshot(path, 0, f"its sidecar {sidecar_path(path).name} does not match it")
     if len(numbers) and (
-        not bool((numbers[1:] > numbers[:-1]).all()) or int(numbers[-1]) > _MAX_I64 // CHUNK_BYTES
+        not bool((numbers[1:] > numbers[:-1]).all()) or int(numbers[-1]) > MAX_I64 // CHUNK_BYTES
     ):
         raise DamagedSnapshot(path, HEADER_SIZE, "the chunk numbers are not ascending")
     if total != 0:

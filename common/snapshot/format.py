@@ -16,6 +16,7 @@ from typing import ClassVar, Final
 from tallybus.common.checksum import crc32c
 from tallybus.common.errors import ServiceError
 from tallybus.common.memory import CHUNK_ACCOUNTS
+from tallybus.common.record import MAX_U64
 
 CHUNK_BYTES: Final = CHUNK_ACCOUNTS * 8
 
@@ -33,7 +34,6 @@ HEADER_SIZE: Final = 128
 _HEADER: Final = struct.Struct("<4sHHQQQQQQIIQQQ28sI")
 _HEADER_END: Final = struct.Struct("<II")
 _RESERVED: Final = bytes(28)
-_MAX_U64: Final = 2**64 - 1
 
 if _HEADER.size + _HEADER_END.size != HEADER_SIZE:
     raise AssertionError("the header's fields do not fill its size")
@@ -146,7 +146,7 @@ class SnapshotFields:
         values = (self.cluster_id, self.term, self.timestamp_ns, self.last_tx_id)
         if min(*values, self.segment - 1, self.transactions_per_segment - 1) < 0:
             raise ValueError(f"a field of the snapshot is too small: {self}")
-        if max(values) > _MAX_U64:
+        if max(values) > MAX_U64:
             raise ValueError(f"a field of the snapshot is too large: {self}")
 
     @property

@@ -1,10 +1,10 @@
 """The pipeline as it is shown to people: looks at a ledger in, a report out.
 
 Shared by `tallybus top` and by the gateway's page, which take their looks in different ways. Pure:
-reads no clock, socket or terminal. A look is what was to be learnt at one moment, or why there was
-nothing; `PipelineView` keeps of the looks before it what rates, restarts and the history need, and
-no more than `HISTORY` of anything. Rates are differences over the time that really passed, so one
-that follows an outage is the mean since the last answer.
+reads no clock, socket or terminal. A look has what the ledger told at one moment, or why it told
+nothing. `PipelineView` keeps of earlier looks what rates, restarts and the history need, and no
+more than `HISTORY` of anything. Rates are differences over the time that really passed, so the
+first rate after an outage is the mean since the last answer.
 """
 
 from __future__ import annotations

@@ -3,26 +3,26 @@
 A block is a 128-byte header and a payload: records (40 bytes each), links of duplicates (u64 each),
 parameters of functions (i64 words), entries of functions (16 bytes each), in this order and without
 gaps. Everything is little-endian. A block with no records is a marker. `docs/wal-format.md`
-describes every byte; this module is the format's only implementation, used by the writer and by
-every reader.
+describes every byte. The writer and every reader use this module. The fast path for small blocks,
+`scan.py`, repeats its checks in a kernel, and leaves to this module what does not pass them.
 
 No I/O here: bytes come in, bytes and verdicts go out.
+ADR 0002 says why markers certify what is durable.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from tallybus.common.batch import Batch
 from tallybus.common.checksum import crc32c
-from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE
-from tallybus.common.wal.batch import Buffer as Buffer
-from tallybus.common.wal.batch import Payload
+from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, PARAM_SIZE, RECORD_DTYPE, RECORD_SIZE
 
 MAGIC: Final = b"TBLK"
 FORMAT_VERSION: Final = 1
@@ -33,8 +33,8 @@ ALIGNMENT: Final = 8
 """Every block starts at a multiple of 8 in its file, because every part is a multiple of 8 long."""
 
 LINK_SIZE: Final = 8
-PARAM_SIZE: Final = 8
 MAX_ID: Final = 2**64 - 1
+_NO_RECORDS: Final = np.empty(0, RECORD_DTYPE)
 
 _LAYOUT: Final = struct.Struct("<4sHHQQQQQQQIIIIQQQQIIII")
 _CRC: Final = struct.Struct("<I")
@@ -100,17 +100,23 @@ class BlockHeader(NamedTuple):
         return packed[:CHECKED_SIZE] + _CRC.pack(crc32c(packed[:CHECKED_SIZE]))
 
 
-def payload_views(data: memoryview, header: BlockHeader) -> Payload:
-    """The parts of a block inside its file's bytes, zero-copy. `header` must be verified."""
+def batch_in(data: memoryview, header: BlockHeader) -> Batch:
+    """The transactions of a block inside its file's bytes, zero-copy. `header` must be verified;
+    whether the records call for what it counts is for `Batch.check` to say."""
     at = header.offset + HEADER_SIZE
     links_at = at + header.record_count * RECORD_SIZE
     params_at = links_at + header.link_count * LINK_SIZE
     entries_at = params_at + header.param_count * PARAM_SIZE
-    return Payload(
+    return Batch(
+        header.first_id,
         np.frombuffer(data, RECORD_DTYPE, header.record_count, at),
         np.frombuffer(data, "<u8", header.link_count, links_at),
         np.frombuffer(data, "<i8", header.param_count, params_at),
         np.frombuffer(data, ENTRY_DTYPE, header.entry_count, entries_at),
+        header.term,
+        header.timestamp_ns,
+        header.gateway,
+        header.request,
     )
 
 
@@ -196,48 +202,58 @@ class Chain:
     def segment_is_full(self) -> bool:
         return self.next_id > self.segment_end
 
-    def copy(self) -> Chain:
-        return replace(self)
-
     def next_segment(self) -> Chain:
         """The state at offset 0 of the following file."""
         return replace(self, segment=self.segment + 1, offset=0)
 
     def seal(
         self,
-        payload: Payload,
-        *,
-        term: int | None = None,
-        timestamp_ns: int | None = None,
+        batch: Batch,
         durable_index: int = 0,
-        gateway: int = 0,
-        request: int = 0,
     ) -> tuple[BlockHeader, bytes]:
-        """The header, parsed and as bytes, of the block that carries `payload` next.
+        """The header, parsed and as bytes, of the block that carries `batch` next.
 
         Nothing is changed: call `advance` when the block is written. The durable index never goes
-        back: a smaller one than in an earlier block is replaced by that.
+        back: a smaller one than in an earlier block is replaced by that. Raises ValueError for a
+        batch that does not come next.
         """
+        return self._seal(batch, batch.buffers(), durable_index)
+
+    def seal_marker(
+        self, durable_index: int = 0, term: int | None = None
+    ) -> tuple[BlockHeader, bytes]:
+        """The header of a block without transactions, as `seal` does it. None: the term stays."""
+        nothing = Batch(
+            self.next_id,
+            _NO_RECORDS,
+            term=self.term if term is None else term,
+            timestamp_ns=self.timestamp_ns,
+        )
+        return self._seal(nothing, [], durable_index)
+
+    def _seal(
+        self, batch: Batch, payload: Sequence[memoryview], durable_index: int
+    ) -> tuple[BlockHeader, bytes]:
         if self.cluster_id is None or self.previous_crc is None:
             raise ValueError("a block cannot be sealed before the cluster and the chain are known")
         header = BlockHeader(
             cluster_id=self.cluster_id,
             segment=self.segment,
-            term=self.term if term is None else term,
-            first_id=self.next_id,
-            timestamp_ns=self.timestamp_ns if timestamp_ns is None else timestamp_ns,
+            term=batch.term,
+            first_id=batch.first_id,
+            timestamp_ns=batch.timestamp_ns,
             durable_index=max(self.durable_index, durable_index),
             transactions_per_segment=self.transactions_per_segment,
-            record_count=len(payload.records),
-            link_count=len(payload.links),
-            param_count=len(payload.params),
-            entry_count=len(payload.entries),
+            record_count=len(batch.records),
+            link_count=len(batch.links),
+            param_count=len(batch.params),
+            entry_count=len(batch.entries),
             offset=self.offset,
-            payload_length=payload.byte_length,
-            gateway=gateway,
-            request=request,
+            payload_length=batch.byte_length,
+            gateway=batch.gateway,
+            request=batch.request,
             previous_crc=self.previous_crc,
-            payload_crc=checksum(payload.buffers()),
+            payload_crc=checksum(payload),
             header_crc=0,
         )
         packed = header.pack()

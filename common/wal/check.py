@@ -3,7 +3,7 @@
 The log stage decides with it what to repair at a start, and the offline tools report with it. Every
 block of every segment is verified. The verdict is one of: whole; whole with a torn tail, or with a
 rotation that a crash interrupted (both repairable without loss); or a `LogRefused` with file and
-offset.
+offset. ADR 0006 says why everything is verified at every start.
 """
 
 from __future__ import annotations
@@ -61,11 +61,6 @@ class LogState:
     chain: Chain
     gateways: dict[int, int] = field(default_factory=dict)
     torn: TornTail | None = None
-
-    @property
-    def newest(self) -> str:
-        """Name of the file that the chain ends in."""
-        return ACTIVE_NAME if self.layout.active else FRESH_NAME
 
 
 def read_layout(folder: Path, names: Sequence[str]) -> Layout:

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from tallybus.common.batch import Batch, InvalidBatch, segment_of
 from tallybus.common.files import Storage
-from tallybus.common.wal.batch import InvalidPayload, count_extras, segment_of
 from tallybus.common.wal.block import (
     ALIGNMENT,
     HEADER_FIELDS,
@@ -25,8 +25,8 @@ from tallybus.common.wal.block import (
     BlockHeader,
     Chain,
     InvalidBlock,
+    batch_in,
     parse_header,
-    payload_views,
     verify_payload,
 )
 from tallybus.common.wal.block import FORMAT_VERSION as BLOCK_VERSION
@@ -34,9 +34,7 @@ from tallybus.common.wal.reader import (
     BlockScanner,
     DamagedLog,
     LogEndsEarly,
-    LogRun,
     chain_at,
-    clip,
     open_segment,
     refusal,
 )
@@ -67,9 +65,9 @@ def find_transaction(
     cluster_id: int | None = None,
     last_id: int,
     storage: Storage | None = None,
-) -> LogRun:
-    """The run of this one transaction, with all that belongs to it; raises as `find_block`."""
-    run = find_block(
+) -> Batch:
+    """This one transaction, with all that belongs to it; raises as `find_block`."""
+    block = find_block(
         folder,
         transaction_id,
         transactions_per_segment,
@@ -77,7 +75,7 @@ def find_transaction(
         last_id=last_id,
         storage=storage,
     )
-    return clip(run, transaction_id, transaction_id)
+    return block.clip(transaction_id, transaction_id)
 
 
 def find_block(
@@ -88,8 +86,8 @@ def find_block(
     cluster_id: int | None = None,
     last_id: int,
     storage: Storage | None = None,
-) -> LogRun:
-    """The run of the whole block that holds this transaction, verified.
+) -> Batch:
+    """The transactions of the whole block that holds this transaction, verified.
 
     `last_id` is the last transaction known durable, at least `transaction_id`; the closer to the
     end of the log, the better the first guess. Raises DamagedLog or ForeignLog with file and
@@ -111,15 +109,13 @@ def find_block(
             )
         _advise(data, mmap.MADV_WILLNEED, header.offset, header.end)
         verify_payload(data, header)
-        payload = payload_views(data, header)
-        if count_extras(payload.records) != (header.link_count, header.param_count,
-                                             header.entry_count):  # fmt: skip
-            raise InvalidPayload("the records call for other extras than the header counts")
+        batch = batch_in(data, header)
+        batch.check()
     except InvalidBlock as error:
         raise refusal(path, error) from error
-    except InvalidPayload as error:
+    except InvalidBatch as error:
         raise DamagedLog(path, scanner.chain.offset, error.reason) from error
-    return LogRun(header.first_id, *payload, header)
+    return batch
 
 
 def _advise(data: memoryview, advice: int, start: int = 0, end: int | None = None) -> None:

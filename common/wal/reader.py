@@ -11,23 +11,22 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from tallybus.common.batch import Batch, InvalidBatch, segment_of
 from tallybus.common.errors import EXIT_DAMAGED, ServiceError
 from tallybus.common.files import FileMissing, Storage
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, RECORD_WORDS
-from tallybus.common.wal.batch import InvalidPayload, Payload, segment_of
 from tallybus.common.wal.block import (
     ALIGNMENT,
     MAX_ID,
     BlockHeader,
     Chain,
     InvalidBlock,
+    batch_in,
     parse_header,
-    payload_views,
     verify_payload,
 )
 
@@ -110,28 +109,6 @@ def refusal(path: Path, error: InvalidBlock) -> LogRefused:
     return kind(path, error.offset, error.reason)
 
 
-class LogRun(NamedTuple):
-    """Transactions with contiguous ids, `first_id` .. `last_id`.
-
-    records RECORD_DTYPE[n]; links u64; params i64; entries ENTRY_DTYPE: as in one block. Views of
-    the mapped file, or of fresh memory where small blocks were gathered; read only by convention.
-    `header` is that of the (last) block they came from, unclipped. `batches`, where small blocks
-    were gathered: u64[b, 4], for each of them gateway, request, first id and count.
-    """
-
-    first_id: int
-    records: npt.NDArray[Any]
-    links: npt.NDArray[np.uint64]
-    params: npt.NDArray[np.int64]
-    entries: npt.NDArray[Any]
-    header: BlockHeader
-    batches: npt.NDArray[np.uint64] | None = None
-
-    @property
-    def last_id(self) -> int:
-        return self.first_id + len(self.records) - 1
-
-
 class KernelPolicy:
     """Whether the compiled kernel is used: always, never, or (None) once it pays."""
 
@@ -212,11 +189,11 @@ class BlockScanner:
         """Step over small whole blocks with ids up to `last_id` where that pays; false if not."""
         return self._leap(last_id, check_payload, 0) is not None
 
-    def gather(self, last_id: int) -> LogRun | None:
-        """As `leap`, with the transactions copied into one run; None where it does not pay."""
+    def gather(self, last_id: int) -> Batch | None:
+        """As `leap`, with the transactions copied into one batch; None where it does not pay."""
         return self._leap(last_id, True, MAX_RUN_RECORDS)
 
-    def _leap(self, last_id: int, check_payload: bool, capacity: int) -> LogRun | None:
+    def _leap(self, last_id: int, check_payload: bool, capacity: int) -> Batch | None:
         chain = self.chain
         if not self._after_small_block or chain.cluster_id is None or chain.previous_crc is None:
             return None
@@ -270,13 +247,17 @@ class BlockScanner:
         chain.timestamp_ns = int(state[kernel.TIMESTAMP])
         for gateway, request in gateways[: int(state[kernel.GATEWAYS])].tolist():
             self.gateways[gateway] = max(self.gateways.get(gateway, 0), request)
-        return LogRun(
+        last = parse_header(self.data, int(state[kernel.LAST_OFFSET]))
+        return Batch(
             first_id,
             records[: int(state[kernel.RECORDS]) * RECORD_WORDS].view(RECORD_DTYPE),
             links[: int(state[kernel.LINKS])],
             params[: int(state[kernel.PARAMS])].view(np.int64),
             entries[: int(state[kernel.ENTRIES]) * 2].view(ENTRY_DTYPE),
-            parse_header(self.data, int(state[kernel.LAST_OFFSET])),
+            last.term,
+            last.timestamp_ns,
+            last.gateway,
+            last.request,
             batches[: int(state[kernel.BATCHES])],
         )
 
@@ -300,42 +281,30 @@ class BlockScanner:
             self.step(check_payload=False)
 
 
-def clip(run: LogRun, first_id: int, last_id: int) -> LogRun:
-    """The transactions of a run from `first_id` to `last_id`, with all that belongs to them."""
-    if first_id <= run.first_id and run.last_id <= last_id:
-        return run
-    start = max(first_id - run.first_id, 0)
-    stop = min(last_id - run.first_id + 1, len(run.records))
-    payload = Payload(run.records, run.links, run.params, run.entries).slice(start, stop)
-    return LogRun(run.first_id + start, *payload, run.header)
-
-
-def _read_runs(
+def _read_batches(
     path: Path,
     scanner: BlockScanner,
     first_id: int,
     last_id: int,
     progress: Callable[[int], None] | None,
-    merge_small: bool,
-) -> Iterator[LogRun]:
-    """The runs of one file, clipped to first_id..last_id; ends with the file or with `last_id`."""
+) -> Iterator[Batch]:
+    """The batches of one file, clipped to first_id..last_id; ends with the file or there."""
     chain = scanner.chain
     try:
         scanner.skip_to(first_id)
         while chain.next_id <= last_id and not scanner.at_end:
-            run = None
-            if merge_small and chain.next_id >= first_id:
-                run = scanner.gather(last_id)
-            if run is None:
-                header = scanner.step()
-                run = LogRun(header.first_id, *payload_views(scanner.data, header), header)
-            if len(run.records):
-                yield clip(run, first_id, last_id)
+            batch = None
+            if chain.next_id >= first_id:
+                batch = scanner.gather(last_id)
+            if batch is None:
+                batch = batch_in(scanner.data, scanner.step())
+            if len(batch.records):
+                yield batch.clip(first_id, last_id)
             if progress is not None:
                 progress(chain.offset)
     except InvalidBlock as error:
         raise refusal(path, error) from error
-    except InvalidPayload as error:
+    except InvalidBatch as error:
         raise DamagedLog(path, chain.offset, error.reason) from error
 
 
@@ -366,32 +335,6 @@ def open_segment(storage: Storage, folder: Path, segment: int) -> tuple[Path, me
     raise DamagedLog(closed, 0, f"the file of segment {segment} is missing")
 
 
-def read_segment(
-    path: Path,
-    segment: int,
-    transactions_per_segment: int,
-    *,
-    last_id: int = MAX_ID,
-    cluster_id: int | None = None,
-    storage: Storage | None = None,
-    progress: Progress | None = None,
-    merge_small: bool = True,
-    kernel: bool | None = None,
-) -> Iterator[LogRun]:
-    """The transactions of one file, up to `last_id` or to its end. Raises as `read_log`."""
-    data = (storage or Storage()).map_read(path)
-    scanner = BlockScanner(
-        data,
-        chain_at(segment, transactions_per_segment, cluster_id),
-        policy=KernelPolicy(kernel),
-    )
-    total = len(data)
-    report = None if progress is None else lambda offset: progress(offset, total)
-    yield from _read_runs(path, scanner, 0, last_id, report, merge_small)
-    if progress is not None:
-        progress(total, total)
-
-
 def read_log(
     folder: Path,
     first_id: int,
@@ -401,16 +344,15 @@ def read_log(
     cluster_id: int | None = None,
     storage: Storage | None = None,
     progress: Progress | None = None,
-    merge_small: bool = True,
     kernel: bool | None = None,
-) -> Iterator[LogRun]:
+) -> Iterator[Batch]:
     """The transactions `first_id`..`last_id`, in order and without gaps, each run verified.
 
-    With `merge_small`, runs of small blocks come gathered in fresh arrays (at most 65,536 records
-    each); without, one run per block. `kernel` forces the compiled fast path on or off (None: once
-    it pays). Only blocks that hold wanted ids are read, so the tail of the active file may be in
-    the making. Blocks of the first file that lie wholly before `first_id` are checked by their
-    headers, not by their payloads.
+    A run is one block; the compiled fast path gathers small blocks into runs of fresh arrays (at
+    most 65,536 records each). `kernel` forces that path on or off (None: once it pays). Only blocks
+    that hold wanted ids are read, so the tail of the active file may be in the making. Blocks of
+    the first file that lie wholly before `first_id` are checked by their headers, not by their
+    payloads.
 
     Raises DamagedLog or ForeignLog with file and offset, LogEndsEarly when the files end before
     `last_id`, StorageError when a file cannot be opened.
@@ -435,7 +377,7 @@ def read_log(
             if progress is None
             else lambda offset, base=base: progress(min(base + offset, total), total)
         )
-        yield from _read_runs(path, scanner, first_id, last_id, report, merge_small)
+        yield from _read_batches(path, scanner, first_id, last_id, report)
         if chain.next_id <= min(last_id, chain.segment_end):
             raise LogEndsEarly(
                 path, len(data), f"the file ends before id {chain.next_id}, wanted is {last_id}"

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.errors import ReplayError as ReplayError
 from tallybus.common.kernels.compiled import INPUT_INTEGERS, INPUT_WORDS, kernel, prefetch, types
 from tallybus.common.memory import CHUNK_ACCOUNTS
@@ -70,31 +71,25 @@ def entry_words(entries: NDArray[np.void]) -> NDArray[np.int64]:
     return entries.view(np.int64).reshape(len(entries), 2)
 
 
-def replay_balances(
-    records: NDArray[np.void],
-    entries: NDArray[np.void],
-    balances: NDArray[np.int64],
-    touched: NDArray[np.uint8],
-    first_id: int,
-) -> None:
-    """Apply executed records to balances.
+def replay_balances(batch: Batch, balances: NDArray[np.int64], touched: NDArray[np.uint8]) -> None:
+    """Apply executed transactions to balances.
 
-    records: RECORD_DTYPE[n], transactions `first_id` up; entries: ENTRY_DTYPE[k], those of the
-    run's successful functions in order; balances: int64[max_accounts]; touched: uint8[one per chunk
-    of CHUNK_ACCOUNTS], set to 1 where a balance moved. Raises ReplayError when the records cannot
-    be; what came before the offending one is then applied, and perhaps a part of it.
+    balances: int64[max_accounts]; touched: uint8[one per chunk of CHUNK_ACCOUNTS], set to 1 where a
+    balance moved. Raises ReplayError when the transactions cannot be; what came before the
+    offending one is then applied, and perhaps a part of it.
     """
     if len(touched) * CHUNK_ACCOUNTS < len(balances):
         raise ValueError(
             f"touched has {len(touched)} items, too few for the chunks of {len(balances)} balances"
         )
-    words = record_words(records)
-    offending = int(apply_entries(words, entry_words(entries), balances, touched))
+    words = record_words(batch.records)
+    offending = int(apply_entries(words, entry_words(batch.entries), balances, touched))
     if offending < 0:
         return
-    if offending == len(records):
-        raise ReplayError(first_id + offending, "more entries are stored than its records have")
-    raise ReplayError(first_id + offending, f"its record cannot be: {records[offending]}")
+    tx_id = batch.first_id + offending
+    if offending == batch.count:
+        raise ReplayError(tx_id, "more entries are stored than its records have")
+    raise ReplayError(tx_id, f"its record cannot be: {batch.records[offending]}")
 
 
 @kernel(types.int64(INPUT_WORDS, INPUT_INTEGERS, types.int64[::1], types.uint8[::1]))
@@ -172,14 +167,3 @@ def apply_entries(words: Any, entries: Any, balances: Any, touched: Any) -> Any:
         touched[source >> _CHUNK_SHIFT] = 1
         touched[target >> _CHUNK_SHIFT] = 1
     return -1 if used == entry_count else count
-
-
-def sum_of_balances(balances: NDArray[np.int64]) -> int:
-    """Exact sum of all balances, which is zero in every state of a ledger. Reads every page
-    once."""
-    total = 0
-    step = 1 << 20
-    for first in range(0, len(balances), step):
-        piece = balances[first : first + step]
-        total += (int((piece >> 32).sum()) << 32) + int((piece & 0xFFFF_FFFF).sum())
-    return total

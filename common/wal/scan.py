@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.checksum import POLYNOMIAL
 from tallybus.common.kernels.compiled import INPUT_LINE, inlined, kernel, types
 from tallybus.common.wal.block import FORMAT_VERSION, HEADER_SIZE, MAGIC
 
 MAX_GATEWAYS: Final = 64
 """Different gateways that one call can tell apart; at the next one it stops and is called again."""
 
-_POLYNOMIAL: Final = 0x82F63B78
 _FIRST_WORD: Final = int.from_bytes(
     MAGIC + FORMAT_VERSION.to_bytes(2, "little") + HEADER_SIZE.to_bytes(2, "little"), "little"
 )
@@ -53,7 +53,7 @@ def _make_tables() -> NDArray[np.uint64]:
     for byte in range(256):
         value = byte
         for _ in range(8):
-            value = (value >> 1) ^ (_POLYNOMIAL if value & 1 else 0)
+            value = (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
         first.append(value)
     tables = [first]
     for _ in range(7):

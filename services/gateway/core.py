@@ -16,7 +16,6 @@ import numpy as np
 
 from tallybus.common.buffers import Buffer, as_buffer
 from tallybus.common.bus.messages import (
-    PROTOCOL_VERSION,
     Answer,
     Assigned,
     ClockAnswer,
@@ -27,12 +26,15 @@ from tallybus.common.bus.messages import (
     Presence,
     Results,
     ResultsGone,
+    StageMetrics,
     StageStatus,
 )
 from tallybus.common.bus.transaction import reply_fields, reply_payloads, transaction_in
+from tallybus.common.protocol import PROTOCOL_VERSION, REVISION, ErrorCode
 from tallybus.common.record import STATUS_DTYPE, Level
 from tallybus.common.security.keys import Role
-from tallybus.common.service.core import StageCore
+from tallybus.common.service.core import Channel, Routes, StageCore, alone, timed
+from tallybus.common.stages import STAGES
 from tallybus.services.gateway.clients import protocol
 from tallybus.services.gateway.clients.access import Access
 from tallybus.services.gateway.clients.desk import Desk
@@ -103,16 +105,33 @@ class GatewayCore(StageCore):
         transactor's time that its calls took, where somebody counts them."""
         self._heard: set[str] = set()
         self._services = Services()
+        self.metrics: dict[str, tuple[StageMetrics, int]] = {}
+        """The last numbers of each stage, and when they were heard."""
         self._unready: list[ClientRequest] = []
         self._unready_most = UNREADY_KEPT
         self._transactor = 0
         """The incarnation whose outcomes hold; 0: none was heard yet."""
         self._followed = 0
-        """The one that the log follows: of all transactors it alone is believed."""
+        """The one that the log follows: of all transactors it alone is believed (ADR 0016)."""
         self._unfollowed: StageStatus | None = None
         """The last status of another transactor than that."""
         self._snapshotter = 0
         self._now_ns = 0
+
+    def routes(self) -> Routes:
+        return {
+            (Channel.ANSWER, Answer): alone(self.on_answer),
+            (Channel.ANSWER, Results): alone(self.on_results),
+            (Channel.ANSWER, ResultsGone): alone(self.on_results_gone),
+            (Channel.ANSWER, Prepared): alone(self.on_prepared),
+            (Channel.ANSWER, FunctionsAnswer): alone(self.on_functions),
+            (Channel.ANSWER, ClockAnswer): alone(self.on_clock),
+            (Channel.BROADCAST, StageStatus): timed(self.on_status),
+            (Channel.BROADCAST, Results): alone(self.on_results),
+            (Channel.BROADCAST, Assigned): alone(self.on_assigned),
+            (Channel.BROADCAST, Presence): alone(self.on_presence),
+            (Channel.BROADCAST, StageMetrics): timed(self.on_metrics),
+        }
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -239,7 +258,7 @@ class GatewayCore(StageCore):
             self.reads.let_go(request)
         self.desk.finish(request, fields, *payloads)
 
-    def _fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
+    def _fail(self, request: ClientRequest, code: ErrorCode, message: str, **details: Any) -> None:
         if isinstance(request, Read):
             self.reads.let_go(request)
         self.desk.fail(request, code, message, **details)
@@ -250,7 +269,7 @@ class GatewayCore(StageCore):
             "unknown": unknown,
             "incarnation": self.incarnation,
             "protocol": PROTOCOL_VERSION,
-            "revision": protocol.REVISION,
+            "revision": REVISION,
             "max_batch": self.limits.max_batch,
             "max_reads": self.limits.max_reads,
             "max_accounts": self.limits.max_accounts,
@@ -332,11 +351,11 @@ class GatewayCore(StageCore):
         if register is None:
             return
         if message.busy:
-            self._fail(register, protocol.OVERLOADED, message.reason)
+            self._fail(register, ErrorCode.OVERLOADED, message.reason)
         elif message.refused:
             self._fail(
                 register,
-                protocol.INVALID_FUNCTION,
+                ErrorCode.INVALID_FUNCTION,
                 f"{register.names[0]} cannot be registered: {message.reason}",
                 name=register.names[0],
                 reason=message.reason,
@@ -345,7 +364,7 @@ class GatewayCore(StageCore):
             self.submissions.add(register, self._now_ns)
         else:
             why = f"{self.link.weight} operations are on their way; try again later"
-            self._fail(register, protocol.OVERLOADED, why)
+            self._fail(register, ErrorCode.OVERLOADED, why)
 
     def on_functions(self, message: FunctionsAnswer) -> None:
         """The transactor's live functions."""
@@ -377,7 +396,7 @@ class GatewayCore(StageCore):
             self._heard.add(message.stage)
         if message.stage == "sequencer":
             self.submissions.on_sequencer(message, now_ns)
-            self.term = self.submissions.term
+            self.term = self.submissions.terms.current
         elif message.stage == "transactor":
             self.submissions.work.sharers = message.sharers
             if message.incarnation != self._transactor:
@@ -426,6 +445,11 @@ class GatewayCore(StageCore):
         """A stage's broadcast about its process."""
         self._services.on_presence(message)
 
+    def on_metrics(self, message: StageMetrics, now_ns: int) -> None:
+        """A stage's numbers, for the page."""
+        if message.stage in STAGES:
+            self.metrics[message.stage] = message, now_ns
+
     # -- reads -----------------------------------------------------------------------------------
 
     def _read_statuses(self, read: Read) -> None:
@@ -449,11 +473,11 @@ class GatewayCore(StageCore):
         for offset, read in self.reads.answered(message):
             if message.overloaded:
                 why = f"the snapshotter is busy: {message.error}; try again later"
-                self._fail(read, protocol.OVERLOADED, why)
+                self._fail(read, ErrorCode.OVERLOADED, why)
             elif message.error:
                 # Of a log that cannot be read, the answer tells where; no client can help that.
                 damaged = "path" in message.details
-                code = protocol.INTERNAL if damaged else protocol.INVALID_REQUEST
+                code = ErrorCode.INTERNAL if damaged else ErrorCode.INVALID_REQUEST
                 self._fail(read, code, message.error, **message.details)
             elif read.what == "balances":
                 values = message.values[offset * 8 : (offset + len(read.keys)) * 8]
@@ -463,7 +487,7 @@ class GatewayCore(StageCore):
                 try:
                     found = transaction_in(message, tx_id)
                 except FrameError as error:
-                    self._fail(read, protocol.INTERNAL, str(error))
+                    self._fail(read, ErrorCode.INTERNAL, str(error))
                     continue
                 fields = reply_fields(tx_id, message.index, found)
                 self._finish(read, fields, *reply_payloads(found))
@@ -494,20 +518,20 @@ class GatewayCore(StageCore):
         if isinstance(request, Submit) and self.submissions.waits(request):
             self._fail(
                 request,
-                protocol.OVERLOADED,
+                ErrorCode.OVERLOADED,
                 "its calls of functions waited for their turn until the time was over; nothing was "
                 "done, try again later",
             )
         elif isinstance(request, Submit):
             self._fail(
                 request,
-                protocol.TIMEOUT,
+                ErrorCode.TIMEOUT,
                 why,
                 first=request.first if 0 < request.last <= self.progress.computed else None,
                 level=int(request.level),
             )
         else:
-            self._fail(request, protocol.TIMEOUT, why)
+            self._fail(request, ErrorCode.TIMEOUT, why)
 
     def status(self) -> StageStatus:
         return StageStatus(

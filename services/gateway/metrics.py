@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tallybus.common.metrics.counters import Histogram, Meter, Sample, times
+from tallybus.common.protocol import ErrorCode
 from tallybus.common.record import Level
 from tallybus.services.gateway.clients.protocol import (
-    OVERLOADED,
-    TIMEOUT,
     ClientRequest,
     Read,
     Submit,
@@ -59,7 +58,7 @@ class GatewayMeter(Meter):
         self._service = service
         # Told from the start, as 0: rates of them are right from the first one on.
         self._outcomes: dict[tuple[type[ClientRequest], str, str], int] = {
-            (Submit, "", outcome): 0 for outcome in ("ok", OVERLOADED, TIMEOUT)
+            (Submit, "", outcome): 0 for outcome in ("ok", ErrorCode.OVERLOADED, ErrorCode.TIMEOUT)
         }
         self._malformed: dict[str, int] = {}
         self._work: dict[str, int] = {}

@@ -14,21 +14,12 @@ from tallybus.common.bus.messages import (
     TOPIC_EVENT,
     TOPIC_METRICS,
     TOPIC_STATUS,
-    Answer,
-    Assigned,
-    ClockAnswer,
-    FunctionsAnswer,
-    Message,
-    Prepared,
-    Presence,
-    Results,
-    ResultsGone,
     StageMetrics,
-    StageStatus,
     encode,
 )
 from tallybus.common.bus.sockets import ClientPort, Port
 from tallybus.common.functions.names import MAX_BINARY_BYTES
+from tallybus.common.protocol import LIMIT_NAMES, ErrorCode
 from tallybus.common.service import open_files
 from tallybus.common.service.shell import Shell
 from tallybus.common.settings.sections import (
@@ -40,8 +31,8 @@ from tallybus.common.settings.sections import (
 )
 from tallybus.common.stages import STAGES
 from tallybus.services.gateway.clients.answers import AnswerQueue
-from tallybus.services.gateway.clients.protocol import FORBIDDEN, ClientRequest, Limits, Refusal
-from tallybus.services.gateway.clients.quotas import LIMITS, Quotas
+from tallybus.services.gateway.clients.protocol import ClientRequest, Limits, Refusal
+from tallybus.services.gateway.clients.quotas import Quotas
 from tallybus.services.gateway.connections.guard import RESERVED_FILES, ConnectionGuard, allow_files
 from tallybus.services.gateway.connections.table import Connections
 from tallybus.services.gateway.core import GatewayCore
@@ -68,7 +59,6 @@ class GatewayService(Shell):
     _guard: ConnectionGuard | None = None
 
     def prepare(self) -> None:
-        self.lock_run_folder()
         settings = self.settings
         watched = page_address(settings) is not None
         self.core = GatewayCore(
@@ -91,33 +81,30 @@ class GatewayService(Shell):
         )
         self._take_grants()
         self.core.denied = self._on_denied
-        self.limited = dict.fromkeys(LIMITS, 0)
-        self._denials = {code: logs.Throttle() for code in (FORBIDDEN, "limit")}
-        self.open_client_of("sequencer")
+        self.limited = dict.fromkeys(LIMIT_NAMES, 0)
+        self._denials = {code: logs.Throttle() for code in (ErrorCode.FORBIDDEN, "limit")}
+        self.sockets.open_successor("sequencer")
         longest = HEADER_BYTES + max(
             settings.gateway.max_batch * OPERATION_BYTES,
             settings.gateway.max_reads * 8,
             MAX_BINARY_BYTES,
         )
-        self._clients: ClientPort = self.bus.clients(settings.gateway.endpoint, longest)
+        self._clients: ClientPort = self.sockets.bus.clients(settings.gateway.endpoint, longest)
         self._open_guard(longest)
         self._answers = AnswerQueue(self._send_to_client)
         self.endpoint = self._clients.endpoint
-        self._snapshotter = self.bus.dealer("snapshotter")
-        self._transactor = self.bus.dealer("transactor")
-        self._sequencer = self.bus.dealer("sequencer")
-        self.read(
-            self.bus.subscriber(
-                ["sequencer", "transactor", "wal", "snapshotter"],
-                [TOPIC_STATUS, TOPIC_EVENT, *([TOPIC_METRICS] if watched else [])],
-            ),
-            self.receive_broadcast,
+        bus = self.sockets.bus
+        self._snapshotter = bus.dealer("snapshotter")
+        self._transactor = bus.dealer("transactor")
+        self._sequencer = bus.dealer("sequencer")
+        self.sockets.subscribe(
+            ["sequencer", "transactor", "wal", "snapshotter"],
+            [TOPIC_STATUS, TOPIC_EVENT, *([TOPIC_METRICS] if watched else [])],
             most=1024,
         )
-        self.read(self._snapshotter, self._on_answer, most=256)
-        self.read(self._transactor, self._on_answer, most=256)
-        self.read(self._sequencer, self._on_answer, most=256)
-        self.read(
+        for asked in (self._snapshotter, self._transactor, self._sequencer):
+            self.loop.read(asked, self.inbox.reply, most=256)
+        self.loop.read(
             self._clients,
             self._on_client,
             lambda: not self.stopping,
@@ -128,7 +115,6 @@ class GatewayService(Shell):
             self.core.worked = self.meter.worked
             self.core.submissions.gathered = self.meter.batch_transactions.observe
         self.log.info("listening", extra=logs.fields(endpoint=self.endpoint))
-        self._metrics_heard: dict[str, tuple[StageMetrics, int]] = {}
         if watched:
             self._open_page()
 
@@ -147,11 +133,15 @@ class GatewayService(Shell):
                 f"{open_files.allowed()}: raise it (`ulimit -n`, LimitNOFILE= of a unit), or ask "
                 f"for {most} connections at most",
             )
-        encrypted = self.bus.security is not None
+        encrypted = self.sockets.bus.security is not None
         self._guard = ConnectionGuard(
-            self._clients, Connections(most, longest), self.refused, self.log, encrypted=encrypted
+            self._clients,
+            Connections(most, longest),
+            self.vitals.refused,
+            self.log,
+            encrypted=encrypted,
         )
-        self.read(Port(monitor.socket), self._guard.on_monitor, most=MONITOR_EVENTS_PER_TURN)
+        self.loop.read(Port(monitor.socket), self._guard.on_monitor, most=MONITOR_EVENTS_PER_TURN)
 
     @property
     def guard(self) -> ConnectionGuard | None:
@@ -169,7 +159,7 @@ class GatewayService(Shell):
             "endpoint": self.endpoint,
             "max_accounts": self.settings.ledger.max_accounts,
         }
-        self._page = Page(address, facts, self.wake, self.log)
+        self._page = Page(address, facts, self.loop.wake, self.log)
         self._page.start()
 
     def new_meter(self) -> GatewayMeter:
@@ -195,9 +185,10 @@ class GatewayService(Shell):
 
     def _take_grants(self) -> None:
         """What clients may do, as the files say now; nothing where clients have no keys."""
-        if self.doorkeeper is None:
+        doorkeeper = self.sockets.doorkeeper
+        if doorkeeper is None:
             return
-        grants = self.doorkeeper.trusted(time.monotonic())
+        grants = doorkeeper.trusted(time.monotonic())
         if not grants and self.core.access.grants:
             self.log.error("the grants could not be looked at for long, all clients are locked out")
         self.core.access.grants = grants
@@ -218,10 +209,10 @@ class GatewayService(Shell):
         sequenced, computed, committed, snapshot = (core.index_heard(each) for each in STAGES)
         index = Index(sequenced, computed, committed, snapshot, core.term or None)
         services = as_services(core.services(now_ns))
-        return Heard(now_ns, time.time_ns(), index, services, dict(self._metrics_heard))
+        return Heard(now_ns, time.time_ns(), index, services, dict(core.metrics))
 
     def tell_metrics(self, message: StageMetrics) -> None:
-        self._metrics_heard[message.stage] = message, time.monotonic_ns()
+        self.core.metrics[message.stage] = message, time.monotonic_ns()
 
     def _send_to_client(self, client: bytes, frames: Sequence[Buffer]) -> bool | None:
         if client == PAGE_CLIENT and self._page is not None:
@@ -251,33 +242,6 @@ class GatewayService(Shell):
             self._answers.put(client, frames)
         core.desk.answers.clear()
 
-    def on_broadcast(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, now_ns)
-        elif isinstance(message, Results):
-            self.core.on_results(message)
-        elif isinstance(message, Presence):
-            self.core.on_presence(message)
-        elif isinstance(message, StageMetrics) and message.stage in STAGES:
-            self._metrics_heard[message.stage] = message, now_ns
-        elif isinstance(message, Assigned):
-            self.core.on_assigned(message)
-
-    def _on_answer(self, frames: list[Buffer], now_ns: int) -> None:
-        message = self.decoded(frames)
-        if isinstance(message, Answer):
-            self.core.on_answer(message)
-        elif isinstance(message, Results):
-            self.core.on_results(message)
-        elif isinstance(message, ResultsGone):
-            self.core.on_results_gone(message)
-        elif isinstance(message, Prepared):
-            self.core.on_prepared(message)
-        elif isinstance(message, FunctionsAnswer):
-            self.core.on_functions(message)
-        elif isinstance(message, ClockAnswer):
-            self.core.on_clock(message)
-
     def _on_client(self, frames: list[Buffer], now_ns: int) -> None:
         clients = self._clients
         client = bytes(frames[0])
@@ -285,12 +249,12 @@ class GatewayService(Shell):
             self.core.on_client(client, frames[1:], now_ns, clients.user)
 
     def _on_denied(self, request: ClientRequest, key: str, refusal: Refusal) -> None:
-        forbidden = refusal.code == FORBIDDEN
+        forbidden = refusal.code == ErrorCode.FORBIDDEN
         if refusal.details.get("revoked") and self._guard is not None:
             self._guard.connections.revoked(self._clients.source)
         if not forbidden:
             self.limited[str(refusal.details["limit"])] += 1
-        throttle = self._denials[FORBIDDEN if forbidden else "limit"]
+        throttle = self._denials[ErrorCode.FORBIDDEN if forbidden else "limit"]
         held_back = throttle.passes(time.monotonic())
         if held_back is not None:
             self.log.log(

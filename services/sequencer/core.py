@@ -21,7 +21,7 @@ from tallybus.common.bus.messages import (
     StageStatus,
     Welcome,
 )
-from tallybus.common.service.core import Fenced, StageCore
+from tallybus.common.service.core import Channel, Fenced, Routes, StageCore, alone, answered, timed
 from tallybus.services.sequencer.clock import LedgerClock, Moment
 
 
@@ -36,11 +36,26 @@ class SequencerCore(StageCore):
         self.start = 0
         self.link: LinkSender[Sequenced] | None = None
         self._max_in_flight = max_in_flight
+        self.moment = Moment(0, 0)
+        """What both clocks show. The shell sets it before it hands over a message."""
+        self.accepted_ahead_ns: list[int] = []
+        """How far ahead the wall clock was whenever an operator has accepted it, for the log."""
         self._gateways: dict[int, LinkReceiver] = {}
         self._assigned: list[list[int]] = []
         self.clock = LedgerClock()
         self._accepted_by_transactor = False
-        self._durable = 0
+        self._durable_index = 0
+
+    def routes(self) -> Routes:
+        return {
+            (Channel.DATA, Request): alone(lambda message: self.on_request(message, self.moment)),
+            (Channel.CONTROL, ClockQuery): answered(
+                lambda peer, message: self.on_clock_query(peer, message, self.moment)
+            ),
+            (Channel.ANSWER, Welcome): alone(lambda message: self.on_welcome(message, self.moment)),
+            (Channel.ANSWER, Refused): alone(self.on_refused),
+            (Channel.BROADCAST, StageStatus): timed(self.on_status),
+        }
 
     @property
     def running(self) -> bool:
@@ -72,7 +87,7 @@ class SequencerCore(StageCore):
         self._accepted_by_transactor = True
         self.term = message.term
         self.start = message.next
-        self._durable = message.durable
+        self._durable_index = message.durable
         self.link = LinkSender(message.next, self._max_in_flight, "the transactor")
         self.clock.start(message.stamp, message.elapsed, now)
         for gateway, expected in message.gateways.items():
@@ -129,6 +144,8 @@ class SequencerCore(StageCore):
         if self.link is None:
             return  # it has no time yet, and is asked again
         if message.accept:
+            if self.clock.held:
+                self.accepted_ahead_ns.append(self.clock.ahead_ns)
             self.clock.accept(now)
         else:
             self.clock.look(now)
@@ -149,7 +166,7 @@ class SequencerCore(StageCore):
             self._accepted_by_transactor = False
             return
         self._accepted_by_transactor = True
-        self._durable = max(self._durable, message.durable)
+        self._durable_index = max(self._durable_index, message.durable)
         self.link.acknowledge(
             message.incarnation, message.next, now_ns, gap=message.gap, full=message.full
         )
@@ -182,7 +199,7 @@ class SequencerCore(StageCore):
             incarnation=self.incarnation,
             index=self.index,
             next=self.index + 1,
-            durable=self._durable,
+            durable=self._durable_index,
             start=self.start,
             full=not self.wants_input(),
             retained=0 if self.link is None else self.link.weight,

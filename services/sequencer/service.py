@@ -8,13 +8,9 @@ from typing import Final
 from tallybus.common import logs
 from tallybus.common.bus.messages import (
     TOPIC_ACKNOWLEDGE,
-    ClockQuery,
     Message,
-    Refused,
-    Request,
-    StageStatus,
-    Welcome,
 )
+from tallybus.common.service.core import Source
 from tallybus.common.service.shell import Shell
 from tallybus.common.times import steady_ns
 from tallybus.services.sequencer.clock import Moment
@@ -33,19 +29,14 @@ class SequencerService(Shell):
     core: SequencerCore
 
     def prepare(self) -> None:
-        self.lock_run_folder()
         self.core = SequencerCore(
             self.new_incarnation(), self.settings.bus.max_in_flight, self.heartbeat_ns
         )
         self._clock_told = ""
         self._clock_told_ns = 0
-        self.open_stage(successor="transactor")
-        self.read(
-            self.bus.subscriber(["transactor"], [TOPIC_ACKNOWLEDGE]),
-            self.receive_broadcast,
-            most=256,
-        )
-        self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input)
+        self.sockets.open_stage(successor="transactor")
+        self.sockets.subscribe(["transactor"], [TOPIC_ACKNOWLEDGE])
+        self.sockets.open_data(self.core.wants_input)
 
     def new_meter(self) -> SequencerMeter:
         return SequencerMeter(self)
@@ -78,28 +69,15 @@ class SequencerService(Shell):
         else:
             self.log.info("the wall clock is followed again", extra=fields)
 
-    def on_data(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, Request):
-            self.core.on_request(message, moment())
-
-    def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
-        if isinstance(message, ClockQuery):
-            if message.accept and self.core.running and self.core.clock.held:
-                self.log.warning(
-                    "an operator accepts the wall clock",
-                    extra=logs.fields(ahead_seconds=round(self.core.clock.ahead_ns / 1e9, 3)),
-                )
-            self.core.on_clock_query(peer, message, moment())
-
-    def on_broadcast(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, now_ns)
-
-    def on_reply(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, Welcome):
-            self.core.on_welcome(message, moment())
-        elif isinstance(message, Refused):
-            self.core.on_refused(message)
+    def take(self, source: Source, message: Message, now_ns: int) -> None:
+        self.core.moment = moment()
+        super().take(source, message, now_ns)
+        while self.core.accepted_ahead_ns:
+            ahead_ns = self.core.accepted_ahead_ns.pop()
+            self.log.warning(
+                "an operator has accepted the wall clock",
+                extra=logs.fields(ahead_seconds=round(ahead_ns / 1e9, 3)),
+            )
 
 
 def moment() -> Moment:

@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.files import Storage
 from tallybus.common.record import STATUS_DTYPE, Stage, Status
 from tallybus.common.wal.find import find_block
-from tallybus.common.wal.reader import LogRun, read_log
+from tallybus.common.wal.reader import read_log
 from tallybus.services.snapshotter.core import QueryRefused
 
 OLD_STATUSES: Final = "old_statuses"
@@ -93,12 +94,12 @@ class LogStatuses:
         first = 0
         for end in ends:
             few = end - first <= self._max_singly
-            for run in (self._blocks if few else self._runs)(wanted[first:end]):
-                _take(run, wanted, found)
+            for batch in (self._blocks if few else self._batches)(wanted[first:end]):
+                _take(batch, wanted, found)
             first = end
         return found[places]
 
-    def _runs(self, wanted: NDArray[np.uint64]) -> Iterator[LogRun]:
+    def _batches(self, wanted: NDArray[np.uint64]) -> Iterator[Batch]:
         """Everything of one segment from the first of `wanted` to the last."""
         yield from read_log(
             self._folder,
@@ -109,11 +110,11 @@ class LogStatuses:
             storage=self._storage,
         )
 
-    def _blocks(self, wanted: NDArray[np.uint64]) -> Iterator[LogRun]:
+    def _blocks(self, wanted: NDArray[np.uint64]) -> Iterator[Batch]:
         """The blocks of one segment in which `wanted`, ascending, stand."""
         place = 0
         while place < len(wanted):
-            run = find_block(
+            block = find_block(
                 self._folder,
                 int(wanted[place]),
                 self._segment_size,
@@ -121,22 +122,22 @@ class LogStatuses:
                 last_id=int(wanted[-1]),
                 storage=self._storage,
             )
-            yield run
-            place = int(np.searchsorted(wanted, np.uint64(run.last_id), side="right"))
+            yield block
+            place = int(np.searchsorted(wanted, np.uint64(block.last_id), side="right"))
 
 
-def _take(run: LogRun, wanted: NDArray[np.uint64], found: NDArray[Any]) -> None:
-    """Fills in those of `wanted` that stand in `run`."""
-    low, high = np.searchsorted(wanted, [run.first_id, run.last_id + 1]).tolist()
+def _take(batch: Batch, wanted: NDArray[np.uint64], found: NDArray[Any]) -> None:
+    """Fills in those of `wanted` that stand in `batch`."""
+    low, high = np.searchsorted(wanted, [batch.first_id, batch.last_id + 1]).tolist()
     if low == high:
         return
-    offsets = (wanted[low:high] - np.uint64(run.first_id)).astype(np.intp)
-    statuses = run.records["status"]
+    offsets = (wanted[low:high] - np.uint64(batch.first_id)).astype(np.intp)
+    statuses = batch.records["status"]
     result = found[low:high]
     result["status"] = statuses[offsets]
-    result["reason"] = run.records["reason"][offsets]
+    result["reason"] = batch.records["reason"][offsets]
     result["stage"] = np.where(result["status"] == Status.NONE, Stage.ON_SNAPSHOT, Stage.ERROR)
     linked = np.flatnonzero(result["status"] == Status.DUPLICATE)
     if len(linked):
         duplicates = np.flatnonzero(statuses == Status.DUPLICATE)
-        result["duplicate_of"][linked] = run.links[np.searchsorted(duplicates, offsets[linked])]
+        result["duplicate_of"][linked] = batch.links[np.searchsorted(duplicates, offsets[linked])]

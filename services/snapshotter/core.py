@@ -13,15 +13,14 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from tallybus.common.batch import Batch
 from tallybus.common.buffers import as_buffer
 from tallybus.common.bus.link import LinkReceiver, Verdict
 from tallybus.common.bus.messages import Answer, Executed, Hello, Query, StageStatus, Welcome
 from tallybus.common.bus.transaction import LoggedTransaction, fill_answer, transaction_of
 from tallybus.common.functions.registry import FunctionRegistry
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE
-from tallybus.common.service.core import StageCore
+from tallybus.common.service.core import Channel, Routes, StageCore, answered, timed
 from tallybus.common.snapshot.balances import FrozenBalances
-from tallybus.common.wal.batch import count_extras
 
 BEHIND_NS: Final = 300_000_000
 """After this long without progress, below the durable index, the files are read instead."""
@@ -47,14 +46,7 @@ class ReadModel(Protocol):
     def index(self) -> int: ...
     @property
     def functions(self) -> FunctionRegistry: ...
-    def apply(
-        self,
-        first_id: int,
-        records: np.ndarray[Any, Any],
-        links: np.ndarray[Any, Any],
-        params: np.ndarray[Any, Any],
-        entries: np.ndarray[Any, Any],
-    ) -> None: ...
+    def apply(self, batch: Batch) -> None: ...
     def freeze(self) -> FrozenBalances: ...
     def get_balances(self, accounts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]: ...
     def get_statuses(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]: ...
@@ -88,7 +80,7 @@ class SnapshotterCore(StageCore):
         super().__init__(incarnation, heartbeat_ns)
         self.welcome: Welcome | None = None
         self.receiver = LinkReceiver(0)
-        self.durable = 0
+        self.durable_index = 0
         self.frozen: list[tuple[int, FrozenBalances]] = []
         self.lookups: deque[Lookup] = deque()
         self._state: ReadModel | None = None
@@ -98,6 +90,14 @@ class SnapshotterCore(StageCore):
         self._progress_ns = 0
         self._parked: list[tuple[bytes, Query]] = []
 
+    def routes(self) -> Routes:
+        return {
+            (Channel.DATA, Executed): timed(self.on_executed),
+            (Channel.CONTROL, Query): answered(self.on_query),
+            (Channel.ANSWER, Welcome): timed(self.on_welcome),
+            (Channel.BROADCAST, StageStatus): timed(self.on_status),
+        }
+
     @property
     def greeting(self) -> bool:
         return self.welcome is None
@@ -105,7 +105,7 @@ class SnapshotterCore(StageCore):
     @property
     def awaits(self) -> str:
         if self._state is not None and self._behind:
-            behind = self.durable + 1 - self.receiver.next_id
+            behind = self.durable_index + 1 - self.receiver.next_id
             return f"{behind} transactions of the log are still to be read"
         return super().awaits
 
@@ -114,18 +114,13 @@ class SnapshotterCore(StageCore):
         """Whether the shell has to load the latest snapshot and call `recovered`."""
         return self.welcome is not None and self._state is None
 
-    @property
-    def caught_up(self) -> bool:
-        """Whether everything that was durable at the last broadcast is readable."""
-        return self._state is not None and not self._behind
-
     def on_welcome(self, message: Welcome, now_ns: int) -> None:
         """The log stage's answer to a hello."""
         if message.peer != self.incarnation or self.welcome is not None:
             return
         self.welcome = message
         self.term = message.term
-        self.durable = message.durable
+        self.durable_index = message.durable
 
     def recovered(self, state: ReadModel) -> None:
         """The shell has loaded a snapshot, or starts from nothing."""
@@ -137,8 +132,8 @@ class SnapshotterCore(StageCore):
         if message.stage != "wal" or self._state is None:
             return
         self.term = max(self.term, message.term)
-        self.durable = max(self.durable, message.durable)
-        if self.receiver.next_id > self.durable:
+        self.durable_index = max(self.durable_index, message.durable)
+        if self.receiver.next_id > self.durable_index:
             self._behind = False
             self._progress_ns = now_ns
 
@@ -151,45 +146,27 @@ class SnapshotterCore(StageCore):
             self._behind = True
         if verdict is not Verdict.ACCEPT:
             return
-        records = np.frombuffer(message.records, RECORD_DTYPE, message.count)
-        links = np.frombuffer(message.extras, "<u8", message.links)
-        params = np.frombuffer(message.extras, "<i8", message.params, message.links * 8)
-        entries = np.frombuffer(
-            message.extras, ENTRY_DTYPE, message.entries, (message.links + message.params) * 8
-        )
-        if skip:
-            known = count_extras(records[:skip])
-            records, links = records[skip:], links[known.links :]
-            params, entries = params[known.params :], entries[known.entries :]
         self._progress_ns = now_ns
         # The log's broadcast of a new term may come later, and an index is told with its term: a
         # gateway that knows only the older one would take these ids for its own.
         self.term = max(self.term, message.term)
-        self._apply(message.first + skip, records, links, params, entries)
+        self._apply(message.batch().skip(skip))
 
     def range_to_read(self, now_ns: int) -> tuple[int, int] | None:
         """First and last id that the shell has to read from the log, or None."""
-        if self._state is None or self.receiver.next_id > self.durable:
+        if self._state is None or self.receiver.next_id > self.durable_index:
             return None
         if not self._behind and now_ns - self._progress_ns < BEHIND_NS:
             return None
-        return self.receiver.next_id, self.durable
+        return self.receiver.next_id, self.durable_index
 
-    def on_log(
-        self,
-        first: int,
-        records: np.ndarray[Any, Any],
-        links: np.ndarray[Any, Any],
-        params: np.ndarray[Any, Any],
-        entries: np.ndarray[Any, Any],
-        now_ns: int,
-    ) -> None:
-        """A run of the log, read by the shell, that starts at `range_to_read()[0]`."""
-        self.receiver.next_id = first + len(records)
+    def on_log(self, batch: Batch, now_ns: int) -> None:
+        """A part of the log, read by the shell, that starts at `range_to_read()[0]`."""
+        self.receiver.next_id = batch.last_id + 1
         self.receiver.gap = False
         self._progress_ns = now_ns
-        self._apply(first, records, links, params, entries)
-        if self.receiver.next_id > self.durable:
+        self._apply(batch)
+        if self.receiver.next_id > self.durable_index:
             self._behind = False
 
     @property
@@ -288,36 +265,15 @@ class SnapshotterCore(StageCore):
             incarnation=self.incarnation,
             index=self.receiver.next_id - 1,
             next=self.receiver.next_id,
-            durable=self.durable,
+            durable=self.durable_index,
             gap=self.receiver.gap,
         )
 
-    def _apply(
-        self,
-        first: int,
-        records: np.ndarray[Any, Any],
-        links: np.ndarray[Any, Any],
-        params: np.ndarray[Any, Any],
-        entries: np.ndarray[Any, Any],
-    ) -> None:
+    def _apply(self, batch: Batch) -> None:
         assert self._state is not None
         # A batch may cross the end of a segment, and the snapshot is the state exactly there.
-        while len(records):
-            room = self._segment_size - (first - 1) % self._segment_size
-            if len(records) < room:
-                self._state.apply(first, records, links, params, entries)
-                return
-            own = count_extras(records[:room])
-            self._state.apply(
-                first,
-                records[:room],
-                links[: own.links],
-                params[: own.params],
-                entries[: own.entries],
-            )
-            first += room
-            records, links = records[room:], links[own.links :]
-            params, entries = params[own.params :], entries[own.entries :]
-            segment = (first - 1) // self._segment_size
-            if segment % self._frequency == 0:
+        for part in batch.split_at_segments(self._segment_size):
+            self._state.apply(part)
+            segment, behind = divmod(part.last_id, self._segment_size)
+            if not behind and segment % self._frequency == 0:
                 self.frozen.append((segment, self._state.freeze()))

@@ -1,4 +1,4 @@
-"""What the snapshotter counts beside what every stage does: snapshots, and who waits for what."""
+"""What the snapshotter counts beside what every stage counts: snapshots, and waiting queries."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class SnapshotterMeter(Meter):
         service, core = self._service, self._service.core
         yield Sample("tallybus_queries_waiting", core.parked)
         readable = core.receiver.next_id - 1
-        yield Sample("tallybus_snapshot_lag_transactions", max(0, core.durable - readable))
+        yield Sample("tallybus_snapshot_lag_transactions", max(0, core.durable_index - readable))
         writer = service.writer
         if writer is None:
             return
         last = writer.last
         segment = service.recovered_segment if last is None else last.segment
         yield Sample("tallybus_snapshot_segment", segment)
-        active = core.durable // service.settings.ledger.transactions_per_segment + 1
+        active = core.durable_index // service.settings.ledger.transactions_per_segment + 1
         yield Sample("tallybus_snapshot_behind_segments", active - segment)
         yield Sample("tallybus_snapshot_time_seconds", 0 if last is None else last.time)
         yield Sample("tallybus_snapshot_duration_seconds", 0 if last is None else last.seconds)

@@ -14,22 +14,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.errors import ServiceError
 from tallybus.common.functions.registry import (
     FunctionRegistry,
-    FunctionVersion,
     RegistrationError,
-    registrations_in,
+    registrations,
 )
-from tallybus.common.memory import CHUNK_ACCOUNTS, account_array, lazy_zeros
+from tallybus.common.memory import account_array, lazy_zeros
 from tallybus.common.record import STATUS_DTYPE, Stage, Status
-from tallybus.common.snapshot.balances import FrozenBalances, Snapshot, chunk_count, copy_chunks
+from tallybus.common.snapshot.balances import FrozenBalances, Snapshot, chunk_count, freeze_balances
 from tallybus.common.wal.replay import ReplayError, replay_balances
 from tallybus.services.snapshotter.core import QueryRefused
 
 _WINDOW_SETTING: Final = "ledger.transactions_per_segment"
-COPY_CHUNKS: Final = 256
-"""Chunks (8 MiB) that one step of a freeze copies unless told otherwise."""
 
 ColdStatuses = Callable[[NDArray[np.uint64]], NDArray[Any]]
 """Looks up ids uint64[k] that left the window: gives STATUS_DTYPE[k] or raises QueryRefused."""
@@ -59,47 +57,6 @@ class StatusOutOfWindow(QueryRefused):
         self.oldest = oldest
 
 
-class Freezing:
-    """A copy of the balances in the making, in steps, so that reads are answered in between.
-
-    From `ReadState.begin_freeze` until the last step `ReadState.apply` refuses to apply anything.
-    """
-
-    __slots__ = ("_balances", "_chunks", "_copy", "_done", "_functions", "last_tx_id")
-
-    def __init__(
-        self,
-        balances: NDArray[np.int64],
-        touched: NDArray[np.uint8],
-        functions: tuple[FunctionVersion, ...],
-        last_tx_id: int,
-    ) -> None:
-        self.last_tx_id = last_tx_id
-        self._functions = functions
-        self._balances = balances
-        self._chunks = np.flatnonzero(touched)
-        self._copy = np.empty((len(self._chunks), CHUNK_ACCOUNTS), np.int64)
-        self._done = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether everything is copied."""
-        return self._done == len(self._chunks)
-
-    def step(self, chunks: int = COPY_CHUNKS) -> bool:
-        """Copies up to `chunks` chunks of 32 KiB; returns whether everything is copied."""
-        end = min(self._done + max(chunks, 1), len(self._chunks))
-        copy_chunks(self._balances, self._chunks[self._done : end], self._copy[self._done : end])
-        self._done = end
-        return self.finished
-
-    def result(self) -> FrozenBalances:
-        """The copy, once finished."""
-        if not self.finished:
-            raise ValueError("the balances are not copied yet: go on with step()")
-        return FrozenBalances(self._chunks.astype(np.uint64), self._copy, self._functions)
-
-
 class ReadState:
     """Balances and statuses after transaction `index`. Memory is taken only by what is used.
 
@@ -122,7 +79,6 @@ class ReadState:
         self.functions = FunctionRegistry()
         self._cold = cold
         self._failed: ServiceError | None = None
-        self._freezing: Freezing | None = None
         self._first_status = 1
         self._window = 2 * transactions_per_segment
         self._statuses = lazy_zeros(self._window, np.uint8, _WINDOW_SETTING)
@@ -155,25 +111,15 @@ class ReadState:
         """The oldest transaction id whose status is in memory (`index` + 1 when none is)."""
         return max(self._first_status, self.index - self._window + 1)
 
-    def apply(
-        self,
-        first_id: int,
-        records: NDArray[Any],
-        links: NDArray[np.uint64],
-        params: NDArray[np.int64],
-        entries: NDArray[Any],
-    ) -> None:
-        """Applies the transactions `first_id`, `first_id` + 1, …, which must be the next ones.
+    def apply(self, batch: Batch) -> None:
+        """Applies a batch, which must be the next one.
 
-        `records` RECORD_DTYPE[n] as in the log, `links` uint64, one item per DUPLICATE in order,
-        `params` int64 of functions and registrations and `entries` ENTRY_DTYPE of the successful
-        functions, in order. Raises ReplayError and RegistrationError; the service must then end,
+        Raises ReplayError and RegistrationError; the service must then end,
         because a part may have been applied.
         """
         if self._failed is not None:
             raise self._failed
-        if self._freezing is not None and not self._freezing.finished:
-            raise ValueError("the balances are being copied: finish the copy before applying")
+        first_id, records, links = batch.first_id, batch.records, batch.links
         count = len(records)
         if first_id != self.index + 1:
             raise self._fail(first_id, f"the next transaction is {self.index + 1}")
@@ -183,9 +129,9 @@ class ReadState:
         duplicates = failed[records["status"][failed] == Status.DUPLICATE]
         self._check_links(first_id, duplicates, links)
         try:
-            for version in registrations_in(first_id, records, params):
+            for version in registrations(batch):
                 self.functions.apply(version)
-            replay_balances(records, entries, self.balances, self.touched, first_id)
+            replay_balances(batch, self.balances, self.touched)
         except (ReplayError, RegistrationError) as error:
             self._failed = error
             raise
@@ -225,24 +171,11 @@ class ReadState:
             result[cold] = self._cold(ids[cold])
         return result
 
-    def begin_freeze(self) -> Freezing:
-        """Begins a copy of the balances; until it is finished nothing can be applied.
-
-        A copy that was begun and not finished is given up.
-        """
+    def freeze(self) -> FrozenBalances:
+        """A copy of the used chunks and all functions, as of `index`."""
         if self._failed is not None:
             raise self._failed
-        self._freezing = Freezing(
-            self.balances, self.touched, self.functions.versions(), self.index
-        )
-        return self._freezing
-
-    def freeze(self) -> FrozenBalances:
-        """Copies the used chunks at once."""
-        freezing = self.begin_freeze()
-        while not freezing.step():
-            pass
-        return freezing.result()
+        return freeze_balances(self.balances, self.touched, self.functions.versions())
 
     def _check_links(
         self, first_id: int, duplicates: NDArray[np.intp], links: NDArray[np.uint64]

@@ -7,19 +7,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from tallybus.common import logs
+from tallybus.common.batch import Batch
 from tallybus.common.bus.messages import (
     TOPIC_ACKNOWLEDGE,
-    Executed,
-    Message,
-    Query,
-    StageStatus,
-    Welcome,
 )
 from tallybus.common.files import FileLock, StorageError
 from tallybus.common.service.shell import Shell
 from tallybus.common.settings.sections import data_folder
 from tallybus.common.snapshot.balances import FrozenBalances, SnapshotFields, load_latest_snapshot
-from tallybus.common.wal.reader import LogRefused, LogRun, read_log
+from tallybus.common.wal.reader import LogRefused, read_log
 from tallybus.services.snapshotter.cold_statuses import LogStatuses
 from tallybus.services.snapshotter.core import SnapshotterCore
 from tallybus.services.snapshotter.metrics import SnapshotterMeter
@@ -42,10 +38,9 @@ class SnapshotterService(Shell):
     core: SnapshotterCore
 
     def prepare(self) -> None:
-        self.lock_run_folder()
         ledger = self.settings.ledger
         self._folder = data_folder(self.settings)
-        self._reading: Iterator[LogRun] | None = None
+        self._reading: Iterator[Batch] | None = None
         self._writer: SnapshotWriter | None = None
         self.recovered_segment = 0
         self._transactions: LogTransactions | None = None
@@ -56,12 +51,10 @@ class SnapshotterService(Shell):
             transactions_per_segment=ledger.transactions_per_segment,
             snapshot_frequency=ledger.snapshot_frequency,
         )
-        self.open_stage(successor=None)
-        self.open_control("wal")
-        self.read(
-            self.bus.subscriber(["wal"], [TOPIC_ACKNOWLEDGE]), self.receive_broadcast, most=256
-        )
-        self.read(self.bus.pull(self.stage), self.receive_data)
+        self.sockets.open_stage(successor=None)
+        self.sockets.open_questions("wal")
+        self.sockets.subscribe(["wal"], [TOPIC_ACKNOWLEDGE])
+        self.sockets.open_data()
 
     def new_meter(self) -> SnapshotterMeter:
         return SnapshotterMeter(self)
@@ -75,22 +68,6 @@ class SnapshotterService(Shell):
         if self._reading is not None or self.core.lookups:
             return 0
         return super().timeout_ns(now_ns)
-
-    def on_data(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, Executed):
-            self.core.on_executed(message, now_ns)
-
-    def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
-        if isinstance(message, Query):
-            self.core.on_query(peer, message)
-
-    def on_broadcast(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, now_ns)
-
-    def on_reply(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, Welcome):
-            self.core.on_welcome(message, now_ns)
 
     def step(self, now_ns: int) -> None:
         if self.core.recovering:
@@ -158,16 +135,16 @@ class SnapshotterService(Shell):
                 *wanted,
                 self.settings.ledger.transactions_per_segment,
                 cluster_id=welcome.cluster,
-                progress=self.report_progress("reading the log"),
+                progress=self.watch.report_progress("reading the log"),
             )
         until = now_ns + READING_NS
         while self._reading is not None and (now := time.monotonic_ns()) < until:
-            run = next(self._reading, None)
-            if run is None or run.first_id != self.core.receiver.next_id:
+            batch = next(self._reading, None)
+            if batch is None or batch.first_id != self.core.receiver.next_id:
                 # The end of the range, or the stream has overtaken it: look again in the next turn.
                 self._reading = None
                 return
-            self.core.on_log(run.first_id, run.records, run.links, run.params, run.entries, now)
+            self.core.on_log(batch, now)
 
     def _look_up(self) -> None:
         if self._transactions is None:

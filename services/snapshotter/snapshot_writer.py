@@ -56,7 +56,6 @@ class SnapshotWriter:
         self._writing = False
         self._closing = False
         self._error: Exception | None = None
-        self._last_segment = 0
         self._thread = threading.Thread(target=self._run, name="snapshot-writer", daemon=True)
         self._thread.start()
 
@@ -65,12 +64,6 @@ class SnapshotWriter:
         """What ended the thread, mostly a StorageError or SnapshotError. None while all is well."""
         with self._changed:
             return self._error
-
-    @property
-    def last_segment(self) -> int:
-        """The segment of the newest snapshot this writer has made durable, 0 before the first."""
-        with self._changed:
-            return self._last_segment
 
     @property
     def busy(self) -> bool:
@@ -130,8 +123,6 @@ class SnapshotWriter:
     def _write(self, fields: SnapshotFields, frozen: FrozenBalances) -> None:
         started = monotonic()
         path = write_frozen(self._storage, self._folder, fields, frozen)
-        with self._changed:
-            self._last_segment = fields.segment
         self.written += 1
         self.last = LastSnapshot(fields.segment, time(), monotonic() - started, path.stat().st_size)
         removed = prune_snapshots(self._storage, self._folder, self._keep)

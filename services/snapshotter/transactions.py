@@ -34,7 +34,7 @@ class LogTransactions:
 
         Raises LogRefused and StorageError when the log cannot be read.
         """
-        run = find_transaction(
+        batch = find_transaction(
             self._folder,
             tx_id,
             self._segment_size,
@@ -44,10 +44,10 @@ class LogTransactions:
         )
         return LoggedTransaction(
             tx_id=tx_id,
-            record=run.records[0],
-            duplicate_of=int(run.links[0]) if len(run.links) else 0,
-            params=run.params,
-            entries=run.entries,
-            timestamp_ns=run.header.timestamp_ns,
-            term=run.header.term,
+            record=batch.records[0],
+            duplicate_of=int(batch.links[0]) if len(batch.links) else 0,
+            params=batch.params,
+            entries=batch.entries,
+            timestamp_ns=batch.timestamp_ns,
+            term=batch.term,
         )

@@ -10,12 +10,13 @@ assuming success.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from tallybus.common.batch import Batch
 from tallybus.common.buffers import EMPTY, Buffer, as_buffer, size
 from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict, weigh
 from tallybus.common.bus.messages import (
@@ -34,10 +35,10 @@ from tallybus.common.bus.messages import (
     StageStatus,
     Welcome,
 )
-from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind
-from tallybus.common.service.core import Fenced, StageCore
-from tallybus.common.wal.batch import Payload
+from tallybus.common.record import MAX_PARAMS, RECORD_DTYPE, RECORD_SIZE, Kind
+from tallybus.common.service.core import Channel, Fenced, Routes, StageCore, alone, answered, timed
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
+from tallybus.services.transactor.outcome import Outcome
 from tallybus.services.transactor.stamps import LastStamp
 
 RESULTS_KEPT: Final = 4_194_304
@@ -47,28 +48,13 @@ _NO_PARAMS: Final = np.empty((0, 8), "<i8")
 
 
 SLICE_NS: Final = 10_000_000
-"""How long calls of functions run before everything else has its turn."""
+"""How long calls of functions run before everything else has its turn (ADR 0016)."""
 SHARING_NS: Final = 1_000_000_000
 MAX_EXECUTED_BYTES: Final = 4 << 20
 """Of one message to the log. Functions may make a hundred times more of a batch than came in."""
 
 
-class Outcome(Protocol):
-    """What the engine gives back for a batch."""
-
-    @property
-    def records(self) -> np.ndarray[Any, Any]: ...
-    @property
-    def failures(self) -> np.ndarray[Any, Any]: ...
-    @property
-    def links(self) -> np.ndarray[Any, Any]: ...
-    @property
-    def params(self) -> np.ndarray[Any, Any]: ...
-    @property
-    def entries(self) -> np.ndarray[Any, Any]: ...
-
-
-class Batch(Protocol):
+class Begun(Protocol):
     """What the core needs of a batch that the engine has begun."""
 
     @property
@@ -110,7 +96,7 @@ class UnderWay:
     message: Sequenced
     next: int
     gone: int
-    batch: Batch
+    batch: Begun
 
 
 class Module(NamedTuple):
@@ -148,14 +134,13 @@ class TransactorCore(StageCore):
         self.welcome: Welcome | None = None
         self.link: LinkSender[Executed] | None = None
         self.receiver = LinkReceiver(0)
-        self.stale = 0
         self._engine: Executor | None = None
         self._registrar: Registers | None = None
         self._max_in_flight = max_in_flight
         self._gateways: dict[int, int] = {}
         self._results: deque[Results] = deque()
         self._results_count = 0
-        self._durable = 0
+        self._durable_index = 0
         self._accepted_by_log = False
         self._followed_by: int | None = None
         self._retired: set[int] = set()
@@ -166,6 +151,18 @@ class TransactorCore(StageCore):
         self.modules: deque[Module] = deque()
         """To be validated and compiled, in order; the shell takes them and calls `prepared`."""
         self._preparing: set[tuple[bytes, int]] = set()
+
+    def routes(self) -> Routes:
+        return {
+            (Channel.DATA, Sequenced): alone(self.on_sequenced),
+            (Channel.CONTROL, Hello): answered(self.on_hello),
+            (Channel.CONTROL, ResultsQuery): answered(self.on_results_query),
+            (Channel.CONTROL, Prepare): answered(self.on_prepare),
+            (Channel.CONTROL, FunctionsQuery): answered(self.on_functions_query),
+            (Channel.ANSWER, Welcome): timed(self.on_welcome),
+            (Channel.ANSWER, Refused): alone(self.on_refused),
+            (Channel.BROADCAST, StageStatus): timed(self.on_status),
+        }
 
     @property
     def recovering(self) -> bool:
@@ -205,7 +202,7 @@ class TransactorCore(StageCore):
             return
         self.welcome = message
         self.term = message.term
-        self._durable = message.durable
+        self._durable_index = message.durable
         self._gateways = {gateway: expected - 1 for gateway, expected in message.gateways.items()}
 
     def ask_again(self) -> None:
@@ -268,7 +265,7 @@ class TransactorCore(StageCore):
             self._grant(peer, message, message.term)
         else:
             # Nothing of the old term is taken any more. The new one is granted when the log has it
-            # on disk, behind everything of the old one: no term is ever granted twice.
+            # on disk, behind everything of the old one: no term is ever granted twice (ADR 0003).
             self._granting = (peer, message)
             self._follow(message.incarnation, self.term + 1)
 
@@ -292,7 +289,7 @@ class TransactorCore(StageCore):
                     peer=incarnation,
                     term=self.term,
                     next=self.receiver.next_id,
-                    durable=self._durable,
+                    durable=self._durable_index,
                     cluster=0 if self.welcome is None else self.welcome.cluster,
                     gateways={gateway: last + 1 for gateway, last in self._gateways.items()},
                     stamp=self._stamp.value,
@@ -309,8 +306,6 @@ class TransactorCore(StageCore):
         verdict, skip = self.receiver.accept(
             message.term, message.incarnation, message.first, message.count
         )
-        if verdict is Verdict.STALE:
-            self.stale += 1
         if verdict is not Verdict.ACCEPT:
             return
         self._gateways[message.gateway] = message.request
@@ -323,7 +318,7 @@ class TransactorCore(StageCore):
             outcome = self._registrar.register(
                 records, first, message.names[0], bytes(message.binary)
             )
-            self._executed(message, first, outcome)
+            self._executed(message, outcome)
             return
         gone, counts = _submits_behind(message.counts, skip)
         batch = self._engine.begin(
@@ -349,25 +344,26 @@ class TransactorCore(StageCore):
     def _slice(self, current: UnderWay) -> None:
         assert self._engine is not None
         outcome = self._engine.go_on(current.batch, SLICE_NS)
-        first = current.next
-        current.next += len(outcome.records)
+        count = outcome.batch.count
+        current.next += count
         work: list[int] = []
         self._under_way = None if current.batch.done else current
         if current.batch.done and current.batch.times:
             work = [0] * current.gone + current.batch.times
-        if len(outcome.records):
-            self._executed(current.message, first, outcome, work)
+        if count:
+            self._executed(current.message, outcome, work)
 
-    def _executed(
-        self, message: Sequenced, first: int, outcome: Outcome, work: Sequence[int] = ()
-    ) -> None:
+    def _executed(self, message: Sequenced, outcome: Outcome, work: Sequence[int] = ()) -> None:
         """Hand a batch, or a part of it, on to the log and its outcomes to the gateways."""
-        count = len(outcome.records)
+        batch = outcome.batch
+        first, count = batch.first_id, batch.count
         failures = len(outcome.failures)
         if self.count is not None:
-            self.count(outcome.records, outcome.failures)
-        self._offer(message, first, outcome)
-        self._computed = first + count - 1
+            self.count(batch.records, outcome.failures)
+        batch.term, batch.timestamp_ns = message.term, message.timestamp
+        batch.gateway, batch.request = message.gateway, message.request
+        self._offer(batch, message.binary if message.registers and not failures else EMPTY)
+        self._computed = batch.last_id
         results = Results(
             term=message.term,
             incarnation=self.incarnation,
@@ -380,35 +376,14 @@ class TransactorCore(StageCore):
         self._keep(results)
         self.announce(results)
 
-    def _offer(self, message: Sequenced, first: int, outcome: Outcome) -> None:
-        """Queue what was executed for the log, in pieces that every socket takes."""
+    def _offer(self, batch: Batch, binary: Buffer) -> None:
+        """Queue what was executed for the log, in pieces that every socket takes. `binary`: of a
+        registration that succeeded."""
         assert self.link is not None
-        registered = message.registers and not len(outcome.failures)
-        whole = Payload(outcome.records, outcome.links, outcome.params, outcome.entries)
-        for piece in _pieces(whole):
-            binary = message.binary if registered else EMPTY
-            extras = _joined(piece.links, piece.params, piece.entries)
-            self.link.offer(
-                first,
-                len(piece.records),
-                Executed(
-                    term=message.term,
-                    incarnation=self.incarnation,
-                    first=first,
-                    count=len(piece.records),
-                    timestamp=message.timestamp,
-                    gateway=message.gateway,
-                    request=message.request,
-                    records=as_buffer(piece.records),
-                    extras=extras,
-                    links=len(piece.links),
-                    params=len(piece.params),
-                    entries=len(piece.entries),
-                    binary=binary,
-                ),
-                weigh(len(piece.records), size(extras) + size(binary)),
-            )
-            first += len(piece.records)
+        for piece in batch.pieces(MAX_EXECUTED_BYTES):
+            message = Executed.of(piece, self.incarnation, binary)
+            weight = weigh(piece.count, size(message.extras) + size(binary))
+            self.link.offer(piece.first_id, piece.count, message, weight)
 
     def on_prepare(self, peer: bytes, message: Prepare) -> None:
         """A gateway asks whether a module could be registered. It asks again, so once is enough."""
@@ -473,7 +448,7 @@ class TransactorCore(StageCore):
             return
         self._accepted_by_log = True
         self._followed_by = message.incarnation
-        self._durable = max(self._durable, message.durable)
+        self._durable_index = max(self._durable_index, message.durable)
         self.link.acknowledge(
             message.incarnation, message.next, now_ns, gap=message.gap, full=message.full
         )
@@ -516,7 +491,7 @@ class TransactorCore(StageCore):
             incarnation=self.incarnation,
             index=self._computed,
             next=self.receiver.next_id if running else 1,
-            durable=self._durable,
+            durable=self._durable_index,
             start=self.welcome.next if running and self.welcome is not None else 0,
             sharers=len(self._shared | self._sharing),
             gap=self.receiver.gap,
@@ -536,7 +511,7 @@ def _params(message: Sequenced, skip: int) -> np.ndarray[Any, Any]:
     """int64[k, 8]: the parameters of the function calls behind the first `skip` records."""
     if not size(message.params):
         return _NO_PARAMS
-    params = np.frombuffer(message.params, "<i8").reshape(-1, 8)
+    params = np.frombuffer(message.params, "<i8").reshape(-1, MAX_PARAMS)
     if not skip:
         return params
     known = np.frombuffer(message.records, RECORD_DTYPE, skip)
@@ -553,22 +528,3 @@ def _submits_behind(counts: Sequence[int], skip: int) -> tuple[int, Sequence[int
     if not skip:
         return gone, counts[gone:]
     return gone, [counts[gone] - skip, *counts[gone + 1 :]] if counts else []
-
-
-def _joined(*parts: np.ndarray[Any, Any]) -> Buffer:
-    """One frame of the parts that are not empty; a single one is not copied."""
-    buffers = [as_buffer(part) for part in parts if part.size]
-    if len(buffers) > 1:
-        return b"".join(buffers)
-    return buffers[0] if buffers else EMPTY
-
-
-def _pieces(payload: Payload) -> Iterator[Payload]:
-    """The payload, cut where it would become longer than `MAX_EXECUTED_BYTES`."""
-    count = len(payload.records)
-    if payload.byte_length <= MAX_EXECUTED_BYTES or count == 1:
-        yield payload
-        return
-    head, rest = payload.split(count // 2)
-    yield from _pieces(head)
-    yield from _pieces(rest)

@@ -10,20 +10,22 @@ with `execute` and `register`. Replay applies the entries of functions and never
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.errors import ServiceError
 from tallybus.common.functions.registry import name_words
 from tallybus.common.memory import CHUNK_ACCOUNTS, account_array
-from tallybus.common.record import ENTRY_DTYPE, FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.wal.replay import ReplayError, record_words, replay_balances, sum_of_balances
+from tallybus.common.record import FAILURE_DTYPE, MAX_PARAMS, RECORD_DTYPE, Kind, Status
+from tallybus.common.wal.replay import ReplayError, record_words, replay_balances
 from tallybus.services.transactor import kernel
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
 from tallybus.services.transactor.functions.limits import FunctionLimits
+from tallybus.services.transactor.outcome import Outcome
 from tallybus.services.transactor.window import DuplicateWindow, window_start
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from tallybus.services.transactor.functions.runtime import FunctionRuntime
     from tallybus.services.transactor.functions.state import CallState
 
-__all__ = ["Engine", "EngineOrderError", "Executed", "window_start"]
+__all__ = ["Engine", "EngineOrderError", "Outcome", "window_start"]
 
 MAX_BATCH: Final = 2**32 - 1
 """Records of one batch; failures name them with 32 bits."""
@@ -39,8 +41,6 @@ _FIRST_CAPACITY: Final = 16_384
 _NO_CALLS: Final = np.zeros(layout.STATE_WORDS, np.uint64)
 """What the kernel gets for a batch without parameters: functions there are not registered. It only
 counts in it."""
-_NO_WORDS: Final = np.empty(0, np.int64)
-_NO_ENTRIES: Final = np.empty(0, ENTRY_DTYPE)
 _FUNCTION: Final = np.uint8(Kind.FUNCTION)
 _NOT_RUN: Final = np.uint8(Status.NOT_RUN)
 
@@ -59,22 +59,6 @@ class EngineOrderError(ServiceError):
         self.what = what
         self.got = got
         self.expected = expected
-
-
-class Executed(NamedTuple):
-    """A batch after execution; the arrays are new and belong to the receiver."""
-
-    records: NDArray[np.void]
-    """RECORD_DTYPE[n], as they go to the log."""
-    failures: NDArray[np.void]
-    """FAILURE_DTYPE[k], ascending, offsets from the batch's first record."""
-    links: NDArray[np.uint64]
-    """uint64[d]: for each DUPLICATE in order the id of the first transaction."""
-    params: NDArray[np.int64] = _NO_WORDS
-    """int64[m]: for each FUNCTION record in order its parameters without their last zeros, `amount`
-    words; of a registration the words of the name."""
-    entries: NDArray[np.void] = _NO_ENTRIES
-    """ENTRY_DTYPE[e]: for each successful FUNCTION record in order its `entry_count` entries."""
 
 
 class BatchUnderWay:
@@ -148,10 +132,6 @@ class Engine:
             self._functions.close()
 
     @property
-    def max_accounts(self) -> int:
-        return len(self.balances)
-
-    @property
     def transactions_per_segment(self) -> int:
         return self.window.transactions_per_segment
 
@@ -161,7 +141,7 @@ class Engine:
         first_id: int,
         names: Sequence[str] = (),
         params: NDArray[np.int64] | None = None,
-    ) -> Executed:
+    ) -> Outcome:
         """Execute RECORD_DTYPE[n] as transactions `first_id` up, without any budget.
 
         Arguments and errors are those of `begin`.
@@ -207,7 +187,7 @@ class Engine:
             calls = self._begin_calls(records, names, params, counts, budget)
         return BatchUnderWay(words, calls)
 
-    def go_on(self, batch: BatchUnderWay, slice_ns: int = UNBOUNDED.ns) -> Executed:
+    def go_on(self, batch: BatchUnderWay, slice_ns: int = UNBOUNDED.ns) -> Outcome:
         """Execute more of a batch: all of it, or as much as calls of functions leave time for.
 
         What comes back begins where the batch was; `batch.done` and `batch.at` tell how far it is.
@@ -249,6 +229,7 @@ class Engine:
                     break
                 else:
                     calls.grow()
+        first_id = self.next_id
         self.next_id += start
         batch.at += start
         failed, linked = int(control[kernel.FAILURES]), int(control[kernel.LINKS])
@@ -257,13 +238,13 @@ class Engine:
         if start < count:
             out = out[:start].copy()
         if calls is None:
-            return Executed(out, failures, links)
+            return Outcome(Batch(first_id, out, links), failures)
         if failed:
             calls.not_run(int(np.count_nonzero(failures["status"] == _NOT_RUN)))
         kept, entries = calls.end_slice()
         if batch.done:
             batch.times = calls.finish()
-        return Executed(out, failures, links, kept, entries)
+        return Outcome(Batch(first_id, out, links, kept, entries), failures)
 
     def _renew_deadlines(self) -> None:
         if self._functions is not None:
@@ -275,12 +256,12 @@ class Engine:
         first_id: int,
         name: str,
         version: int,
-        outcome: int = Status.NONE,
+        verdict: int = Status.NONE,
         compiled: CompiledFunction | None = None,
-    ) -> Executed:
+    ) -> Outcome:
         """Execute a registration (RECORD_DTYPE[1] of kind FUNCTION_REGISTERED) as `first_id`.
 
-        `outcome` is what the registry says to it: NONE, and it makes `version`, or a failure. A
+        `verdict` is what the registry says to it: NONE, and it makes `version`, or a failure. A
         duplicate is neither and changes nothing. When it succeeds, `compiled` is live for all later
         transactions, or the function is gone where the record's `function` is 0. The record comes
         back with the version as its account (0 if it failed) and the name in `params`.
@@ -292,7 +273,7 @@ class Engine:
         if len(record) != 1 or record["kind"][0] != Kind.FUNCTION_REGISTERED:
             raise ValueError("a registration is a batch of one record of its kind")
         crc = int(record["function"][0])
-        if outcome == Status.NONE:
+        if verdict == Status.NONE:
             if (compiled is None) != (crc == 0):
                 raise ValueError("a registration needs the compiled function, its end has none")
             if compiled is None and name not in self.functions:
@@ -300,25 +281,27 @@ class Engine:
             if compiled is not None and not self.functions.takes(name):
                 self.functions.install(name, version, crc, compiled)  # says why not
         control = self.window.control
-        control[kernel.REGISTRATION] = outcome
+        control[kernel.REGISTRATION] = verdict
         try:
-            executed = self.execute(record, first_id)
+            outcome = self.execute(record, first_id)
         finally:
             control[kernel.REGISTRATION] = Status.INVALID_OPERATION
-        row = executed.records
+        made = outcome.batch
+        row = made.records
         row["account"] = 0
         if row["status"][0] == Status.DUPLICATE:
-            return executed
+            return outcome
         kept = name_words(name)
         row["amount"] = len(kept)
-        if outcome == Status.NONE:
+        if verdict == Status.NONE:
             row["account"] = version
             row["function"] = crc
             if compiled is None:
                 self.functions.remove(name)
             else:
                 self.functions.install(name, version, crc, compiled, first_id)
-        return executed._replace(params=kept)
+        made.params = kept
+        return outcome
 
     def _begin_calls(
         self,
@@ -329,10 +312,10 @@ class Engine:
         budget: WorkBudget,
     ) -> CallState:
         expected = int(np.count_nonzero(records["kind"] == _FUNCTION))
-        if params.dtype != np.int64 or params.shape != (expected, layout.PARAMS_PER_CALL):
+        if params.dtype != np.int64 or params.shape != (expected, MAX_PARAMS):
             raise ValueError(
                 f"params are {params.dtype}{list(params.shape)}, the batch's {expected} function "
-                f"calls need int64[{expected}, {layout.PARAMS_PER_CALL}]"
+                f"calls need int64[{expected}, {MAX_PARAMS}]"
             )
         # Compiled code reads them by their address.
         if not (params.flags.c_contiguous and params.flags.aligned):
@@ -389,23 +372,21 @@ class Engine:
 
     def apply(
         self,
-        records: NDArray[np.void],
-        first_id: int,
-        entries: NDArray[np.void] | None = None,
+        batch: Batch,
         *,
         balances: bool = True,
         window: bool = True,
     ) -> None:
-        """Replay executed records `first_id` up from the log.
+        """Replay transactions from the log.
 
-        records: RECORD_DTYPE[n]; entries: ENTRY_DTYPE[k] of the run's successful functions. With
-        `balances` off only references are taken in, with `window` off only balances are moved:
+        With `balances` off only references are taken in, with `window` off only balances are moved:
         after a snapshot the window needs older records (from `window_start` of the log's next id
         on). Each of the two must go on exactly where it was; the window may begin at any segment's
         first transaction. Raises EngineOrderError (nothing changed) or ReplayError (the engine is
         unusable then).
         """
-        words = record_words(records)
+        words = record_words(batch.records)
+        first_id = batch.first_id
         if balances and first_id != self.next_id:
             raise EngineOrderError("a replayed run of balances", first_id, self.next_id)
         starts = window and self.window.next_id == 1 and first_id != 1
@@ -416,17 +397,12 @@ class Engine:
                 "a replayed run of user references", first_id, self.window.next_id
             )
         if balances:
-            stored = np.empty(0, ENTRY_DTYPE) if entries is None else entries
-            replay_balances(records, stored, self.balances, self.touched, first_id)
+            replay_balances(batch, self.balances, self.touched)
             self.next_id += len(words)
         if window:
             if starts:
                 self.window.start_at(first_id)
             self._insert_refs(words)
-
-    def sum_of_balances(self) -> int:
-        """Exact sum of all balances: zero. Reads all of them: about 1 ms per million."""
-        return sum_of_balances(self.balances)
 
     def _insert_refs(self, words: NDArray[np.uint64]) -> None:
         window = self.window

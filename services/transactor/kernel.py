@@ -13,6 +13,7 @@ transaction in its generation (32 bits). A slot is in use when its stamp is the 
 slot is free, whatever it holds, so a table starts its next generation by counting its stamp up and
 is never cleared. Slots are searched in buckets of eight, one cache line: those in use come first,
 so the number of them is also the place of the next. A full bucket goes on in the next one.
+ADR 0007 says why the tables are so, ADR 0005 why a duplicate has a link.
 """
 
 from __future__ import annotations

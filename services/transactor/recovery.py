@@ -13,13 +13,14 @@ from typing import Final
 
 import numpy as np
 
+from tallybus.common.batch import Batch
 from tallybus.common.buffers import as_buffer
 from tallybus.common.bus.messages import Results
 from tallybus.common.functions.binaries import read_binary
 from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, registrations
 from tallybus.common.record import FAILURE_DTYPE, Status
 from tallybus.common.snapshot.balances import DamagedSnapshot, load_latest_snapshot
-from tallybus.common.wal.reader import LogRun, Progress, read_log
+from tallybus.common.wal.reader import Progress, read_log
 from tallybus.services.transactor.engine import Engine, window_start
 from tallybus.services.transactor.functions.codefiles import CodeFiles
 from tallybus.services.transactor.functions.limits import FunctionLimits
@@ -95,7 +96,7 @@ def recover_engine(
     results: list[Results] = []
     replayed = stamp = 0
 
-    def runs() -> Iterator[LogRun]:
+    def batches() -> Iterator[Batch]:
         each = max(first, last - EACH_BLOCK + 1)
         yield from read_log(
             folder,
@@ -107,26 +108,24 @@ def recover_engine(
         )
         yield from read_log(folder, each, last, transactions_per_segment, cluster_id=cluster)
 
-    for run in runs():
+    for batch in batches():
         if stopping():
             raise Interrupted
-        # No run crosses a segment's end, and both starting points are at one.
-        if run.first_id >= engine.next_id:
-            for version in registrations(run):
+        # No batch crosses a segment's end, and both starting points are at one.
+        if batch.first_id >= engine.next_id:
+            for version in registrations(batch):
                 registry.apply(version)
         engine.apply(
-            run.records,
-            run.first_id,
-            run.entries,
-            balances=run.first_id >= engine.next_id,
-            window=run.first_id >= window_first,
+            batch,
+            balances=batch.first_id >= engine.next_id,
+            window=batch.first_id >= window_first,
         )
-        replayed += len(run.records)
-        stamp = run.header.timestamp_ns
-        if run.first_id < tail:
+        replayed += batch.count
+        stamp = batch.timestamp_ns
+        if batch.first_id < tail:
             continue
-        if run.batches is None or run.first_id > last - EACH_BLOCK:
-            results.extend(_results(run, engine, term, incarnation))
+        if batch.sources is None or batch.first_id > last - EACH_BLOCK:
+            results.extend(_results(batch, engine, term, incarnation))
         else:
             results.clear()  # of several blocks; what is kept must be without a gap
     registrar = Registrar(engine, limits, code_files)
@@ -163,25 +162,24 @@ def live_binaries(folder: Path, registry: FunctionRegistry) -> tuple[dict[int, b
     return binaries, size
 
 
-def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Iterator[Results]:
-    """Outcomes of a run's transactions, in order."""
-    failed = np.flatnonzero(run.records["status"])
+def _results(batch: Batch, engine: Engine, term: int, incarnation: int) -> Iterator[Results]:
+    """Outcomes of a batch's transactions, in order."""
+    failed = np.flatnonzero(batch.records["status"])
     failures = np.zeros(len(failed), FAILURE_DTYPE)
     failures["offset"] = failed
-    failures["status"] = run.records["status"][failed]
-    failures["reason"] = run.records["reason"][failed]
+    failures["status"] = batch.records["status"][failed]
+    failures["reason"] = batch.records["reason"][failed]
     duplicates = np.flatnonzero(failures["status"] == Status.DUPLICATE)
-    failures["duplicate_of"][duplicates] = run.links
-    for place, first in zip(duplicates.tolist(), run.links.tolist(), strict=True):
+    failures["duplicate_of"][duplicates] = batch.links
+    for place, first in zip(duplicates.tolist(), batch.links.tolist(), strict=True):
         failures["original_status"][place] = engine.window.status_of(first)
-    whose = run.batches
+    whose = batch.sources
     if whose is None:
-        header = run.header
-        sender = (header.gateway, header.request, run.first_id, len(run.records))
+        sender = (batch.gateway, batch.request, batch.first_id, batch.count)
         whose = np.array([sender], np.uint64)
     for at in range(0, len(whose), BATCHES_TOLD):
         part = whose[at : at + BATCHES_TOLD]
-        starts = part[:, 2].astype(np.int64) - run.first_id
+        starts = part[:, 2].astype(np.int64) - batch.first_id
         ends = starts + part[:, 3].astype(np.int64)
         low, high = np.searchsorted(failed, starts), np.searchsorted(failed, ends)
         own = failures[low[0] : high[-1]]
@@ -189,7 +187,7 @@ def _results(run: LogRun, engine: Engine, term: int, incarnation: int) -> Iterat
         yield Results(
             term=term,
             incarnation=incarnation,
-            first=run.first_id + int(starts[0]),
+            first=batch.first_id + int(starts[0]),
             count=int(ends[-1] - starts[0]),
             batches=np.column_stack((part, (high - low).astype(np.uint64))).tolist(),
             failures=as_buffer(own),

@@ -2,6 +2,7 @@
 
 Holds the registry that follows from the log, and the modules compiled ahead. No I/O but that of the
 lanes that compile, which have a process and a folder of their own.
+ADR 0009 says how functions are registered, and why so.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from tallybus.common.errors import ServiceError
 from tallybus.common.functions.registry import UNREGISTERED, FunctionRegistry, FunctionVersion
 from tallybus.common.record import Status
-from tallybus.services.transactor.engine import Engine, Executed
+from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.functions.codefiles import CodeFiles, key_of
 from tallybus.services.transactor.functions.compiler import Code, Compiler
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.keeping import CodeMaker, KeepingCompiler
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.functions.prepared import NOBODY, PreparedModules
+from tallybus.services.transactor.outcome import Outcome
 
 if TYPE_CHECKING:
     from tallybus.services.transactor.functions.handler import CompiledFunction
@@ -195,7 +197,7 @@ class Registrar:
 
     def register(
         self, record: NDArray[np.void], first_id: int, name: str, binary: bytes
-    ) -> Executed:
+    ) -> Outcome:
         """Execute a registration: RECORD_DTYPE[1] as transaction `first_id`; an empty `binary`
         unregisters.
 
@@ -203,11 +205,12 @@ class Registrar:
         is nothing to unregister or when the module is not valid, and with QUOTA_EXCEEDED when there
         are too many functions, or too much of what they take.
         """
-        outcome, compiled = self._outcome(record, name, binary)
+        verdict, compiled = self._verdict(record, name, binary)
         version = self.registry.next_version(name)
-        executed = self._engine.register(record, first_id, name, version, outcome, compiled)
-        if executed.records["status"][0] == Status.NONE:
-            crc = int(executed.records["function"][0])
+        outcome = self._engine.register(record, first_id, name, version, verdict, compiled)
+        row = outcome.batch.records[0]
+        if row["status"] == Status.NONE:
+            crc = int(row["function"])
             self.registry.apply(FunctionVersion(name, version, crc, first_id))
             self.binaries_bytes += len(binary)
             if compiled is None:
@@ -217,9 +220,9 @@ class Registrar:
                 self._live[name] = compiled
                 self._keys[name] = key_of(binary)
             self._tidy()
-        return executed
+        return outcome
 
-    def _outcome(
+    def _verdict(
         self, record: NDArray[np.void], name: str, binary: bytes
     ) -> tuple[Status, CompiledFunction | None]:
         live = self.registry.live(name)

@@ -9,15 +9,6 @@ from typing import TYPE_CHECKING
 from tallybus.common import logs
 from tallybus.common.bus.messages import (
     TOPIC_ACKNOWLEDGE,
-    FunctionsQuery,
-    Hello,
-    Message,
-    Prepare,
-    Refused,
-    ResultsQuery,
-    Sequenced,
-    StageStatus,
-    Welcome,
 )
 from tallybus.common.service.shell import Shell
 from tallybus.common.settings.sections import data_folder
@@ -47,7 +38,6 @@ class TransactorService(Shell):
     core: TransactorCore
 
     def prepare(self) -> None:
-        self.lock_run_folder()
         self._warmer: WindowWarmer | None = None
         self._mismatched_at = 0
         self._registrar: Registrar | None = None
@@ -60,12 +50,10 @@ class TransactorService(Shell):
         )
         if isinstance(self.meter, TransactorMeter):
             self.core.count = self.meter.outcomes.count
-        self.open_stage(successor="wal")
-        self.read(
-            self.bus.subscriber(["wal"], [TOPIC_ACKNOWLEDGE]), self.receive_broadcast, most=256
-        )
+        self.sockets.open_stage(successor="wal")
+        self.sockets.subscribe(["wal"], [TOPIC_ACKNOWLEDGE])
         # A few at a time, so that outcomes are told soon after they are known.
-        self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input, most=8)
+        self.sockets.open_data(self.core.wants_input, most=8)
 
     def new_meter(self) -> TransactorMeter:
         return TransactorMeter(self)
@@ -120,30 +108,6 @@ class TransactorService(Shell):
         if registrar is not None:
             registrar.close()
 
-    def on_data(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, Sequenced):
-            self.core.on_sequenced(message)
-
-    def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
-        if isinstance(message, Hello):
-            self.core.on_hello(peer, message)
-        elif isinstance(message, ResultsQuery):
-            self.core.on_results_query(peer, message)
-        elif isinstance(message, Prepare):
-            self.core.on_prepare(peer, message)
-        elif isinstance(message, FunctionsQuery):
-            self.core.on_functions_query(peer, message)
-
-    def on_broadcast(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, now_ns)
-
-    def on_reply(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, Welcome):
-            self.core.on_welcome(message, now_ns)
-        elif isinstance(message, Refused):
-            self.core.on_refused(message)
-
     def _code_files(self, limits: FunctionLimits) -> CodeFiles | None:
         chosen = self.settings.functions.compiled
         folder = data_folder(self.settings) / FOLDER_NAME if chosen is None else chosen
@@ -174,8 +138,8 @@ class TransactorService(Shell):
                 seed=int.from_bytes(os.urandom(8), "little"),
                 limits=limits,
                 code_files=self._code_files(limits),
-                progress=self.report_progress("replaying the log"),
-                compiling=self.report_progress("compiling functions"),
+                progress=self.watch.report_progress("replaying the log"),
+                compiling=self.watch.report_progress("compiling functions"),
                 stopping=lambda: self.stopping,
             )
         except Interrupted:
@@ -191,8 +155,8 @@ class TransactorService(Shell):
         for damage in recovered.rejected:
             self.log.warning("passed over a snapshot", extra=logs.fields(reason=str(damage)))
         self._registrar = recovered.registrar
-        self._registrar.prepared.notify = self.wake
-        compiling = self.report_progress("waiting for a module to be compiled")
+        self._registrar.prepared.notify = self.loop.wake
+        compiling = self.watch.report_progress("waiting for a module to be compiled")
         self._registrar.waiting = lambda: compiling(0, 0)
         for version, reason in recovered.unusable:
             self.log.error(

@@ -1,4 +1,7 @@
-"""The last time stamp that the transactor was given, for a sequencer that starts. Pure."""
+"""The last time stamp that the transactor was given, for a sequencer that starts. Pure.
+
+ADR 0018 says why.
+"""
 
 from __future__ import annotations
 

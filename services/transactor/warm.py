@@ -3,7 +3,7 @@
 A table is hit at random, so a fresh one costs a page fault for nearly every reference until all of
 it is there: hundreds of milliseconds in which nothing else is executed. This moves that cost to
 idle moments, to a second thread while a log is replayed, and, for the table of the next generation,
-spreads it over the current one.
+spreads it over the current one. It belongs to ADR 0007.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ change of generation. Everything in the window follows from the log. Touches no 
 A table starts its next generation with a new stamp and needs no clearing, so changing the
 generation swaps two objects: no pause, no new memory. After 255 stamps a table is replaced by a
 fresh one.
+ADR 0007 says why the tables are so. Statuses are kept to tell how a first one ended (ADR 0005).
 """
 
 from __future__ import annotations
@@ -108,13 +109,6 @@ class DuplicateWindow:
         self.control = np.zeros(kernel.CONTROL_WORDS, np.uint64)
         self.control[kernel.SEED : kernel.SEED + 3] = _hash_constants(seed)
         self._tell_generations()
-
-    @property
-    def ref_count(self) -> int:
-        """References that the transaction `next_id` would find."""
-        number = (self.next_id - 1) // self.transactions_per_segment
-        kept = (self.current, self.previous) if number == self.current.number else (self.current,)
-        return sum(generation.count for generation in kept)
 
     def status_of(self, tx_id: int) -> int:
         """How transaction `tx_id`, one that had a reference first, ended.

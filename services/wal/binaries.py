@@ -1,6 +1,7 @@
 """The binaries of functions on their way to the disk: each before the record that speaks of it.
 
 A crash in between leaves a file that nothing names; the next registration of that name replaces it.
+ADR 0009 says why the log stage writes them.
 """
 
 from __future__ import annotations

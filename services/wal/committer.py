@@ -27,9 +27,9 @@ class SyncTarget(Protocol):
 
 
 class Committer:
-    """Advances `durable` behind a log's written index.
+    """Advances `durable_index` behind a log's written index.
 
-    durable: last transaction id that survives a crash; it never goes back. failure: the first
+    durable_index: last transaction id that survives a crash; it never goes back. failure: the first
     error, mostly a StorageError; after it nothing is synced or advanced any more. measured: called
     with the nanoseconds of each sync, where somebody counts them. notify is called
     in the committer's thread after each advance and once after a failure; it must return quickly.
@@ -37,7 +37,7 @@ class Committer:
 
     def __init__(self, log: SyncTarget, notify: Callable[[], None]) -> None:
         """What the log holds already must be durable (it is after `Log.open`)."""
-        self.durable = log.written.last_id
+        self.durable_index = log.written.last_id
         self.failure: Exception | None = None
         self.measured: Callable[[int], None] | None = None
         self._log = log
@@ -97,6 +97,6 @@ class Committer:
         if self.measured is not None:
             self.measured(time.monotonic_ns() - started_ns)
         self._synced_position = written.position
-        if written.last_id > self.durable:
-            self.durable = written.last_id
+        if written.last_id > self.durable_index:
+            self.durable_index = written.last_id
             self._notify()

@@ -1,7 +1,7 @@
 """The log stage's decisions, without I/O.
 
-The shell appends what `accept` lets through and reports with `written`; the committer thread syncs
-it and the shell reports with `synced`. Only then does the commit index move, and only then is a
+The shell appends what is `due` and reports with `written`; the committer thread syncs it and the
+shell reports with `on_durable`. Only then does the commit index move, and only then is a
 batch offered to the snapshotter. A snapshotter that is away, or does not keep up, never holds
 commits back: it can read the files.
 """
@@ -9,18 +9,27 @@ commits back: it can read the files.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
-from tallybus.common.buffers import EMPTY, size
+from tallybus.common.batch import Batch
+from tallybus.common.buffers import Buffer, size
 from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict, weigh
 from tallybus.common.bus.messages import Executed, Hello, Message, Refused, StageStatus, Welcome
-from tallybus.common.service.core import StageCore
+from tallybus.common.record import Kind
+from tallybus.common.service.core import Channel, Routes, StageCore, alone, answered, timed
 
 FOLLOWER_GRACE_NS: Final = 1_000_000_000
 """A snapshotter that takes nothing for this long is left to read the files."""
 FOLLOWER_HEARTBEATS: Final = 3
 """So is, at once, one that has been silent for the time of so many heartbeats: it is dead."""
+
+
+class Due(NamedTuple):
+    """A batch that is to be appended to the log."""
+
+    batch: Batch
+    binary: Buffer | None
+    """The module of the function that it registers, if it does: it has to be on disk first."""
 
 
 class WalCore(StageCore):
@@ -42,12 +51,12 @@ class WalCore(StageCore):
         super().__init__(incarnation, heartbeat_ns)
         self.term = term
         self.cluster = cluster
-        self.durable = next_id - 1
+        self.durable_index = next_id - 1
         self.receiver = LinkReceiver(next_id, term)
         self.link: LinkSender[Executed] = LinkSender(
             next_id, max_in_flight, "the snapshotter", from_disk=True
         )
-        self.stale = 0
+        self.due: deque[Due] = deque()
         self.term_due: list[tuple[bytes, Hello]] = []
         self._greeted = False
         self._retired: set[int] = set()
@@ -58,6 +67,13 @@ class WalCore(StageCore):
         self._follower_heard_ns = 0
         self._follower_moved_ns = 0
         self._follower_next = 0
+
+    def routes(self) -> Routes:
+        return {
+            (Channel.DATA, Executed): alone(self.on_executed),
+            (Channel.CONTROL, Hello): answered(self.on_hello),
+            (Channel.BROADCAST, StageStatus): timed(self.on_status),
+        }
 
     @property
     def awaits(self) -> str:
@@ -86,7 +102,7 @@ class WalCore(StageCore):
             self._welcome(peer, message)
 
     def term_kept(self) -> None:
-        """Everything in `term_due` is on disk: the transactor may grant it."""
+        """Everything in `term_due` is on disk: the transactor may grant it (ADR 0003)."""
         for peer, message in self.term_due:
             self.term = max(self.term, message.term)
             self.receiver.term = self.term
@@ -122,43 +138,42 @@ class WalCore(StageCore):
                     peer=message.incarnation,
                     term=self.term,
                     next=self.receiver.next_id,
-                    durable=self.durable,
+                    durable=self.durable_index,
                     cluster=self.cluster,
                     gateways={gateway: last + 1 for gateway, last in self._gateways.items()},
                 ),
             )
         )
 
-    def accept(self, message: Executed) -> int | None:
-        """How many leading transactions of the message are known already; None: take none of it.
-
-        For a number the shell appends the rest and calls `written` with what it appended.
-        """
+    def on_executed(self, message: Executed) -> None:
+        """The transactor's next batch: what of it is new is to be appended, in `due`."""
         if not self._greeted:
-            return None
+            return
         verdict, skip = self.receiver.accept(
             message.term, message.incarnation, message.first, message.count
         )
-        if verdict is Verdict.STALE:
-            self.stale += 1
         if verdict is not Verdict.ACCEPT:
-            return None
+            return
         self.term = self.receiver.term
-        return skip
+        batch = message.batch().skip(skip)
+        registers = batch.count == 1 and batch.records["kind"][0] == Kind.FUNCTION_REGISTERED
+        self.due.append(Due(batch, message.binary if registers else None))
 
-    def written(self, message: Executed) -> None:
-        """The message was appended to the log and will be durable with the next sync."""
-        self._gateways[message.gateway] = message.request
+    def written(self) -> None:
+        """The first batch of `due` was appended to the log: the next sync makes it durable."""
+        batch = self.due.popleft().batch
+        self._gateways[batch.gateway] = batch.request
         # The snapshotter takes from this log, not from the transactor that filled it.
-        self._undurable.append(replace(message, incarnation=self.incarnation, binary=EMPTY))
+        message = Executed.of(batch, self.incarnation)
+        self._undurable.append(message)
         self._undurable_weight += _weight(message)
 
-    def synced(self, durable: int) -> None:
+    def on_durable(self, durable_index: int) -> None:
         """Everything up to this id is on disk and was confirmed."""
-        self.durable = max(self.durable, durable)
+        self.durable_index = max(self.durable_index, durable_index)
         while self._undurable:
             message = self._undurable[0]
-            if message.first + message.count - 1 > self.durable:
+            if message.first + message.count - 1 > self.durable_index:
                 break
             self._undurable.popleft()
             self._undurable_weight -= _weight(message)
@@ -190,7 +205,7 @@ class WalCore(StageCore):
                 or silent_ns > FOLLOWER_HEARTBEATS * self._heartbeat_ns
                 or now_ns - self._follower_moved_ns > FOLLOWER_GRACE_NS
             ):
-                self.link.release(self.durable)
+                self.link.release(self.durable_index)
         self.link.check_stall(now_ns)
         self.heartbeat(now_ns)
 
@@ -209,9 +224,9 @@ class WalCore(StageCore):
             stage=self.stage,
             term=self.term,
             incarnation=self.incarnation,
-            index=self.durable,
+            index=self.durable_index,
             next=self.receiver.next_id,
-            durable=self.durable,
+            durable=self.durable_index,
             gap=self.receiver.gap,
             full=not self.wants_input(),
             peer=self.receiver.peer,

@@ -12,21 +12,14 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tallybus.common.batch import Batch, InvalidBatch
+from tallybus.common.buffers import Buffer
 from tallybus.common.files import FileLock, Storage, StorageError
-from tallybus.common.wal.batch import (
-    EMPTY_PAYLOAD,
-    Buffer,
-    InvalidPayload,
-    Payload,
-    make_payload,
-    split_at_segments,
-)
 from tallybus.common.wal.block import MAX_ID, BlockHeader, Chain
 from tallybus.common.wal.check import TornTail
 from tallybus.common.wal.reader import LOCK_NAME, Progress
@@ -44,26 +37,6 @@ class AppendRefused(Exception):
         self.expected = expected
 
 
-@dataclass(frozen=True, slots=True)
-class LogBatch:
-    """Transactions with contiguous ids from `first_id` on, as the transactor sends them.
-
-    records RECORD_DTYPE[n], n >= 1; links u64 per DUPLICATE; params i64 words; entries ENTRY_DTYPE:
-    any buffers or arrays, none is copied. gateway: incarnation whose request made the batch, 0 =
-    none; request: that gateway's number of it.
-    """
-
-    term: int
-    first_id: int
-    timestamp_ns: int
-    gateway: int
-    request: int
-    records: Buffer
-    links: Buffer = b""
-    params: Buffer = b""
-    entries: Buffer = b""
-
-
 class Written(NamedTuple):
     """How far the log is written; always replaced as one, so any thread may read it."""
 
@@ -73,22 +46,19 @@ class Written(NamedTuple):
     """Bytes written since the log was opened, markers too."""
 
 
-def check_append(chain: Chain, batch: LogBatch, durable_index: int) -> Payload:
-    """The batch's parts, if it may be appended behind `chain`.
-
-    Raises AppendRefused, or InvalidPayload when the parts do not fit together.
-    """
+def check_append(chain: Chain, batch: Batch, durable_index: int) -> None:
+    """Raises AppendRefused unless the batch may be appended behind `chain`, InvalidBatch when its
+    parts do not fit together."""
     if batch.first_id != chain.next_id:
         raise AppendRefused("first id", batch.first_id, chain.next_id, "out of sequence")
     if batch.term < chain.term:
         raise AppendRefused("term", batch.term, chain.term, "a newer sequencer has written")
     check_durable(chain, durable_index)
-    payload = make_payload(batch.records, batch.links, batch.params, batch.entries)
-    if not len(payload.records):
-        raise InvalidPayload("there are no records in the batch")
-    if batch.first_id + len(payload.records) > MAX_ID:
+    batch.check()
+    if not len(batch.records):
+        raise InvalidBatch("there are no records")
+    if batch.first_id + len(batch.records) > MAX_ID:
         raise AppendRefused("first id", batch.first_id, MAX_ID, "the ids are used up")
-    return payload
 
 
 def check_durable(chain: Chain, durable_index: int) -> None:
@@ -175,36 +145,24 @@ class Log:
         return self._chain.segment
 
     @property
-    def last_crc(self) -> int:
-        """Header checksum of the last block: the end of the chain."""
-        return self._chain.previous_crc or 0
-
-    @property
-    def certified_index(self) -> int:
-        """Highest durable index that stands in the log; at a clean stop equal to `next_id - 1`."""
+    def durable_index(self) -> int:
+        """The durable index as the log itself has it written, behind what the committer knows; at a
+        clean stop `next_id - 1`."""
         return self._chain.durable_index
 
-    def append(self, batch: LogBatch, durable_index: int) -> None:
+    def append(self, batch: Batch, durable_index: int) -> None:
         """Write the batch as one block, or as several where it passes a segment's end.
 
         durable_index: last id known durable, kept in the header as evidence for recovery. The
-        buffers may be reused when this returns. Raises AppendRefused or InvalidPayload (nothing
+        buffers may be reused when this returns. Raises AppendRefused or InvalidBatch (nothing
         written) and StorageError (fatal).
         """
         self._check_usable()
-        payload = check_append(self._chain, batch, durable_index)
-        parts = split_at_segments(payload, batch.first_id, self._chain.transactions_per_segment)
-        for part in parts:
-            header, packed = self._chain.seal(
-                part.payload,
-                term=batch.term,
-                timestamp_ns=batch.timestamp_ns,
-                durable_index=durable_index,
-                gateway=batch.gateway,
-                request=batch.request,
-            )
-            self._write(header, [packed, *part.payload.buffers()])
-            if part.fills_segment:
+        check_append(self._chain, batch, durable_index)
+        for part in batch.split_at_segments(self._chain.transactions_per_segment):
+            header, packed = self._chain.seal(part, durable_index)
+            self._write(header, [packed, *part.buffers()])
+            if self._chain.segment_is_full:
                 self._rotate()
         if batch.gateway:
             seen = self.gateways.get(batch.gateway, 0)
@@ -223,7 +181,7 @@ class Log:
             raise AppendRefused("term", term, self._chain.term, "a newer sequencer has written")
         if durable_index <= self._chain.durable_index and term == self._chain.term:
             return False
-        header, packed = self._chain.seal(EMPTY_PAYLOAD, durable_index=durable_index, term=term)
+        header, packed = self._chain.seal_marker(durable_index, term)
         self._write(header, [packed])
         return True
 
@@ -268,7 +226,7 @@ class Log:
                 failure.path, failure.operation, failure.errno, "the log is not usable any more"
             ) from failure
 
-    def _write(self, header: BlockHeader, buffers: list[Buffer]) -> None:
+    def _write(self, header: BlockHeader, buffers: Sequence[Buffer]) -> None:
         try:
             self._storage.write_all(self._file, buffers, header.offset)
         except StorageError as error:

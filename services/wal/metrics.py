@@ -33,13 +33,13 @@ class WalMeter(Meter):
     def samples(self) -> Iterator[Sample]:
         log = self._service.opened
         capacity = log.transactions_per_segment
-        durable = self._service.core.durable
-        written = log.written  # after `durable`, so that it is not less
+        durable_index = self._service.core.durable_index
+        written = log.written  # after the durable index, so that it is not less
         # A full segment is closed at once: the active one has the rest.
         segment, transactions = divmod(written.last_id, capacity)
         yield Sample("tallybus_log_written_bytes_total", written.position)
         yield Sample("tallybus_log_sync_seconds", self.sync_seconds)
-        yield Sample("tallybus_log_unsynced_transactions", written.last_id - durable)
+        yield Sample("tallybus_log_unsynced_transactions", written.last_id - durable_index)
         yield Sample("tallybus_log_segment", segment + 1)
         yield Sample("tallybus_log_segment_transactions", transactions)
         yield Sample("tallybus_log_segment_capacity_transactions", capacity)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from tallybus.common.files import OpenFile, Storage, StorageError
-from tallybus.common.wal.batch import EMPTY_PAYLOAD
 from tallybus.common.wal.block import Chain
 from tallybus.common.wal.check import TornTail, check_log, read_layout
 from tallybus.common.wal.reader import (
@@ -134,7 +133,7 @@ def _write_tail_again(folder: Path, storage: Storage, file: OpenFile, chain: Cha
 
 def _certify(storage: Storage, file: OpenFile, chain: Chain) -> None:
     """A durable marker that all is durable: damage from now on is told from a torn tail."""
-    header, packed = chain.seal(EMPTY_PAYLOAD, durable_index=chain.next_id - 1)
+    header, packed = chain.seal_marker(chain.next_id - 1)
     storage.write_all(file, [packed], chain.offset)
     storage.fdatasync(file)
     chain.advance(header)

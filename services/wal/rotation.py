@@ -1,12 +1,12 @@
-"""Making a segment and changing over to it, in steps of which a crash may follow each.
+"""Makes a segment and changes over to it, in four steps. A crash may follow any of them.
 
 1. `fdatasync` of wal.bin, which is full.
 2. wal.new is written with the opening marker of the next segment; fsync of file and folder.
 3. wal.bin is renamed to wal_NNNNNN.bin; fsync of the folder.
 4. wal.new is renamed to wal.bin; fsync of the folder.
-The folder is synced between the two renames, or the disk could keep the second without the first:
-then the new file would have replaced the full one. At every moment one file name or the other tells
-where the log ends; recovery goes on from there.
+The folder is synced between the two renames. Without that the disk could keep the second rename and
+not the first, and the new file would have replaced the full one. At every moment one of the two
+names tells where the log ends, and recovery goes on from there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tallybus.common.files import OpenFile, Storage
-from tallybus.common.wal.batch import EMPTY_PAYLOAD
 from tallybus.common.wal.block import Chain
 from tallybus.common.wal.reader import ACTIVE_NAME, FRESH_NAME, closed_path
 
@@ -23,7 +22,7 @@ def create_fresh(storage: Storage, folder: Path, chain: Chain) -> OpenFile:
     """wal.new with the opening marker of `chain`'s segment, durable; advances `chain` over it."""
     file = storage.create(folder / FRESH_NAME)
     try:
-        header, packed = chain.seal(EMPTY_PAYLOAD, durable_index=chain.next_id - 1)
+        header, packed = chain.seal_marker(chain.next_id - 1)
         storage.write_all(file, [packed], 0)
         storage.fsync(file)
         storage.fsync_folder(folder)

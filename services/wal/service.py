@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from typing import Final
 
-import numpy as np
-
 from tallybus.common import logs
-from tallybus.common.bus.messages import TOPIC_ACKNOWLEDGE, Executed, Hello, Message, StageStatus
-from tallybus.common.functions.registry import registrations_in
-from tallybus.common.record import ENTRY_SIZE, RECORD_DTYPE, RECORD_SIZE, Kind
+from tallybus.common.batch import Batch
+from tallybus.common.buffers import Buffer
+from tallybus.common.bus.messages import TOPIC_ACKNOWLEDGE, Message
+from tallybus.common.functions.registry import registrations
+from tallybus.common.service.core import Source
 from tallybus.common.service.shell import Shell
 from tallybus.common.settings.sections import data_folder
-from tallybus.common.wal.batch import count_extras
 from tallybus.services.wal.binaries import keep_binary, remove_unfinished
 from tallybus.services.wal.committer import Committer
 from tallybus.services.wal.core import WalCore
-from tallybus.services.wal.log import Log, LogBatch
+from tallybus.services.wal.log import Log
 from tallybus.services.wal.metrics import WalMeter
 
 IDLE_NS: Final = 50_000_000
-"""After this long without a batch a marker records that everything so far is durable."""
+"""After this long without a batch a marker records that everything so far is durable
+(ADR 0002)."""
 
 
 class WalService(Shell):
@@ -33,17 +32,16 @@ class WalService(Shell):
     core: WalCore
 
     def prepare(self) -> None:
-        self.lock_run_folder()
         ledger = self.settings.ledger
         folder = data_folder(self.settings)
-        self.open_publisher()
+        self.sockets.open_publisher()
         started = time.monotonic()
         self._log = Log.open(
             folder,
             self.storage,
             ledger.transactions_per_segment,
             int.from_bytes(os.urandom(8), "little"),
-            self.report_progress("verifying the log"),
+            self.watch.report_progress("verifying the log"),
         )
         remove_unfinished(self.storage, folder)
         if self._log.torn is not None:
@@ -65,18 +63,14 @@ class WalService(Shell):
             cluster=self._log.cluster_id,
             gateways=dict(self._log.gateways),
         )
-        self._committer = Committer(self._log, self.wake)
+        self._committer = Committer(self._log, self.loop.wake)
         if isinstance(self.meter, WalMeter):
             self._committer.measured = self.meter.sync_seconds.observe
         self._committer.start()
         self._appended_ns = 0
-        self.open_stage(successor="snapshotter", hello=False)
-        self.read(
-            self.bus.subscriber(["snapshotter"], [TOPIC_ACKNOWLEDGE]),
-            self.receive_broadcast,
-            most=256,
-        )
-        self.read(self.bus.pull(self.stage), self.receive_data, self.core.wants_input)
+        self.sockets.open_stage(successor="snapshotter", hello=False)
+        self.sockets.subscribe(["snapshotter"], [TOPIC_ACKNOWLEDGE])
+        self.sockets.open_data(self.core.wants_input)
 
     def new_meter(self) -> WalMeter:
         return WalMeter(self)
@@ -86,51 +80,21 @@ class WalService(Shell):
         """The log, once `prepare` has opened it."""
         return self._log
 
-    def on_data(self, message: Message, now_ns: int) -> None:
-        if not isinstance(message, Executed):
-            return
-        skip = self.core.accept(message)
-        if skip is None:
-            return
-        if skip:
-            message = _without(message, skip)
-        if message.count == 1 and memoryview(message.records)[0] == Kind.FUNCTION_REGISTERED:
-            # Before the record: whatever the log names is on disk.
-            self._keep_binary(message)
-        words = message.links * 8
-        entries = words + message.params * 8
-        extras = memoryview(message.extras)
-        self._log.append(
-            LogBatch(
-                term=message.term,
-                first_id=message.first,
-                timestamp_ns=message.timestamp,
-                gateway=message.gateway,
-                request=message.request,
-                records=message.records,
-                links=extras[:words],
-                params=extras[words:entries],
-                entries=extras[entries:],
-            ),
-            self.core.durable,
-        )
-        self._appended_ns = now_ns
-        self.core.written(message)
+    def take(self, source: Source, message: Message, now_ns: int) -> None:
+        super().take(source, message, now_ns)
+        while self.core.due:
+            batch, binary = self.core.due[0]
+            if binary is not None:
+                # Before the record: whatever the log names is on disk.
+                self._keep_binary(batch, binary)
+            self._log.append(batch, self.core.durable_index)
+            self._appended_ns = now_ns
+            self.core.written()
 
-    def _keep_binary(self, message: Executed) -> None:
-        records = np.frombuffer(message.records, RECORD_DTYPE)
-        params = np.frombuffer(message.extras, "<i8")[message.links :]
-        for version in registrations_in(message.first, records, params):
+    def _keep_binary(self, batch: Batch, binary: Buffer) -> None:
+        for version in registrations(batch):
             folder = data_folder(self.settings)
-            keep_binary(self.storage, folder, version.name, version.version, message.binary)
-
-    def on_control(self, peer: bytes, message: Message, now_ns: int) -> None:
-        if isinstance(message, Hello):
-            self.core.on_hello(peer, message)
-
-    def on_broadcast(self, message: Message, now_ns: int) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, now_ns)
+            keep_binary(self.storage, folder, version.name, version.version, binary)
 
     def step(self, now_ns: int) -> None:
         if self._committer.failure is not None:
@@ -138,19 +102,19 @@ class WalService(Shell):
         if self.core.term_due:
             # Seldom, and nothing may go on before it: no group commit for this one.
             self._log.write_marker(
-                self.core.durable, term=max(hello.term for _, hello in self.core.term_due)
+                self.core.durable_index, term=max(hello.term for _, hello in self.core.term_due)
             )
             self._log.sync()
             self.core.term_kept()
-        durable = self._committer.durable
-        if durable > self.core.durable:
-            self.core.synced(durable)
+        durable_index = self._committer.durable_index
+        if durable_index > self.core.durable_index:
+            self.core.on_durable(durable_index)
         if (
-            durable == self._log.next_id - 1
-            and durable > self._log.certified_index
+            durable_index == self._log.next_id - 1
+            and durable_index > self._log.durable_index
             and now_ns - self._appended_ns >= IDLE_NS
         ):
-            self._log.write_marker(durable)
+            self._log.write_marker(durable_index)
 
     def finished(self) -> bool:
         # What is written is made durable by `close`, and the snapshotter can read the files.
@@ -167,28 +131,3 @@ class WalService(Shell):
                 log.close()
             else:
                 log.abandon()
-
-
-def _without(message: Executed, skip: int) -> Executed:
-    """The message without its first `skip` transactions, which the log has already."""
-    known = np.frombuffer(message.records, RECORD_DTYPE, skip)
-    links, params, entries = count_extras(known)
-    extras = memoryview(message.extras)
-    words = message.links * 8
-    calls = words + message.params * 8
-    return replace(
-        message,
-        first=message.first + skip,
-        count=message.count - skip,
-        records=memoryview(message.records)[skip * RECORD_SIZE :],
-        extras=b"".join(
-            (
-                extras[links * 8 : words],
-                extras[words + params * 8 : calls],
-                extras[calls + entries * ENTRY_SIZE :],
-            )
-        ),
-        links=message.links - links,
-        params=message.params - params,
-        entries=message.entries - entries,
-    )

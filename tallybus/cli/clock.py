@@ -65,11 +65,12 @@ def _difference(shown: LedgerTime) -> str:
     seconds = f"{abs(shown.ahead_ns) / 1e9:.3f} s"
     if shown.held:
         return (
-            f"the wall clock is {seconds} ahead, which is a jump, and not followed; "
-            "if it is right: tallybus clock accept"
+            f"the wall clock has jumped {seconds} ahead, and the ledger does not follow it; "
+            "if the wall clock is right: tallybus clock accept"
         )
     if shown.ahead_ns < 0:
         return (
-            f"the wall clock is {seconds} behind; the ledger's time goes on without it, never back"
+            f"the wall clock is {seconds} behind; the ledger's time never goes back, and goes on "
+            "by itself"
         )
     return f"the wall clock is {seconds} ahead"

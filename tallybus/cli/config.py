@@ -31,7 +31,7 @@ def show_command(
     """Show every setting with its effective value and where it came from.
 
     Later wins: defaults, the settings file (--config or TALLYBUS_CONFIG), the environment
-    (TALLYBUS_SECTION_KEY), the command line (--set).
+    (TALLYBUS_<SECTION>_<NAME>), the command line (--set).
     """
     if as_toml and as_json:
         raise click.UsageError("--json and --toml are two ways to print the same; choose one")

@@ -47,7 +47,9 @@ def as_click_exception(error: BaseException) -> click.ClickException | None:
         case errors.OutcomeUnknown():
             code = ExitCode.OUTCOME_UNKNOWN
             if error.retry_safe:
-                text += "; sending the same with the same user_ref again cannot apply it twice"
+                text += (
+                    "; the same with the same user_ref may be sent again, and is not applied twice"
+                )
         case errors.Timeout() | errors.Unreachable() | errors.Overloaded() | errors.Unavailable():
             code = ExitCode.UNREACHABLE
         case errors.MissingExtra():

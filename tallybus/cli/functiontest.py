@@ -28,7 +28,7 @@ from tallybus.cli.output import print_json, print_table, print_values, progress_
 from tallybus.cli.setting_options import parse_assignments, settings_options
 from tallybus.cli.transact import CALL_MEANINGS, status_json, status_text
 from tallybus.cli.transaction import crc_text, entries_as_json, print_entries
-from tallybus.common.record import MAX_ENTRIES, Reason, Status
+from tallybus.common.record import MAX_ENTRIES, MAX_PARAMS, Reason, Status
 from tallybus.common.settings.sections import SETTINGS, Settings, data_folder, load
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _limit_options(function: F) -> F:
     multiple=True,
     callback=checked_params,
     metavar="N",
-    help="A parameter; given up to 8 times, in order. Missing ones are 0.",
+    help=f"A parameter; given up to {MAX_PARAMS} times, in order. Missing ones are 0.",
 )
 @click.option(
     "--balance",
@@ -245,8 +245,7 @@ def _meaning(trial: Trial) -> str:
     status = trial.status
     if trial.reason is Reason.BAD_RETURN:
         return (
-            f"it returned {trial.returned}, which is no status that a function may return: those "
-            "are 0 to 9 without 7, and 128 to 255"
+            f"it returned {trial.returned}; a function may return 0 to 9 without 7, and 128 to 255"
         )
     if status in (Status.INVALID_OPERATION, Status.QUOTA_EXCEEDED):
         if trial.trap:
@@ -379,12 +378,12 @@ def _otherwise(recorded: RecordedCall, found: list[Difference]) -> str:
         text = f"the call ends otherwise than transaction {recorded.tx_id}: {_changes(found)}"
         statuses = {value for each in found for value in (each.recorded, each.now)}
         if Status.QUOTA_EXCEEDED in statuses:
-            text += "; functions.fuel may have been another then (--fuel)"
+            text += "; functions.fuel may have had another value then (--fuel)"
         if Status.ACCOUNT_LIMIT_EXCEEDED in statuses:
-            text += "; ledger.max_accounts may have been another then (--max-accounts)"
+            text += "; ledger.max_accounts may have had another value then (--max-accounts)"
         return text
     what = status_text(recorded.status)
-    return f"the ledger did not run transaction {recorded.tx_id} to an end then: it has {what}"
+    return f"the ledger did not run transaction {recorded.tx_id} to its end: its status is {what}"
 
 
 def _changes(found: list[Difference]) -> str:

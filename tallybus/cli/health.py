@@ -48,8 +48,8 @@ def health_command(
     address = metrics_address(load(config, overrides=parse_assignments(assignments)), stage)
     if address is None:
         raise click.UsageError(
-            "services tell nothing about their health here; set metrics.address, "
-            "as the running service has it"
+            "metrics.address is not set, and without it no service can be asked; "
+            "set it as the running service has it"
         )
     host, port = reached_host(address[0]), address[1]
     path = "/readyz" if want == "ready" else "/healthz"

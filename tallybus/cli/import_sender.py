@@ -1,9 +1,10 @@
 """Sending the rows of a file that passed, in its order, until all of them are answered.
 
-One batch is under way at a time: the next is sent when the one before is on disk, so that the
-ledger executes the rows in their order whatever happens in between. Batches are as large as the
-ledger lets this client send; what it refuses is cut, or waits as long as it says. Calls that the
-ledger did not run, because the time of their batch was over, are sent again before what follows.
+One batch is under way at a time: the next is sent when the one before is on disk. So the ledger
+executes the rows in their order whatever happens in between. Batches are as large as the ledger
+lets this client send. A batch that it refuses is cut, or waits as long as the ledger says. Calls
+that the ledger did not run, because the time of their batch was over, are sent again before the
+rows that follow.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from tallybus.cli.output import note
 from tallybus.cli.signals import SLICE_S, Endings
 from tallybus.common.record import Kind, Status
-from tallybus.csv.importing import Batch, ParsedCsv, Tally
+from tallybus.csv.importing import ParsedCsv, RowBatch, Tally
 from tallybus.errors import InvalidRequest, Overloaded, Timeout
 from tallybus.functions import OperationBatch
 from tallybus.operations import BatchResult, WaitLevel
@@ -69,7 +70,7 @@ class Sender:
                 if self._size.rows != rows:
                     break
 
-    def _send(self, operations: Batch) -> bool:
+    def _send(self, operations: RowBatch) -> bool:
         """Send a batch until every row of it is answered; False: it has to be smaller."""
         outcome = self._submit(operations)
         if outcome is None:
@@ -89,8 +90,8 @@ class Sender:
         return True
 
     def _count(
-        self, operations: Batch, outcome: BatchResult, *, last_try: bool = False
-    ) -> Batch | None:
+        self, operations: RowBatch, outcome: BatchResult, *, last_try: bool = False
+    ) -> RowBatch | None:
         """Count what is answered; returns the calls that were not run, if any."""
         statuses = outcome.statuses
         late = statuses == np.uint8(Status.NOT_RUN)
@@ -104,7 +105,7 @@ class Sender:
         self._size.ran(len(answered) or len(statuses) // 2)
         return _rows(operations, late)
 
-    def _submit(self, operations: Batch) -> BatchResult | None:
+    def _submit(self, operations: RowBatch) -> BatchResult | None:
         """The outcome of a batch; None: it was refused, and smaller ones are to be tried."""
         while True:
             try:
@@ -118,7 +119,7 @@ class Sender:
                 if self._size.rows < len(operations):
                     return None
 
-    def _outcome(self, operations: Batch) -> BatchResult:
+    def _outcome(self, operations: RowBatch) -> BatchResult:
         # The client sends again by itself what was lost: every row has a user_ref.
         pending = self._client.begin_batch(operations, WaitLevel.COMMITTED)
         while True:
@@ -138,11 +139,11 @@ class Sender:
         rows = "1 row" if self._size.rows == 1 else f"{self._size.rows} rows"
         note(
             f"row {self.row} is beyond what this client may send{limit}; "
-            f"going on in batches of {rows}{waits}"
+            f"the import goes on in batches of {rows}{waits}"
         )
 
 
-def _rows(operations: Batch, which: slice | NDArray[np.bool_]) -> Batch:
+def _rows(operations: RowBatch, which: slice | NDArray[np.bool_]) -> RowBatch:
     """Some rows of a batch, with their parameters."""
     if not isinstance(operations, OperationBatch):
         return operations[which]
@@ -154,7 +155,7 @@ def _rows(operations: Batch, which: slice | NDArray[np.bool_]) -> Batch:
     )
 
 
-def _joined(first: Batch | None, second: Batch | None) -> Batch | None:
+def _joined(first: RowBatch | None, second: RowBatch | None) -> RowBatch | None:
     """Both, in order. They are parts of the same batch."""
     if first is None or second is None:
         return first if second is None else second

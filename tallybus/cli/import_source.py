@@ -1,8 +1,8 @@
 """The file of an import: its bytes, and whether they are still those that were read.
 
-An import takes the references of its rows from the content of the file. So a file that somebody
-writes to while it is read is refused, with where it has changed; and one that changed later is not
-to be imported again.
+An import takes the references of its rows from the content of the file. So a file that changes
+while it is read is refused, and the message says where it changed. A file that changed later must
+not be imported again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FileChanged(Exception):
 class Source:
     """`file` as it is read from where it stands; `path` is its name, None for standard input.
 
-    A pipe has no size and cannot be looked at again: what it gave is what it gave.
+    A pipe has no size and cannot be read again. So nobody can tell whether it changed.
     """
 
     def __init__(self, file: BinaryIO, path: str | None) -> None:
@@ -113,7 +113,7 @@ class Source:
             return True
 
     def _where(self) -> str:
-        """What is different from what was read, and where; empty: nothing is."""
+        """How the file differs from what was read, and where. Empty if it does not."""
         assert self._descriptor is not None
         size, line = 0, 1
         for checksum, line in self._marks:

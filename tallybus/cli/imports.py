@@ -1,8 +1,8 @@
 """`tallybus import`: send the transactions of a CSV file, each once, in the file's order.
 
 The rules of the file are in `tallybus.csv.importing`, its bytes in `import_source`, the sending in
-`import_sender`. This module is the command: what it takes, what it reports, and how to go on after
-an end that came too early.
+`import_sender`. This module is the command: its options, its report, and its advice on how to go on
+after an interruption.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def import_command(
             raise click.UsageError(f"--from-row {from_row}: the file has {parsed.rows} rows")
         if parsed.rows > WINDOW_ROWS:
             note(
-                f"{parsed.rows} rows are more than the ledger's window for repeated rows may hold; "
-                "should the import be interrupted, go on with --from-row instead of from the start"
+                f"{parsed.rows} rows may be more than the ledger remembers. If the import is "
+                "interrupted, go on with --from-row, and not from the first row"
             )
         tally = Tally()
         started = time.monotonic()
@@ -143,9 +143,7 @@ def import_command(
     if tally.duplicates:
         told = _duplicates(tally, parsed)
         if not again:
-            raise CommandFailed(
-                f"{told} (--again takes this for what is wanted)", ExitCode.REJECTED
-            )
+            raise CommandFailed(f"{told}. If that is as you wish: --again", ExitCode.REJECTED)
         note(told)
 
 
@@ -216,13 +214,11 @@ def _progress(ctx: click.Context, source: Source, parsed: ParsedCsv, sender: Sen
         return told
     if source.differs():
         return (
-            f"{told}. The file has changed since it was read: do not go on with it as it is now, "
-            "for its rows without a user_ref would count as new ones; restore it first"
+            f"{told}. The file has changed since it was read. Restore it before you go on: as it "
+            "is now, its rows without a user_ref would count as new ones"
         )
     command = _command(ctx, row, sent=sender is not None)
-    piped = (
-        "; its standard input has to be the same again" if _path(ctx.params["file"]) is None else ""
-    )
+    piped = "; give it the same standard input" if _path(ctx.params["file"]) is None else ""
     return f"{told}; to go on: {command}{piped}"
 
 
@@ -263,8 +259,8 @@ def _duplicates(tally: Tally, parsed: ParsedCsv) -> str:
         return f"{told}: this very content was sent to this ledger before"
     return (
         f"{told}: transactions with the same user_ref are in the ledger already. Either rows of "
-        "this file were sent before, or other transactions have their references, and then these "
-        "rows were not executed at all"
+        "this file were sent before, or other transactions have their references. In the second "
+        "case these rows were never executed"
     )
 
 

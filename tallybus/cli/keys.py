@@ -1,7 +1,7 @@
 """`tallybus keys create|list|revoke`: who may reach the ledger over the network.
 
-Works on the folder of keys alone; services that run see what changes there by themselves. Never
-prints a secret, but for the client's own file with `--out -`.
+It works on the folder of keys alone. Services that run see by themselves what changes there. It
+never prints a secret, except the client's own file with `--out -`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ import click
 
 from tallybus.cli.errors import CommandFailed
 from tallybus.cli.exit_codes import ExitCode
+from tallybus.common.functions.names import WASM_MAGIC
 from tallybus.extras import need_server
 
-MAGIC: Final = b"\0asm"
 MAX_FILE_BYTES: Final = 64 << 20
 """No text of a binary within the ledger's limit is nearly as long."""
 _PLACE: Final = re.compile(r"-->\s*\S*:(\d+):(\d+)")
@@ -27,7 +27,7 @@ def read_module(path: str) -> bytes:
     """
     with click.open_file(path, "rb") as file:
         content = bytes(file.read(MAX_FILE_BYTES + 1))
-    if content.startswith(MAGIC):
+    if content.startswith(WASM_MAGIC):
         return content
     if len(content) > MAX_FILE_BYTES:
         raise _refused(f"{path} has more than {MAX_FILE_BYTES} bytes")

@@ -11,13 +11,11 @@ from tallybus.cli.measure.transports import IPC, TRANSPORTS
 from tallybus.cli.setting_options import parse_assignments as parse_assignments
 from tallybus.cli.setting_options import settings_options as settings_options
 from tallybus.common.functions.names import NAME_RULE, is_function_name
-from tallybus.common.record import MAX_AMOUNT, Level
+from tallybus.common.record import MAX_AMOUNT, MAX_PARAMS, MAX_U64, Level
 from tallybus.common.settings.sections import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, KEY_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_U64: Final = 2**64 - 1
-MAX_PARAMS: Final = 8
 LEVELS: Final = {level.name.lower(): level for level in Level}
 
 
@@ -178,13 +176,13 @@ min_tx_id_option = click.option(
 )
 
 
-def wait_option(default: str = "committed") -> Callable[[F], F]:
+def wait_option() -> Callable[[F], F]:
     """`--wait LEVEL`."""
     return click.option(
         "--wait",
         "level",
         type=LevelType(),
-        default=default,
+        default="committed",
         show_default=True,
         help="What to wait for: the id alone, the result, the result on disk, or readable.",
     )

@@ -1,6 +1,6 @@
-"""Root that works on a folder of services does so as the user to whom it belongs.
+"""A command that root calls on a folder of services works as the user to whom the folder belongs.
 
-They have to be able to read what is made there, and what is made is for its owner's eyes alone.
+The services have to read what it makes there, and its owner alone may read it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Standard output of a command whose reader may go away at any moment.
 
-A command that changes something ends with the exit code that says what the ledger did, whoever
-listens: what it could not print is dropped. One that only reads ends when nobody reads on, quietly,
-as other tools do. (Disks that are full are `streams`'.)
+A command that changes something ends with the exit code that says what the ledger did. What it
+could not print is dropped. A command that only reads ends quietly when nobody reads on, as other
+tools do. (`streams` has the case of a full disk.)
 """
 
 from __future__ import annotations

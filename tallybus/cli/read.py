@@ -12,7 +12,6 @@ import numpy as np
 
 from tallybus.cli import connect
 from tallybus.cli.options import (
-    MAX_U64,
     TX_ID,
     client_options,
     json_option,
@@ -20,6 +19,7 @@ from tallybus.cli.options import (
 )
 from tallybus.cli.output import note, print_json, print_table, print_values
 from tallybus.cli.transact import reason_text, status_json, status_text
+from tallybus.common.record import MAX_U64
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

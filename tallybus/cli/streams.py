@@ -1,7 +1,8 @@
-"""When what a command prints cannot be written: a full disk, a quota, a disk that fails.
+"""What a command does when its output cannot be written: a full disk, a quota, a failing disk.
 
-The command has done its work by then, so this is told as what it is, with an exit code of its own
-meaning, and never as a rejected transaction. A reader that has gone away (EPIPE) is not among it.
+The command has done its work by then. So it says what happened, and ends with the exit code for
+this machine's failures, never with that of a rejected transaction. A reader that has gone away
+(EPIPE) is another case, which `pipes` has.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ _lost: OSError | None = None
 
 
 def is_lost() -> bool:
-    """Whether standard output does not take what was printed to it. Then it takes no more, so
-    that nothing fails a second time."""
+    """Whether standard output does not take what was printed to it.
+
+    Then it takes nothing more, so that nothing fails a second time.
+    """
     global _lost
     if _lost is None:
         error = startup.output_error
@@ -47,7 +50,7 @@ def message(error: OSError) -> str:
     """What to tell about it."""
     return (
         f"standard output cannot be written: {error.strerror or error}; "
-        "what the command did stands, its output is lost"
+        "the command did its work, and its output is lost"
     )
 
 

@@ -138,8 +138,9 @@ def _telling_of_a_full_disk(folder: Path) -> Iterator[None]:
             raise
         what = "the quota is used up" if number == errno.EDQUOT else "the disk is full"
         raise CommandFailed(
-            f"{what} under {folder}, {free / 1e6:.1f} MB are free now: measuring the disk takes up "
-            "to 300 MB for a moment, and the log of a ledger of one's own 40 bytes or more for "
-            f"each operation. Make room, or name a folder on another disk with --folder ({error})",
+            f"{what} under {folder}: {free / 1e6:.1f} MB are free now. Measuring the disk takes up "
+            "to 300 MB for a moment. The log of a ledger that was started with --spawn takes 40 "
+            "bytes or more for each operation. Make room, or name a folder on another disk with "
+            f"--folder ({error})",
             ExitCode.FAILED,
         ) from error

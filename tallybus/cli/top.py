@@ -1,8 +1,8 @@
 """`tallybus top`: a live view of the pipeline.
 
-A shell around `tallybus.common.view.pipeline`: it asks the ledger and the services' /metrics, hands
-what came to the core, and draws or prints what that says. It only reads. A look at the ledger takes
-three requests, and one scrape of each service where metrics are on.
+A shell around `tallybus.common.view.pipeline`. It asks the ledger and the services' /metrics, hands
+the answers to the core, and draws or prints the core's report. It only reads. A look at the ledger
+takes three requests, and one scrape of each service where metrics are on.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ MEANINGS: Final[dict[Status | int, str]] = {
 REASONS: Final[dict[Reason | int, str]] = {
     Reason.TRAP: "the function trapped, or could not be started",
     Reason.UNKNOWN_FUNCTION: "there is no function of this name",
-    Reason.BAD_RETURN: "the function returned what is no status",
+    Reason.BAD_RETURN: "the function returned a value that is no status",
     Reason.WORK: "the calls before it used up what one request may take; send it again",
     Reason.ENTRIES: "the calls before it made as many entries as one request may; send it again",
     Reason.STOPPED: "an operator has suspended the function; its user_ref can be used again",
@@ -53,8 +53,8 @@ REASONS: Final[dict[Reason | int, str]] = {
     Reason.TIME: "the function ran for longer than its fuel explains",
 }
 CALL_MEANINGS: Final = MEANINGS | {
-    Status.INVALID_OPERATION: "there is no such function, or it trapped, or it returned what is "
-    "no status",
+    Status.INVALID_OPERATION: "there is no such function, or it trapped, or it returned a "
+    "value that is no status",
 }
 
 

@@ -1,11 +1,13 @@
 """Whether the ledger lets a client in: what handshakes tell, and when to try again. No I/O.
 
-libzmq connects and shakes hands by itself, and tells how that ended. A refusal is told once and
-ends the connection for good: somebody has to connect again. But a gateway that has another key
-than expected only ends the connection, as one does that dies, and libzmq then tries again without
-end. So when a client that has a key cannot send for a while, its shell looks closer, see `LOOKS`:
-what closes two handshakes, and in between greets and then keeps a connection on which nothing is
-said, is a gateway that lives and cannot be talked to with this key.
+libzmq connects and shakes hands by itself, and tells how that ended. It tells a refusal once, and
+ends the connection for good: the client has to connect again.
+
+One case looks like another. A gateway with another key than expected ends the connection, and so
+does a gateway that dies. libzmq then tries again without end. So when a client with a key cannot
+send for a while, its shell looks closer (`LOOKS`). It tries three connections, one after another.
+If the gateway ends the first and the third, which shake hands, and keeps the second, on which the
+client says nothing, then it is alive, and cannot be talked to with this key.
 
 A shell keeps a connection while `connection` is a number, and makes a new one when the number
 changes. It tells of handshakes, and runs the look that `look` asks for. Times are nanoseconds.
@@ -245,8 +247,8 @@ def _refusal(seen: Handshake, endpoint: str, key: str | None) -> Refusal:
     if key is None:
         return Refusal(
             "encryption",
-            f"the ledger at {endpoint} lets in only clients that have a key, and none was given: "
-            "ask who runs it for one (tallybus keys create), and give its file as key, --key or "
+            f"the ledger at {endpoint} lets in only clients with a key, and none was given. Ask "
+            "the one who runs it for a key (tallybus keys create). Give its file as key, --key or "
             "TALLYBUS_KEY",
         )
     match seen:
@@ -254,7 +256,7 @@ def _refusal(seen: Handshake, endpoint: str, key: str | None) -> Refusal:
             return Refusal(
                 "key",
                 f"the ledger at {endpoint} refuses the key {key!r}: it was revoked, or never was a "
-                "key of this ledger; ask who runs it (tallybus keys list)",
+                "key of this ledger. Ask the one who runs it (tallybus keys list)",
             )
         case Handshake.UNCHECKED:
             return Refusal(
@@ -265,14 +267,14 @@ def _refusal(seen: Handshake, endpoint: str, key: str | None) -> Refusal:
         case Handshake.MISMATCH:
             return Refusal(
                 "encryption",
-                f"a key was given, but what listens at {endpoint} does not encrypt: is that the "
-                "right address? Go without a key only where nobody else can listen or answer",
+                f"a key was given, but what listens at {endpoint} does not encrypt. Is that the "
+                "right address? Leave the key out only where nobody else can listen or answer",
             )
         case _:
             return Refusal(
                 "encryption",
                 f"the gateway at {endpoint} is not the one that the key {key!r} was made for: it "
-                "has another public key than the one in the key's file. Check the address; if its "
-                "keys were made anew, ask for a new key. (Or it cannot check any key at the "
-                "moment; then its log says so.)",
+                "has another public key than the one in the key's file. Check the address. If the "
+                "gateway's keys were made anew, ask for a new key. If it cannot check any key at "
+                "the moment, its log says so",
             )

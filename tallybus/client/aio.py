@@ -300,8 +300,8 @@ class AsyncClient:
         if self._wire is None and not self._torn:
             if self._endpoint.startswith("inproc:"):
                 raise ForkedProcess(
-                    f"{self._endpoint} is inside the process that made this client, of which this "
-                    "one was forked; make a client after the fork"
+                    f"{self._endpoint} is inside the process that made this client, and this one "
+                    "was forked from it; make a client after the fork"
                 )
             wire = Wire(self._endpoint, self._context, self._key)
             self._watch(wire)

@@ -13,15 +13,15 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.checks import MAX_U64
+from tallybus.common.protocol import MAX_HEADER_BYTES, PROTOCOL_VERSION, ErrorCode
 from tallybus.common.record import (
+    MAX_U64,
     REASON_MASK,
     STATUS_DTYPE,
     STATUS_SIZE,
@@ -38,10 +38,6 @@ from tallybus.operations import (
 )
 from tallybus.pipeline import GatewayInfo, PipelineIndex, ServiceInfo
 
-PROTOCOL_VERSION: Final = 1
-REVISION: Final = 1
-"""The revision of the protocol that this client has all fields of."""
-MAX_HEADER_BYTES: Final = 1 << 20
 MAX_MESSAGE_CHARS: Final = 1000
 """How much of a gateway's error text is shown."""
 
@@ -52,23 +48,7 @@ Payload: TypeAlias = Any
 
 _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
-_FAILURE: Final = struct.Struct("<IBBHQ")
 _STATUS: Final = struct.Struct("<BB4xBxQ")
-
-
-class ErrorCode(StrEnum):
-    """Codes of error replies."""
-
-    INVALID_REQUEST = "invalid_request"
-    UNSUPPORTED_VERSION = "unsupported_version"
-    FORBIDDEN = "forbidden"
-    OVERLOADED = "overloaded"
-    TIMEOUT = "timeout"
-    LOST = "lost"
-    OUTCOME_UNKNOWN = "outcome_unknown"
-    UNAVAILABLE = "unavailable"
-    INVALID_FUNCTION = "invalid_function"
-    INTERNAL = "internal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +71,8 @@ class Request(ABC, Generic[T]):
     level: Level | None = None
     newer: ClassVar[Mapping[str, int]] = {}
     """Header fields that came after revision 1 of the protocol, each with the revision that has it.
-    A request with one of them is sent only to a gateway that has told to have come that far."""
+    A request with one of them is sent only to a gateway that has told to have come that far
+    (ADR 0020)."""
     committed_tx_id: int | None = None
     """Of a request that completes another one: the transaction that is on disk already."""
 

@@ -1,10 +1,10 @@
 """The process's ZeroMQ context, which its clients share, and whether there is room for one more.
 
-A context has threads and descriptors of its own. One for each client would use up those of a
-process with some dozens of clients, and libzmq ends the process where a context finds none.
+A context has threads and descriptors of its own. With one for each client, some dozens of clients
+would use up what a process may have, and libzmq ends a process whose context finds none (ADR 0022).
 
-The context lives while anybody uses it. A child process after `fork` gets one of its own: threads
-do not live on in it, and what it inherited is left alone.
+The context lives while a client uses it. A child process after `fork` gets a context of its own,
+because the threads of the parent's do not live on in it. It leaves alone what it inherited.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def acquire() -> zmq.Context[Any]:
 def release(context: zmq.Context[Any]) -> None:
     """One user less. After the last one the context is ended.
 
-    All sockets have been closed by then, but for such as an exception of a signal's handler left
-    to its traceback alone. These are closed here, because libzmq would wait for them for ever.
+    All sockets have been closed by then, with one exception: a handler of a signal may have raised,
+    and left a socket that its traceback alone knows. Those are closed here, because libzmq would
+    wait for them for ever.
     """
     shared = _shared
     with shared.lock:
@@ -92,7 +93,7 @@ def release(context: zmq.Context[Any]) -> None:
 
 @contextmanager
 def room_for_a_client(context: zmq.Context[Any]) -> Iterator[None]:
-    """While a client makes its sockets: nobody else of this module takes what it needs.
+    """Keeps what a client needs free for it while it makes its sockets: others of this module wait.
 
     Raises TooManyOpenFiles, also for what libzmq says inside.
     """

@@ -5,7 +5,7 @@ A shell (`sync`, `aio`) owns the socket and the clock, and drives one `Core`:
 1. `start` a request; `Call.done` tells when it is over.
 2. While `next_message` gives frames, send them without blocking; after each one that the socket
    took, call `message_sent`. If the socket takes none, call `message_refused` and try again when it
-   can. Where neither can be said, as an exception came between, go on with `resumed`.
+   can. If an exception came in between and neither is known, go on with `resumed`.
 3. Hand every message that arrives to `receive`, and tell how handshakes went: see `access`.
 4. Call `tick` at the time that `next_wake` gives, or later.
 5. After each of these, hand the calls in `finished` to those who wait for them, and clear it. Set
@@ -16,6 +16,7 @@ thread-safe.
 
 Each sending of a request has its own id, greater than all before it, and answers to earlier
 sendings are ignored. So a ping's answer can only speak of sendings that were made before the ping.
+ADR 0004 says why clients ping, ADR 0019 what interruptions leave half done.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from typing import Any, Final, Generic, TypeVar, cast
 from tallybus.client.access import Access, Handshake, Refusal
 from tallybus.client.codec import (
     MAX_MESSAGE_CHARS,
-    ErrorCode,
     ErrorReply,
     Payload,
     Request,
@@ -41,6 +41,7 @@ from tallybus.client.codec import (
     read_pong,
     reply_id,
 )
+from tallybus.common.protocol import MAX_PENDING, ErrorCode
 from tallybus.errors import (
     AccessDenied,
     ClientClosed,
@@ -64,8 +65,6 @@ MILLISECOND: Final = 1_000_000
 SECOND: Final = 1_000_000_000
 MAX_TIMEOUT_SECONDS: Final = 10 * 365 * 86_400
 MAX_HINT_MS: Final = 86_400_000
-MAX_PENDING_IDS: Final = 10_000
-"""Most ids that one ping asks for, the oldest ones."""
 _NEVER: Final = 2**63 - 1
 
 
@@ -79,8 +78,8 @@ class CoreSettings:
     """Longest pause before the first retry after a refusal; each later one may be twice as long."""
     max_backoff: int = 500 * MILLISECOND
     answer_margin: int = 100 * MILLISECOND
-    """The gateway is asked to give up so much before the deadline (at most a tenth of the time
-    left), so that its answer, which can name the transaction, comes in time.
+    """How long before the deadline the gateway is asked to give up, at most a tenth of the time
+    that is left. So its answer, which can name the transaction, comes in time.
     """
 
 
@@ -174,12 +173,6 @@ class Core:
         """Whether `next_message` may have something."""
         return (bool(self._queue) and not self._asking) or self._ping_due
 
-    def start(self, request: Request[T], now: int, seconds: float) -> Call[T]:
-        """Takes a request that may take `seconds` from `now`."""
-        call = new_call(request, now, seconds)
-        self.begin(call, now)
-        return call
-
     def begin(self, call: Call[Any], now: int) -> None:
         """Takes a call that `new_call` has made."""
         refusal = self.access.refusal(now)
@@ -243,7 +236,7 @@ class Core:
         self._ping_due = self._ping_due or (asking and not self._asking)
         self._asking = asking
         if self._ping_due:
-            pending = list(islice(self._sent, MAX_PENDING_IDS))
+            pending = list(islice(self._sent, MAX_PENDING))
             if pending or asking:
                 self._pinging = True
                 return encode_ping(self._next_id, pending)
@@ -450,9 +443,9 @@ class Core:
         if self._revision is None:
             return True
         error = InvalidRequest(
-            f"the gateway does not know the field {field} of the {request.op} request: it has come "
-            f"to revision {self._revision} of the protocol, the field came with {needed}; nothing "
-            "was sent. Use a gateway of a later release, or do without what needs the field",
+            f"the gateway does not know the field {field} of the {request.op} request: it speaks "
+            f"revision {self._revision} of the protocol, the field came with revision {needed}. "
+            "Nothing was sent. Use a gateway of a later release, or leave out what needs the field",
             field=field,
         )
         self._fail_without_effect(call, error)
@@ -539,7 +532,7 @@ class Core:
                 f"the gateway at {self.access.endpoint}" if self.access.endpoint else "the gateway"
             )
             asked = self._asking and self._pings
-            why = f"{where} has not said what it knows" if asked else f"no connection to {where}"
+            why = f"{where} has not told its revision" if asked else f"no connection to {where}"
             return Unreachable(
                 f"{why} within {call.seconds:g} s: the {request.op} request was never sent"
                 f"{_committed(request)}",
@@ -569,7 +562,7 @@ class Core:
             self._fail(call, error)
             return
         unknown = _outcome_unknown(
-            call.request, f"one sending was lost and the next one refused ({error.message})"
+            call.request, f"one sending was lost, and the next one was refused ({error.message})"
         )
         unknown.__cause__ = error
         self._fail(call, unknown)

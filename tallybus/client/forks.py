@@ -1,7 +1,9 @@
 """Tells objects of a process that they now live in a child that was forked from it.
 
-A fork copies the memory and one thread: locks that other threads held stay held, and sockets of
-libzmq, whose threads are gone, must not be used, nor closed, for the connection is the parent's.
+A fork copies the memory and one thread. So locks that other threads held stay held in the child.
+The threads of libzmq are gone there, so its sockets must not be used. They must not be closed
+either, because the connection is the parent's.
+ADR 0019 says why.
 """
 
 from __future__ import annotations

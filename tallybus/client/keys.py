@@ -6,12 +6,11 @@ Nothing that comes from here shows a secret: not even one that was given where a
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from tallybus.common.security.curve import matches
-from tallybus.common.security.keys import ClientKey, KeyFileError, read_client_key
+from tallybus.common.security.keys import KEY_TEXT, ClientKey, KeyFileError, read_client_key
 from tallybus.errors import InvalidRequest
 
 Key: TypeAlias = ClientKey | str | os.PathLike[str]
@@ -19,7 +18,6 @@ Key: TypeAlias = ClientKey | str | os.PathLike[str]
 
 UNENCRYPTED: Final = ("ipc:", "inproc:")
 """Transports within one machine. Who may use them is a matter of files' modes, never of keys."""
-_CONTENT: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
 
 
 def usable_key(key: Key | None, endpoint: object) -> ClientKey | None:
@@ -45,7 +43,7 @@ def _read(key: str | os.PathLike[str]) -> ClientKey:
         raise InvalidRequest(
             f"key must be the path of a client's key file, not {type(key).__name__}", field="key"
         )
-    if ("\n" in path or _CONTENT.fullmatch(path)) and not os.path.exists(path):
+    if ("\n" in path or KEY_TEXT.fullmatch(path)) and not os.path.exists(path):
         raise InvalidRequest(
             "key must be the path of a client's key file; what was given looks like what is in one",
             field="key",

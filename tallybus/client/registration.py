@@ -2,7 +2,7 @@
 
 Pure functions over bytes, a part of the codec. A registration is answered like a submit of one
 operation. Its `user_ref` is chosen here once per call, so that it applies once however often it is
-sent; the version that it made is then read from its transaction.
+sent. The version that it made is read from its transaction.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tallybus.checks import MAX_U64
 from tallybus.client.codec import (
     Header,
     Payload,
@@ -23,7 +22,7 @@ from tallybus.client.codec import (
 from tallybus.client.submit import read_result
 from tallybus.client.transaction import TransactionRequest
 from tallybus.common.checksum import crc32c
-from tallybus.common.record import Kind, Level, Reason, Status, status_of
+from tallybus.common.record import MAX_U64, Kind, Level, Reason, Status, status_of
 from tallybus.errors import (
     AlreadyExists,
     InvalidFunction,
@@ -103,7 +102,7 @@ class RegisterFunction(_Registration):
     def unknown(self) -> tuple[str, str]:
         return (
             f"function {self.name} was registered",
-            "list_functions tells; to register the same again makes at most one version more",
+            "list_functions tells; registering the same again makes at most one version more",
         )
 
     def rejected(self, result: Result) -> TallybusError:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tallybus.checks import MAX_U64, check_int, u64_array
+from tallybus.checks import check_int, u64_array
 from tallybus.client.codec import (
     Payload,
     ReadBalance,
@@ -24,7 +24,7 @@ from tallybus.client.codec import (
 from tallybus.client.registration import RegisterFunction, UnregisterFunction
 from tallybus.client.submit import SubmitBatch, SubmitOne
 from tallybus.client.transaction import ReadTransaction
-from tallybus.common.record import Level
+from tallybus.common.record import MAX_U64, Level
 from tallybus.errors import InvalidRequest
 from tallybus.functions import checked_binary, checked_name
 from tallybus.operations import (

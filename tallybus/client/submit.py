@@ -1,9 +1,9 @@
 """Submits of one and of many operations: their frames, and what their replies mean.
 
-Pure functions over bytes, a part of the codec. Here is also what a client does with the answer to a
-submit that it had to send again: what the lost sending executed comes back as DUPLICATE, and the
-caller gets the outcome of that execution instead. Registrations of functions are answered in the
-same way, see `registration`.
+Pure functions over bytes, a part of the codec. They also read the answer to a submit that had to be
+sent again: what the lost sending executed comes back as DUPLICATE, and the caller gets the outcome
+of that execution instead. Registrations of functions are answered in the same way, see
+`registration`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.checks import MAX_U64
 from tallybus.client.codec import (
     Header,
     Payload,
@@ -30,6 +29,7 @@ from tallybus.client.codec import (
 from tallybus.common.record import (
     FAILURE_DTYPE,
     FAILURE_SIZE,
+    MAX_U64,
     REASON_MASK,
     RECORD_DTYPE,
     Level,

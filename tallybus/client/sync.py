@@ -1,13 +1,16 @@
 """The blocking client: a shell around `core.Core` that threads may share.
 
-It owns a socket and the clock and decides nothing. There is no thread in the background: whoever
-waits drives the socket for all. One thread at a time polls, without the lock; the others sleep
-until their call is done or the one that polls leaves. Whoever sends also receives everything that
-has arrived, because sending may use up the socket's wake-up signal.
+It owns a socket and the clock, and decides nothing. There is no thread in the background: a thread
+that waits drives the socket for all. One thread at a time polls, without the lock. The others sleep
+until their call is done, or until the one that polls leaves. A thread that sends also receives
+everything that has arrived, because sending may use up the socket's wake-up signal.
 
-Handlers of signals may raise, anywhere. So the lock is only ever held by `with`; a step that
-changes the core or the socket is marked in `_torn`, and whoever finds the mark makes both anew
-(docs/adr/0019); and nobody waits for another thread for longer than that one may poll.
+Handlers of signals may raise anywhere (ADR 0019). Three rules follow:
+
+- The lock is held by `with` alone.
+- A step that changes the core or the socket is marked in `_torn` while it runs. A thread that finds
+  the mark makes both anew.
+- No thread waits for another one for longer than that one may poll.
 """
 
 from __future__ import annotations
@@ -365,8 +368,8 @@ class Client:
         forks.abandon((self._wire, self._core, self._context))
         for call in self._core.outstanding:
             call.error = ForkedProcess(
-                "the process that began this request is another one, of which this one was forked; "
-                "its outcome is told there"
+                "another process began this request, and this one was forked from it; "
+                "the other one gets the outcome"
             )
             call.done = True
         self._lock = threading.Lock()
@@ -380,12 +383,12 @@ class Client:
         self._close_wakers()
 
     def _mend(self) -> None:
-        """Makes whole what is not: after an exception that came from outside (Ctrl-C, a handler
-        of a signal) left a step in the middle, and in a child that was forked. Called with the
-        lock.
+        """Makes the connection anew where a step was left in the middle. Called with the lock.
 
-        Nobody can say what the socket has sent and received of a message then, so the connection
-        is given up, and what was under way goes on over a new one as after any lost connection.
+        An exception from outside does that (Ctrl-C, a handler of a signal), and so does a fork, in
+        the child. Nobody can say then which part of a message the socket has sent or received. So
+        the connection is given up. What was under way goes on over a new one, as after any lost
+        connection.
         """
         if self._wire is None and not self._torn:
             if self._closed:
@@ -410,8 +413,8 @@ class Client:
     def _reconnect_in_child(self) -> None:
         if self._endpoint.startswith("inproc:"):
             raise ForkedProcess(
-                f"{self._endpoint} is inside the process that made this client, of which this one "
-                "was forked; make a client, or open a ledger, after the fork"
+                f"{self._endpoint} is inside the process that made this client, and this one was "
+                "forked from it; make a client, or open a ledger, after the fork"
             )
         self._connect()
 

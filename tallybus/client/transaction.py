@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from tallybus.checks import MAX_I64, MIN_I64
 from tallybus.client.codec import (
     Header,
     Request,
@@ -20,9 +19,17 @@ from tallybus.client.codec import (
     text_field,
     u64_field,
 )
-from tallybus.common.record import ENTRY_SIZE, RECORD_SIZE, Kind, reason_of, status_of
+from tallybus.common.record import (
+    ENTRY_SIZE,
+    MAX_I64,
+    MAX_PARAMS,
+    MIN_I64,
+    RECORD_SIZE,
+    Kind,
+    reason_of,
+    status_of,
+)
 from tallybus.errors import ProtocolError, TransactionNotFound
-from tallybus.functions import MAX_PARAMS
 from tallybus.transactions import Transaction, entry_of
 
 T = TypeVar("T")

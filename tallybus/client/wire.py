@@ -1,11 +1,11 @@
 """The socket of a client: one DEALER to one gateway, never blocking. Both shells drive it.
 
-The only module of the client that decides socket options. Not thread-safe: whoever shares a wire
-holds a lock around every call. `fd` becomes readable when `pump` has something to do, and tells it
-only once: sending may use its signal up, which is why `pump` always receives as well.
+The options of its sockets are set here and, for looks, in `looks.py`. A wire is not thread-safe:
+whoever shares one holds a lock around every call. `fd` becomes readable when `pump` has something
+to do. It says so once: sending may use the signal up, which is why `pump` always receives as well.
 
-Over tcp a handshake may be refused, and libzmq tells of that only to who watches the socket.
-`monitor_fd` becomes readable when it did, and stays so until `pump` is called with `told`.
+Over tcp a handshake may be refused. libzmq says so to whoever watches the socket, and to nobody
+else. `monitor_fd` becomes readable then, and stays so until `pump` is called with `told`.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ class Wire:
             self.close()
             raise
         except BaseException:
-            # Interrupted, as by a signal: a socket may be open that nobody knows but the traceback,
-            # and to end the context would be to wait for it. So the context lives on.
+            # A signal, for example, has interrupted this. A socket may be open that the traceback
+            # alone knows. Ending the context would wait for it, so the context lives on.
             self._shares = False
             self.close()
             raise
@@ -167,7 +167,7 @@ class Wire:
             zmq.RCVBUF: SOCKET_BUFFER_BYTES,
             zmq.RECONNECT_IVL: RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: MAX_RECONNECT_MS,
-            # A dead host is noticed so, and not by ZMTP heartbeats: libzmq 4.3 aborts the process
+            # These find a dead host. ZMTP heartbeats would too, but libzmq 4.3 aborts the process
             # when one is due on a connection whose peer died while its queue was full.
             zmq.TCP_KEEPALIVE: 1,
             zmq.TCP_KEEPALIVE_IDLE: KEEPALIVE_IDLE_S,

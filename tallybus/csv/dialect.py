@@ -19,8 +19,11 @@ def delimiter_name(delimiter: str) -> str:
 
 
 def find_delimiter(text: str, needed: Iterable[str]) -> str:
-    """What separates the fields of a file that begins with `text`: what its header says that has
-    the columns `needed`, or most of them. Where nothing does, the comma."""
+    """The delimiter of a file that begins with `text`.
+
+    It is the one with which the header has the columns `needed`, or most of them. Where none has,
+    it is the comma.
+    """
     wanted = set(needed)
     header = next((line for line in text.split("\n") if line.strip(" \t\r,;|")), "")
     header = header.rstrip("\r")

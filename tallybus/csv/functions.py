@@ -12,11 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.checks import MAX_I64, MIN_I64
 from tallybus.common.functions.names import NAME_RULE, is_function_name
-from tallybus.common.record import Kind
+from tallybus.common.record import MAX_I64, MAX_PARAMS, MIN_I64, Kind
 from tallybus.csv.text import shown
-from tallybus.functions import MAX_PARAMS, OperationBatch
+from tallybus.functions import OperationBatch
 
 BATCH_NAMES: Final = 2_048
 """Different names in one batch. A gateway takes 65,536 bytes of them, a name has up to 32."""

@@ -41,7 +41,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.record import MAX_AMOUNT, RECORD_DTYPE, Kind, Status
+from tallybus.common.record import MAX_AMOUNT, MAX_U64, RECORD_DTYPE, Kind, Status
 from tallybus.csv.dialect import declared_delimiter, delimiter_name, find_delimiter
 from tallybus.csv.functions import Calls, WrongCell, read_calls, read_name, read_params
 from tallybus.csv.text import Lines, MalformedCsv, csv_fault, shown
@@ -60,11 +60,10 @@ COLUMNS: Final = (*NEEDED_COLUMNS, "counterparty", "user_ref", *CALL_COLUMNS)
 _MOVEMENT_COLUMNS: Final = ("account", "amount", "counterparty")
 
 CHUNK_ROWS: Final = 16_384
-_MAX_U64: Final = 2**64 - 1
 _U64_DIGITS: Final = 20
 
 Rows = list[list[str]]
-Batch: TypeAlias = NDArray[np.void] | OperationBatch
+RowBatch: TypeAlias = NDArray[np.void] | OperationBatch
 
 
 @dataclass(slots=True)
@@ -85,7 +84,7 @@ class _Chunk:
     def line_of(self, index: int) -> int:
         return self.first_line + index if self.lines is None else int(self.lines[index])
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[RowBatch]:
         if self.calls is None:
             yield self.records[start:stop]
         else:
@@ -96,16 +95,15 @@ class _Chunk:
 class ParsedCsv:
     """A file that passed: its records in file order.
 
-    `rows` is their number; `derived_refs` how many had no `user_ref` of their own; `digest` is the
-    64-bit number that the derived ones start from. Rows count from 1.
+    `rows` is their number; `derived_refs` how many had no `user_ref` of their own. Rows
+    count from 1.
     """
 
     rows: int
     derived_refs: int
-    digest: int
     _chunks: list[_Chunk] = field(repr=False)
 
-    def batches(self, batch_rows: int, from_row: int = 1) -> Iterator[Batch]:
+    def batches(self, batch_rows: int, from_row: int = 1) -> Iterator[RowBatch]:
         """Yield batches of n rows in file order from row `from_row` on, 1 <= n <= `batch_rows`.
 
         RECORD_DTYPE[n], or an OperationBatch of n records where calls are around.
@@ -146,11 +144,10 @@ def parse_csv(
             chunks.append(chunk)
             row += len(chunk.records)
     rows = row - 1
-    digest = source.digest()
-    derived = _derive_refs(chunks, digest)
+    derived = _derive_refs(chunks, source.digest())
     if derived < rows:
         _refuse_repeated_refs(chunks, rows, layout)
-    return ParsedCsv(rows, derived, digest, chunks)
+    return ParsedCsv(rows, derived, chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,7 +444,7 @@ def _check_number(row: list[str], name: str, line: int, layout: _Layout) -> int:
     cell = row[position]
     if cell == "" and name in ("counterparty", "user_ref"):
         cell = "0"
-    problem = _number_problem(cell, MAX_AMOUNT if name == "amount" else _MAX_U64)
+    problem = _number_problem(cell, MAX_AMOUNT if name == "amount" else MAX_U64)
     if problem:
         raise layout.fault(problem, line, name)
     row[position] = cell.lstrip("0") or "0"
@@ -521,7 +518,7 @@ def _refuse_repeated_refs(chunks: list[_Chunk], rows: int, layout: _Layout) -> N
     ordered = refs[order]
     second = int(order[1:][ordered[1:] == ordered[:-1]].min())
     first = int(np.flatnonzero(refs == refs[second])[0])
-    parsed = ParsedCsv(rows, 0, 0, chunks)
+    parsed = ParsedCsv(rows, 0, chunks)
     first_line, line = parsed.line_of(first + 1), parsed.line_of(second + 1)
     raise MalformedCsv(
         f"user_ref {refs[second]} is already that of line {first_line}; "

@@ -1,7 +1,7 @@
 """A real browser for tests of the page: Debian's Chromium without a window, driven by selenium.
 
 It starts no more than its driver and the browser, keeps what both write in a folder that is given,
-and opens no connection but to pages on this machine.
+and opens no connection but to pages on this machine. ADR 0015 says why it is a real one.
 """
 
 from __future__ import annotations

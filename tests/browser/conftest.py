@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.browser.browser import DESKTOP, Browser, running_browser
+from tests.browser.browser import DESKTOP, Browser, missing, running_browser
 from tests.browser.scripted import Scripted, scripted_page
 from tests.processes.pipeline import environment
 
@@ -19,6 +19,8 @@ def _this_source_tree() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if reason := missing():
+        pytest.skip(reason)
     with running_browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from tallybus.common.stages import SERVICES
 from tallybus.services.gateway.page.server import PageServer
+from tests.support.listening import listens
 
 Json = dict[str, Any]
-STAGES: Final = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
 UNIX_NS: Final = 1_772_357_400_000_000_000
 """2026-03-01T09:30:00Z, the time of the first report."""
 
@@ -45,7 +46,7 @@ def report(**changes: Any) -> Json:
             "uptime_s": 7265.5,
             "last_word_s": 0.013,
         }
-        for number, stage in enumerate(STAGES)
+        for number, stage in enumerate(SERVICES)
     ]
     levels = {"none": (None, None), "computed": (None, None), "committed": (6.2336, 47.75)}
     levels |= {"snapshot": (31.2, 250.0), "read": (0.25, 0.99)}
@@ -109,7 +110,7 @@ def report(**changes: Any) -> Json:
 
 def stage_of(told: Json, stage: str) -> Json:
     """The row of a stage in a report."""
-    found: Json = told["stages"][STAGES.index(stage)]
+    found: Json = told["stages"][SERVICES.index(stage)]
     return found
 
 
@@ -140,7 +141,7 @@ def empty_report() -> Json:
             "latency": [],
             "failures": [],
             "segment": None,
-            "unreachable": dict.fromkeys(STAGES, "told nothing yet"),
+            "unreachable": dict.fromkeys(SERVICES, "told nothing yet"),
         },
     )
 
@@ -236,7 +237,7 @@ class Scripted:
         log = logging.getLogger("tests.browser.page")
         server = PageServer(("127.0.0.1", port), self, self._look_up, log)
         server.start()
-        assert server.wait_bound(30)
+        assert listens(server, 30)
         return server
 
     def wait(self, after: int, seconds: float) -> tuple[int, bytes] | None:

@@ -15,6 +15,7 @@ import pytest
 
 from tallybus import Client, Deposit, Function, Status, Transfer, WaitLevel, Withdrawal
 from tallybus.common.settings.sections import page_address
+from tallybus.common.stages import SERVICES
 from tests.browser.browser import Browser, missing
 from tests.processes.pipeline import Pipeline, make_settings, pipeline_of, quiet_endpoint
 from tests.support.function_modules import module, to_binary
@@ -22,7 +23,6 @@ from tests.support.function_modules import module, to_binary
 if reason := missing():
     pytest.skip(reason, allow_module_level=True)
 
-STAGES = ("gateway", "sequencer", "transactor", "wal", "snapshotter")
 SEGMENT = 1000
 LARGEST = 2**63 - 1
 RETURNS = "(i32.wrap_i64 (local.get $a))"
@@ -178,7 +178,7 @@ def test_failures_functions_and_the_segment_are_those_of_the_api(
     assert function.calls == 2
     assert row[4:6] == ["1", written(round(function.fuel_mean or 0))]
     assert row[7] == "function 130: 1"
-    for stage in STAGES:
+    for stage in SERVICES:
         assert page.text(card(stage, ".keeps")).split()[0] == written(services[stage].retained)
         assert page.text(card(stage, ".restarts")) == "0"
 

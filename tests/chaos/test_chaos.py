@@ -41,11 +41,13 @@ def test_services_die_at_random_and_nothing_is_lost_or_doubled(finished: tuple[R
 
 
 def acknowledged(history: History) -> Submission:
-    """A committed submission whose first operation succeeded and was no duplicate."""
+    """A committed submission whose first operation succeeded and was no duplicate, and whose
+    references nobody else used."""
     return next(
         each
         for each in history.submissions
         if each.reached is Level.COMMITTED
+        and not each.shared
         and each.tx_ids is not None
         and each.statuses is not None
         and each.links is not None

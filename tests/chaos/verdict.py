@@ -122,19 +122,18 @@ class Judge:
         links: list[NDArray[np.uint64]] = []
         next_id, term, timestamp = 1, 0, 0
         ledger = self._settings.ledger
-        runs = read_log(ledger.data, 1, last_id, ledger.transactions_per_segment, merge_small=False)
+        runs = read_log(ledger.data, 1, last_id, ledger.transactions_per_segment, kernel=False)
         for run in runs:
             if run.first_id != next_id:
                 self.verdict.wrong("gap", f"id {next_id} is followed by a run of {run.first_id}")
             next_id = run.last_id + 1
-            header = run.header
-            if header.term < term or header.timestamp_ns < timestamp:
+            if run.term < term or run.timestamp_ns < timestamp:
                 self.verdict.wrong(
                     "history",
-                    f"block of id {run.first_id} has term {header.term} after {term}, "
-                    f"time {header.timestamp_ns} after {timestamp}",
+                    f"block of id {run.first_id} has term {run.term} after {term}, "
+                    f"time {run.timestamp_ns} after {timestamp}",
                 )
-            term, timestamp = header.term, header.timestamp_ns
+            term, timestamp = run.term, run.timestamp_ns
             own = np.zeros(len(run.records), np.uint64)
             own[run.records["status"] == Status.DUPLICATE] = run.links
             records.append(run.records.copy())

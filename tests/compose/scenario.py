@@ -9,9 +9,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tallybus.common.stages import STAGES
 from tests.compose.dashboards import metrics_used
 from tests.compose.engine import say
-from tests.compose.stack import PORTS, START_ORDER, Stack, check, until
+from tests.compose.stack import DEPLOYED_ORDER, METRICS_PORTS, Stack, check, until
 from tests.support.bank_data import BankFile
 
 ROWS = 20_000
@@ -38,9 +39,9 @@ class Scenario:
         self.starts()
         self.is_confined()
         self.loads_the_bank()
-        for service in START_ORDER:
+        for service in DEPLOYED_ORDER:
             self.survives_a_kill(service)
-        for service in START_ORDER:
+        for service in DEPLOYED_ORDER:
             self.survives_a_restart(service)
         self.goes_on_without_the_snapshotter()
         self.tells_its_metrics()
@@ -59,7 +60,7 @@ class Scenario:
         reader = self.stack.keys("create", "auditor", "--role", "read", "--out", "-")
         self.starts()
         self.loads_the_bank()
-        for service in START_ORDER:
+        for service in DEPLOYED_ORDER:
             self.survives_a_kill(service)
         self.refuses_strangers(reader)
         self.stops_and_starts()
@@ -74,7 +75,7 @@ class Scenario:
             check(not sockets, f"over tcp the run folder stays empty, it has {sockets}")
 
     def is_confined(self) -> None:
-        for service in START_ORDER:
+        for service in DEPLOYED_ORDER:
             state = self.stack.state(service)
             host = state["HostConfig"]
             check(host["ReadonlyRootfs"], f"{service}: the root file system is read-only")
@@ -169,7 +170,7 @@ class Scenario:
         return "\n".join(lines) + "\n"
 
     def survives_a_restart(self, service: str) -> None:
-        others = {each: self._started(each) for each in START_ORDER if each != service}
+        others = {each: self._started(each) for each in DEPLOYED_ORDER if each != service}
         self.stack.compose("restart", "--no-deps", service)
         seconds = until(f"{service} is ready again", lambda: self.stack.is_ready(service))
         check(
@@ -184,7 +185,7 @@ class Scenario:
         return started
 
     def goes_on_without_the_snapshotter(self) -> None:
-        others = {each: self._started(each) for each in START_ORDER if each != "snapshotter"}
+        others = {each: self._started(each) for each in DEPLOYED_ORDER if each != "snapshotter"}
         self.stack.compose("up", "--detach", "--no-build", "--scale", "snapshotter=0")
         check(not self.stack.state("snapshotter"), "the snapshotter's container is gone")
         account = FIRST_OTHER
@@ -201,14 +202,14 @@ class Scenario:
 
     def tells_its_metrics(self) -> None:
         self.stack.compose("restart", "--no-deps", "transactor")
-        until("all are ready", lambda: all(map(self.stack.is_ready, START_ORDER)))
+        until("all are ready", lambda: all(map(self.stack.is_ready, DEPLOYED_ORDER)))
         for amount in range(1, 8):
             self.stack.tallybus("deposit", str(FIRST_OTHER), str(amount), "--wait", "snapshot")
             self.expected[FIRST_OTHER] += amount
-        scraped = {service: self.stack.metrics(service) for service in PORTS}
+        scraped = {service: self.stack.metrics(service) for service in METRICS_PORTS}
         index = self.stack.tallybus("index")
         for service, level in zip(
-            ("sequencer", "transactor", "wal", "snapshotter"),
+            STAGES,
             ("sequenced", "computed", "committed", "snapshot"),
             strict=True,
         ):
@@ -278,7 +279,7 @@ class Scenario:
 
     def stops_and_starts(self) -> None:
         self.stack.compose("stop")
-        codes = {each: self.stack.state(each)["State"]["ExitCode"] for each in START_ORDER}
+        codes = {each: self.stack.state(each)["State"]["ExitCode"] for each in DEPLOYED_ORDER}
         check(not any(codes.values()), f"all end with exit code 0: {codes}")
         self.stack.up("--wait")
         self.balances_are_right()

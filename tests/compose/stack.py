@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tallybus.common.stages import PORTS
 from tests.compose.engine import Docker
 from tests.support.folders import PROJECT
 
-START_ORDER = ("snapshotter", "wal", "transactor", "sequencer", "gateway")
-PORTS = {"sequencer": 9464, "transactor": 9465, "wal": 9466, "snapshotter": 9467, "gateway": 9468}
+DEPLOYED_ORDER = ("snapshotter", "wal", "transactor", "sequencer", "gateway")
+"""The order in which the deployment files start the services: each waits for the one before it."""
+METRICS_PORTS = {service: 9464 + place for place, service in enumerate(PORTS)}
 WAIT_SECONDS = 180
 
 
@@ -151,7 +153,7 @@ class Stack:
         """What a service serves: values by name with labels."""
         fetch = (
             "import urllib.request as r;"
-            f"print(r.urlopen('http://127.0.0.1:{PORTS[service]}/metrics').read().decode())"
+            f"print(r.urlopen('http://127.0.0.1:{METRICS_PORTS[service]}/metrics').read().decode())"
         )
         lines = self.inside(service, "python3", "-c", fetch).splitlines()
         rows = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]

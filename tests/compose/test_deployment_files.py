@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tallybus.common.errors import FINAL_EXIT_CODES
-from tallybus.common.metrics.counters import METRICS
+from tallybus.common.metrics.table import METRICS
 from tallybus.common.settings.sections import CONFIG_VARIABLE, SETTINGS, load
 from tallybus.common.settings.sections import metrics_address as address_of
 from tallybus.common.stages import SERVICES, STAGES
@@ -25,7 +25,7 @@ from tests.compose.dashboards import (
     used,
 )
 from tests.compose.promql import NAME, PromqlError, Series, evaluate, series
-from tests.compose.stack import PORTS, START_ORDER
+from tests.compose.stack import DEPLOYED_ORDER, METRICS_PORTS
 from tests.support.folders import PROJECT
 
 PARTS_OF_HISTOGRAMS = ("_bucket", "_sum", "_count")
@@ -92,7 +92,7 @@ def scraped(ledger: dict[str, str], host: str, value: float) -> list[Series]:
     found = []
     for service in SERVICES:
         for number in range(2 if service == "gateway" else 1):
-            place = {**ledger, "instance": f"{host}:{PORTS[service] + 100 * number}"}
+            place = {**ledger, "instance": f"{host}:{METRICS_PORTS[service] + 100 * number}"}
             found.append(series("up", 0, **place))
             found.append(series("process_cpu_seconds_total", value, **place))
             for metric in METRICS.values():
@@ -253,7 +253,7 @@ def test_prometheus_asks_every_service_at_its_port() -> None:
         address = address_of(settings, service)
         assert address is not None
         assert f'"{service}:{address[1]}"' in text
-        assert PORTS[service] == address[1]
+        assert METRICS_PORTS[service] == address[1]
 
 
 def test_compose_sets_only_settings_that_exist() -> None:
@@ -288,9 +288,9 @@ def test_units_give_up_after_final_exit_codes_and_stop_in_order(service: str) ->
     codes = re.search(r"^RestartPreventExitStatus=(.*)$", text, re.MULTILINE)
     assert codes is not None
     assert set(map(int, codes[1].split())) == FINAL_EXIT_CODES
-    place = START_ORDER.index(service)
+    place = DEPLOYED_ORDER.index(service)
     after = re.findall(r"^After=tallybus-(\w+)\.service$", text, re.MULTILINE)
-    assert after == ([START_ORDER[place - 1]] if place else [])
+    assert after == ([DEPLOYED_ORDER[place - 1]] if place else [])
     for name in re.findall(r"^Environment=(TALLYBUS_\w+)", text, re.MULTILINE):
         assert name in {row.variable for row in SETTINGS.values()} | {CONFIG_VARIABLE}
     if "ReadOnlyPaths=-/var/lib/tallybus" in text:
@@ -300,3 +300,12 @@ def test_units_give_up_after_final_exit_codes_and_stop_in_order(service: str) ->
         assert cache[1].startswith("/var/cache/tallybus/")
     target = (DEPLOY / "systemd" / "tallybus.target").read_text("utf-8")
     assert f"tallybus-{service}.service" in target
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_units_let_services_ask_for_interfaces(service: str) -> None:
+    # Without AF_NETLINK libzmq aborts a process that listens on tcp: getifaddrs() fails in it.
+    text = (DEPLOY / "systemd" / f"tallybus-{service}.service").read_text("utf-8")
+    families = re.search(r"^RestrictAddressFamilies=(.*)$", text, re.MULTILINE)
+    assert families is not None
+    assert set(families[1].split()) == {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}

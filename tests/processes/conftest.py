@@ -1,12 +1,20 @@
 """Fixtures that start real processes and always end them."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.processes.pipeline import Command, Pipeline, environment, make_settings, pipeline_of
+from tests.processes.pipeline import (
+    Command,
+    Pipeline,
+    environment,
+    eventually,
+    make_settings,
+    pipeline_of,
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,3 +65,11 @@ def start_command() -> Iterator[Callable[..., Command]]:
     yield start
     for command in reversed(started):
         command.end()
+
+
+@pytest.fixture
+def threads_end() -> Iterator[None]:
+    """No thread of a test goes on behind it."""
+    before = threading.active_count()
+    yield
+    eventually(lambda: threading.active_count() <= before, "the threads of a test end")

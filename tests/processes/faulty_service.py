@@ -25,7 +25,7 @@ from typing import Any
 
 from tallybus.common.bus.sockets import Context
 from tallybus.common.files import Storage
-from tallybus.common.service.process import run_service
+from tallybus.common.service.runner import run_service
 from tallybus.common.service.shell import Shell
 from tallybus.common.settings.sections import Settings
 from tests.support.faulty_storage import Fault, FaultyStorage

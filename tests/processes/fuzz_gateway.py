@@ -33,8 +33,8 @@ import numpy as np
 import zmq
 
 from tallybus import Client, Deposit, Transfer, WaitLevel, transfers
-from tallybus.common.bus.messages import MAX_HEADER_BYTES
 from tallybus.common.functions.names import MAX_BINARY_BYTES
+from tallybus.common.protocol import MAX_HEADER_BYTES
 from tallybus.common.record import Kind
 from tallybus.common.settings.sections import HEADER_BYTES, OPERATION_BYTES
 from tallybus.errors import TallybusError

@@ -28,7 +28,7 @@ from typing import Final, cast
 from tallybus.common.bus.sockets import Context
 from tallybus.common.files import Storage
 from tallybus.common.functions.binaries import FOLDER_NAME
-from tallybus.common.service.process import run_service
+from tallybus.common.service.runner import run_service
 from tallybus.common.settings.sections import Settings
 from tallybus.services.wal.service import WalService
 from tests.support.faulty_storage import Inode, Keep, MemoryStorage

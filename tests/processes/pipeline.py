@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,19 +33,10 @@ from tallybus.common.wal.reader import read_log
 from tallybus.supervisor import Supervisor, running_pipeline
 from tests.support.folders import PROJECT
 from tests.support.oracle import Oracle
+from tests.support.waiting import PATIENCE_S, eventually
 
-PATIENCE_S: Final = 60.0
-"""How long anything may take on a busy machine before a test calls it a failure."""
 RESERVED_PORTS: Final = 256
 """More than any one test needs."""
-
-
-def eventually(condition: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> None:
-    """Return once `condition()` is true; fail with `what` when that takes too long."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds:g} s: {what}"
-        time.sleep(0.01)
 
 
 _reserved: deque[int] = deque()

@@ -20,6 +20,7 @@ from tallybus.common.settings.sections import SOCKETS, Settings, endpoint, run_f
 from tallybus.common.stages import START_ORDER
 from tests.processes.pipeline import (
     PATIENCE_S,
+    Pipeline,
     children_of,
     environment,
     eventually,
@@ -254,6 +255,15 @@ def log_lines(text: str) -> list[dict[str, Any]]:
     if lines and not text.endswith("\n"):
         lines.pop()  # still being written
     return [json.loads(line) for line in lines]
+
+
+def said(pipeline: Pipeline, message: str, **fields: object) -> list[dict[str, Any]]:
+    """Lines of the services' logs with this message and these fields."""
+    return [
+        line
+        for line in log_lines(pipeline.log_text())
+        if line["message"] == message and fields.items() <= line.items()
+    ]
 
 
 def state_of(pid: int) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
-from tallybus.common.service.process import run_service
+from tallybus.common.service.runner import run_service
+from tallybus.common.service.watch import Watch
 from tallybus.services.wal.service import WalService
 
 VARIABLE: Final = "SLOW_LOG"
@@ -21,16 +24,21 @@ POLL_S: Final = 0.02
 class SlowLog(WalService):
     """Goes on telling that it has verified half of the log."""
 
-    def report_progress(self, what: str) -> Callable[[int, int], None]:
-        report = super().report_progress(what)
+    def prepare(self) -> None:
+        with patch.object(self.watch, "report_progress", partial(slowly, self.watch)):
+            super().prepare()
 
-        def slowly(done: int, total: int) -> None:
-            while Path(os.environ[VARIABLE]).exists():
-                report(total // 2, total)
-                time.sleep(POLL_S)
-            report(done, total)
 
-        return slowly
+def slowly(watch: Watch, what: str) -> Callable[[int, int], None]:
+    report = Watch.report_progress(watch, what)
+
+    def told(done: int, total: int) -> None:
+        while Path(os.environ[VARIABLE]).exists():
+            report(total // 2, total)
+            time.sleep(POLL_S)
+        report(done, total)
+
+    return told
 
 
 if __name__ == "__main__":

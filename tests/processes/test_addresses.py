@@ -22,7 +22,7 @@ from tests.processes.pipeline import (
     run_command,
 )
 from tests.processes.services import Services, log_lines
-from tests.unit.common.bus.test_listening import needs_ipv6
+from tests.support.networks import needs_ipv6
 
 
 def port_of(endpoint: str) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import numpy as np
@@ -17,7 +16,7 @@ from tallybus.common.security.keys import Role
 from tests.processes.encrypted import Keys
 from tests.processes.pipeline import PATIENCE_S, Pipeline, eventually
 from tests.processes.raw_client import GREETING, RawClient, frame, mechanism
-from tests.processes.services import log_lines
+from tests.processes.services import said
 
 MIB = 1 << 20
 MAX_BATCH = 16_384
@@ -33,15 +32,6 @@ def rss(pipeline: Pipeline) -> int:
 
 def open_files(pipeline: Pipeline) -> int:
     return len(list(Path(f"/proc/{pipeline.pids()['gateway']}/fd").iterdir()))
-
-
-def said(pipeline: Pipeline, message: str, **fields: object) -> list[dict[str, Any]]:
-    """Lines of the services' logs with this message and these fields."""
-    return [
-        line
-        for line in log_lines(pipeline.log_text())
-        if line["message"] == message and fields.items() <= line.items()
-    ]
 
 
 @pytest.mark.parametrize("length", [0, 50, 60_000, 1_500_000])

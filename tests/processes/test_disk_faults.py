@@ -15,6 +15,7 @@ import pytest
 from tallybus import Client
 from tallybus.common.errors import EXIT_STORAGE
 from tallybus.common.settings.sections import Settings
+from tallybus.common.stages import STOP_ORDER
 from tests.processes.acknowledged import (
     ACCOUNTS,
     Load,
@@ -138,7 +139,7 @@ def test_every_fault_ends_the_log_service_and_the_next_one_goes_on_from_the_disk
         assert len(log.records) > 3 * SEGMENT
         with Client(settings.gateway.endpoint, timeout=PATIENCE_S) as client:
             assert_balances(client, log.oracle, ACCOUNTS, len(log.records))
-        services.stop("gateway", "sequencer", "transactor", "wal", "snapshotter")
+        services.stop(*STOP_ORDER)
 
 
 # --- all five, as `tallybus up` runs them -----------------------------------------------------

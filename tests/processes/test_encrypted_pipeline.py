@@ -24,7 +24,7 @@ from tallybus.common.errors import EXIT_SETTINGS
 from tallybus.common.security.curve import new_key_pair
 from tallybus.common.security.keys import ClientKey, KeyPair, Role, grant_path
 from tallybus.common.settings.sections import SOCKETS, Settings, endpoint, metrics_address
-from tallybus.common.stages import STAGES, START_ORDER
+from tallybus.common.stages import STAGES, START_ORDER, STOP_ORDER
 from tests.processes.acknowledged import ACCOUNTS, Load, assert_all_on_disk
 from tests.processes.encrypted import Keys, encrypted_settings, free_ports, stranger
 from tests.processes.pipeline import (
@@ -37,8 +37,8 @@ from tests.processes.pipeline import (
     run_command,
 )
 from tests.processes.raw_client import mechanism
+from tests.processes.scraped import scrape, value
 from tests.processes.services import Services, log_lines
-from tests.processes.test_metrics import scrape, value
 
 LEDGER: dict[str, object] = {
     "ledger__max_accounts": 1_000,
@@ -145,7 +145,7 @@ def test_services_may_be_started_in_any_order(tmp_path: Path) -> None:
         with Client(settings.gateway.endpoint, timeout=PATIENCE_S, key=keys.client("alice")) as c:
             done = c.submit_and_wait(Deposit(account=1, amount=5), WaitLevel.SNAPSHOT)
             assert c.get_balance(1, min_tx_id=done.tx_id).balance == 5
-        services.stop("gateway", "sequencer", "transactor", "wal", "snapshotter")
+        services.stop(*STOP_ORDER)
 
 
 @pytest.mark.parametrize("kind", ["plain", "other"])
@@ -172,7 +172,7 @@ def test_a_service_that_gets_its_keys_late_is_joined_without_restarts(
         with Client(settings.gateway.endpoint, timeout=PATIENCE_S, key=keys.client("alice")) as c:
             done = c.submit_and_wait(Deposit(account=1, amount=5), WaitLevel.SNAPSHOT)
             assert c.get_balance(1, min_tx_id=done.tx_id).balance == 5
-        services.stop("gateway", "sequencer", "transactor", "wal", "snapshotter")
+        services.stop(*STOP_ORDER)
 
 
 # Clients that are not let in
@@ -516,7 +516,7 @@ def test_one_host_needs_the_bus_key_alone(tmp_path: Path) -> None:
             services.start(stage, settings if stage == "gateway" else there)
         with Client(settings.gateway.endpoint, timeout=PATIENCE_S, key=keys.client("alice")) as c:
             assert c.submit_and_wait(Deposit(account=1, amount=5), WaitLevel.SNAPSHOT).tx_id == 1
-        services.stop("gateway", "sequencer", "transactor", "wal", "snapshotter")
+        services.stop(*STOP_ORDER)
 
 
 def test_an_embedded_ledger_needs_no_keys(tmp_path: Path) -> None:

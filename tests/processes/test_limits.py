@@ -12,8 +12,8 @@ from tallybus import Client, Deposit, InvalidRequest, Overloaded, deposits
 from tests.processes.encrypted import Keys
 from tests.processes.pipeline import PATIENCE_S, Pipeline, eventually
 from tests.processes.raw_client import RawClient
-from tests.processes.test_connections import said
-from tests.processes.test_metrics import measured, scrape, value
+from tests.processes.scraped import measured, scrape, value
+from tests.processes.services import said
 
 RATE = 400
 """Operations a second: a client that waits for its turn does so for long enough to be seen."""

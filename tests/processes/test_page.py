@@ -23,7 +23,7 @@ from tallybus.client import Client
 from tallybus.common.record import json_name
 from tallybus.common.security.keys import Role
 from tallybus.common.settings.sections import Settings, page_address
-from tallybus.common.stages import SERVICES
+from tallybus.common.stages import SERVICES, STAGES
 from tallybus.common.times import utc_text
 from tallybus.common.view.pipeline import Report
 from tallybus.embedded import Ledger
@@ -37,8 +37,8 @@ from tests.processes.pipeline import (
     pipeline_of,
     quiet_endpoint,
 )
+from tests.processes.scraped import RETURNS, address_of, measured, scrape, value
 from tests.processes.services import Service, Services
-from tests.processes.test_metrics import RETURNS, address_of, measured, scrape, value
 
 MAX_I64: Final = 2**63 - 1
 MAX_U64: Final = 2**64 - 1
@@ -137,7 +137,7 @@ def test_the_report_adds_up_with_the_api_and_the_metrics(running: Pipeline) -> N
     assert (report["answers"], report["error"], report["term"]) == (True, None, index.term)
     assert {name for name in Report.__dataclass_fields__ if name not in report} == set()
     assert (report["endpoint"], report["in_flight"]) == (running.endpoint, 0)
-    for stage, level in zip(SERVICES[1:], LEVELS, strict=True):
+    for stage, level in zip(STAGES, LEVELS, strict=True):
         assert row(report, stage)["index"] == getattr(index, level) == index.sequenced
     for stage in SERVICES:
         shown = row(report, stage)
@@ -378,7 +378,7 @@ def test_it_stays_truthful_while_services_stand_still_and_die(
     wait_all_up(settings)
     assert get(settings, "/api/balance?account=1")[1]["balance"] == "111"
 
-    for stage in ("wal", "transactor", "sequencer", "snapshotter"):
+    for stage in STAGES:
         before = row(report_of(settings), stage)
         pipeline.kill([stage])
         if stage == "wal":
@@ -474,7 +474,7 @@ def test_a_clean_stop_ends_the_streams_and_waits_for_nobody(tmp_path: Path) -> N
             services.stop("gateway")
             assert time.monotonic() - started < 10
             list(reports)
-        services.stop("sequencer", "transactor", "wal", "snapshotter")
+        services.stop(*STAGES)
 
 
 def test_a_gateway_alone_says_what_it_does_not_know(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from tests.processes.pipeline import (
     pipeline_of,
     run_command,
 )
+from tests.processes.scraped import fetch, free_ports
 from tests.processes.services import Services
-from tests.processes.test_metrics import fetch, free_ports
 
 EXECUTE = '(func (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64) (result i32)'
 EVIL = bytes(

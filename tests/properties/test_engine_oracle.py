@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.functions.registry import name_words
 from tallybus.common.record import RECORD_DTYPE, Kind, Status
-from tallybus.services.transactor.engine import Engine, Executed, window_start
+from tallybus.common.snapshot.balances import sum_of_balances
+from tallybus.services.transactor.engine import Engine, window_start
+from tallybus.services.transactor.outcome import Outcome as EngineOutcome
+from tests.support.engine_runs import parts, reference_count
 from tests.support.function_modules import (
     EMPTY,
     FEE_TRANSFER,
@@ -45,10 +49,10 @@ seeds = st.integers(0, 2**64 - 1)
 
 def compare(engine: Engine, oracle: Oracle, batch: list[Operation]) -> NDArray[np.void]:
     """Execute the batch in both, compare everything, return the engine's records."""
-    return compare_all(engine, oracle, batch).records
+    return compare_all(engine, oracle, batch).batch.records
 
 
-def compare_all(engine: Engine, oracle: Oracle, batch: list[Operation]) -> Executed:
+def compare_all(engine: Engine, oracle: Oracle, batch: list[Operation]) -> EngineOutcome:
     """The same, for batches with function calls; returns all the engine gave."""
     first_id = engine.next_id
     records, names, params = to_batch(batch)
@@ -57,15 +61,15 @@ def compare_all(engine: Engine, oracle: Oracle, batch: list[Operation]) -> Execu
     expected = oracle.execute(batch)
     assert (records.tobytes(), params.tobytes()) == before
     kept = oracle.kept
-    assert executed.records["entry_count"].tolist() == kept.entry_counts
-    assert executed.records["function"].tolist() == kept.functions
-    assert executed.params.tolist() == kept.params
-    assert executed.entries.tolist() == kept.entries
-    calls = executed.records["kind"] == Kind.FUNCTION
-    first = executed.records["status"] != Status.DUPLICATE
-    ran = np.where(calls & first, executed.records["account"], 0)
+    assert executed.batch.records["entry_count"].tolist() == kept.entry_counts
+    assert executed.batch.records["function"].tolist() == kept.functions
+    assert executed.batch.params.tolist() == kept.params
+    assert executed.batch.entries.tolist() == kept.entries
+    calls = executed.batch.records["kind"] == Kind.FUNCTION
+    first = executed.batch.records["status"] != Status.DUPLICATE
+    ran = np.where(calls & first, executed.batch.records["account"], 0)
     assert ran.tolist() == kept.registrations
-    assert int(executed.records["amount"][calls].sum()) == len(kept.params)
+    assert int(executed.batch.records["amount"][calls].sum()) == len(kept.params)
     assert [
         Outcome(
             first_id + int(row["offset"]),
@@ -75,12 +79,12 @@ def compare_all(engine: Engine, oracle: Oracle, batch: list[Operation]) -> Execu
         )
         for row in executed.failures
     ] == [outcome for outcome in expected if outcome.status != Status.NONE]
-    assert executed.records["status"].tolist() == [outcome.status for outcome in expected]
-    assert executed.links.tolist() == [
+    assert executed.batch.records["status"].tolist() == [outcome.status for outcome in expected]
+    assert executed.batch.links.tolist() == [
         outcome.duplicate_of for outcome in expected if outcome.status == Status.DUPLICATE
     ]
     assert engine.balances.tolist() == [oracle.balance(i) for i in range(MAX_ACCOUNTS)]
-    assert oracle.sum_of_balances() == engine.sum_of_balances() == 0
+    assert oracle.sum_of_balances() == sum_of_balances(engine.balances) == 0
     assert engine.next_id == oracle.next_id
     return executed
 
@@ -164,7 +168,7 @@ def test_a_restarted_engine_goes_on_as_if_it_had_not_stopped(
 
     snapshot_at = min(snapshot_segments * size, len(log) // size * size)
     reader = Engine(MAX_ACCOUNTS, size, 0)
-    reader.apply(log[:snapshot_at], 1, window=False)
+    reader.apply(Batch(1, log[:snapshot_at]), window=False)
     engine = Engine(MAX_ACCOUNTS, size, seed ^ 1)
     engine.restore_balances(reader.balances, reader.touched, snapshot_at)
     window_first = window_start(live.next_id, size)
@@ -177,16 +181,17 @@ def test_a_restarted_engine_goes_on_as_if_it_had_not_stopped(
     for start, stop in pairwise(edges):
         balances, window = start >= snapshot_at, start + 1 >= window_first
         if balances or window:
-            engine.apply(log[start:stop], start + 1, balances=balances, window=window)
+            engine.apply(Batch(start + 1, log[start:stop]), balances=balances, window=window)
 
     assert engine.balances.tolist() == live.balances.tolist()
-    assert engine.window.ref_count == live.window.ref_count
+    assert reference_count(engine) == reference_count(live)
     replayed = Oracle(MAX_ACCOUNTS, size)
     replayed.apply_log(log)
     for batch in after:
         first_id = live.next_id
         records = compare(engine, oracle, batch)
-        assert records.tobytes() == live.execute(to_records(batch), first_id).records.tobytes()
+        executed = live.execute(to_records(batch), first_id)
+        assert records.tobytes() == executed.batch.records.tobytes()
         replayed.execute(batch)
     for account in range(MAX_ACCOUNTS):
         assert replayed.balance(account) == oracle.balance(account)
@@ -198,8 +203,8 @@ def test_any_bytes_are_executed_as_the_oracle_does(raw: bytes, size: int, seed: 
     engine, oracle = Engine(MAX_ACCOUNTS, size, seed), Oracle(MAX_ACCOUNTS, size)
     executed = engine.execute(records, 1)
     expected = oracle.execute(records)
-    assert executed.records["status"].tolist() == [outcome.status for outcome in expected]
-    assert executed.records["kind"].tolist() == records["kind"].tolist()
+    assert executed.batch.records["status"].tolist() == [outcome.status for outcome in expected]
+    assert executed.batch.records["kind"].tolist() == records["kind"].tolist()
     assert engine.balances.tolist() == [oracle.balance(i) for i in range(MAX_ACCOUNTS)]
 
 
@@ -251,7 +256,7 @@ def begin(size: int, seed: int) -> tuple[Engine, Oracle]:
     return engine, oracle
 
 
-def act(engine: Engine, oracle: Oracle, action: Registration | list[Operation]) -> Executed:
+def act(engine: Engine, oracle: Oracle, action: Registration | list[Operation]) -> EngineOutcome:
     """One batch or registration in both."""
     if not isinstance(action, Registration):
         return compare_all(engine, oracle, action)
@@ -276,14 +281,14 @@ def act(engine: Engine, oracle: Oracle, action: Registration | list[Operation]) 
         outcome,
         None if example is None else engine.functions.compile(binary_of(example)),
     )
-    [row] = executed.records
+    [row] = executed.batch.records
     assert row["status"] == status
     if status == Status.DUPLICATE:
-        assert (row["account"], row["amount"], len(executed.params)) == (0, 0, 0)
-        assert executed.links.tolist() == [expected.duplicate_of]
+        assert (row["account"], row["amount"], len(executed.batch.params)) == (0, 0, 0)
+        assert executed.batch.links.tolist() == [expected.duplicate_of]
     else:
-        assert executed.params.tolist() == name_words(name).tolist()
-        assert row["amount"] == len(executed.params)
+        assert executed.batch.params.tolist() == name_words(name).tolist()
+        assert row["amount"] == len(executed.batch.params)
         assert row["account"] == (0 if status else version)
         assert row["function"] == (0 if status else crc)
     assert {each.name: each.crc32c for each in engine.functions.statistics()} == {
@@ -316,17 +321,17 @@ def test_a_restart_replays_entries_and_runs_no_function(
     live, oracle = begin(size, seed)
     done = [act(live, oracle, action) for action in before]
     first = 5  # the registrations that begin made
-    records = np.concatenate([each.records for each in done])
-    entries = np.concatenate([each.entries for each in done])
+    records = np.concatenate([each.batch.records for each in done])
+    entries = np.concatenate([each.batch.entries for each in done])
 
     engine = Engine(MAX_ACCOUNTS, size, seed ^ 1)
     registered = np.zeros(first - 1, RECORD_DTYPE)
     registered["kind"] = Kind.FUNCTION_REGISTERED
-    engine.apply(registered, 1)
-    engine.apply(records, first, entries)
+    engine.apply(Batch(1, registered))
+    engine.apply(Batch(first, records, entries=entries))
     assert not engine.has_functions
     assert engine.balances.tolist() == live.balances.tolist()
-    assert engine.window.ref_count == live.window.ref_count
+    assert reference_count(engine) == reference_count(live)
     replayed = Oracle(MAX_ACCOUNTS, size)
     replayed.apply_log(registered)
     replayed.apply_log(records, entries)
@@ -338,7 +343,8 @@ def test_a_restart_replays_entries_and_runs_no_function(
         if isinstance(action, list):
             batch = to_batch(action)
             executed = live.execute(batch.records, live.next_id, batch.names, batch.params)
-            assert [each.tobytes() for each in executed] == [each.tobytes() for each in again]
+            assert parts(executed.batch) == parts(again.batch)
+            assert executed.failures.tobytes() == again.failures.tobytes()
             assert known == oracle.functions
         else:
             break

@@ -56,10 +56,12 @@ class Judge:
         if durable == self.durable:
             return
         for block in self.disk.read(self.durable + 1, durable):
-            check(block.first == self.durable + 1, f"id {self.durable + 1} is missing in the log")
-            self.times.in_log(block.timestamp)
-            links = iter(block.payload.links.tolist())
-            rest = block.payload
+            check(
+                block.first_id == self.durable + 1, f"id {self.durable + 1} is missing in the log"
+            )
+            self.times.in_log(block.timestamp_ns)
+            links = iter(block.links.tolist())
+            rest = block
             while len(rest.records):
                 own, rest = rest.split(1)
                 row = own.records[0]

@@ -15,21 +15,18 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from crc32c import crc32c
-from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.files import FileMissing
 from tallybus.common.functions.binaries import BinaryDamaged, binary_path
 from tallybus.common.snapshot.balances import FrozenBalances
 from tallybus.common.wal import scan  # noqa: F401 - once it is loaded, the log is read with it
-from tallybus.common.wal.batch import Payload, make_payload
-from tallybus.common.wal.reader import LOCK_NAME, LogRun, read_log
-from tallybus.services.wal.log import Log, LogBatch
+from tallybus.common.wal.reader import LOCK_NAME, read_log
+from tallybus.services.wal.log import Log
 from tests.simulation.world import check
 from tests.support.faulty_storage import MemoryStorage, SimulatedCrash
 
@@ -37,36 +34,17 @@ FOLDER = Path("/ledger")
 CLUSTER = 99
 
 
-@dataclass(slots=True)
-class Block:
-    """A block of the log that holds transactions."""
-
-    term: int
-    first: int
-    gateway: int
-    request: int
-    timestamp: int
-    payload: Payload
-
-    @property
-    def records(self) -> NDArray[Any]:
-        return self.payload.records
-
-    @property
-    def last(self) -> int:
-        return self.first + len(self.records) - 1
-
-    def same(self, other: Block) -> bool:
-        return (self.term, self.first, self.gateway, self.request, self.timestamp) == (
-            other.term,
-            other.first,
-            other.gateway,
-            other.request,
-            other.timestamp,
-        ) and all(
-            mine.tobytes() == its.tobytes()
-            for mine, its in zip(self.payload, other.payload, strict=True)
-        )
+def same(one: Batch, other: Batch) -> bool:
+    """Whether two blocks of the log hold the same."""
+    return (one.term, one.first_id, one.gateway, one.request, one.timestamp_ns) == (
+        other.term,
+        other.first_id,
+        other.gateway,
+        other.request,
+        other.timestamp_ns,
+    ) and all(
+        mine.tobytes() == its.tobytes() for mine, its in zip(one.parts, other.parts, strict=True)
+    )
 
 
 class Drive(MemoryStorage):
@@ -136,7 +114,7 @@ class WitnessedLog(Log):
 
     disk: Disk
 
-    def append(self, batch: LogBatch, durable_index: int) -> None:
+    def append(self, batch: Batch, durable_index: int) -> None:
         super().append(batch, durable_index)
         self.disk.appended(batch)
 
@@ -152,7 +130,7 @@ class Disk:
     def __init__(self, segment_size: int, rng: random.Random) -> None:
         self.segment_size = segment_size
         self.drive = Drive(rng)
-        self.blocks: list[Block] = []
+        self.blocks: list[Batch] = []
         self.synced = 0
         self.lost = 0
         """Blocks that recoveries no longer found; none of them was synced."""
@@ -162,11 +140,11 @@ class Disk:
 
     @property
     def next_id(self) -> int:
-        return self.blocks[-1].last + 1 if self.blocks else 1
+        return self.blocks[-1].last_id + 1 if self.blocks else 1
 
     @property
     def durable(self) -> int:
-        return self.blocks[self.synced - 1].last if self.synced else 0
+        return self.blocks[self.synced - 1].last_id if self.synced else 0
 
     @property
     def dirty(self) -> bool:
@@ -181,39 +159,27 @@ class Disk:
         log = WitnessedLog.open(FOLDER, self.drive, self.segment_size, CLUSTER)
         assert isinstance(log, WitnessedLog)
         log.disk = self
-        found = [
-            Block(
-                run.header.term,
-                run.first_id,
-                run.header.gateway,
-                run.header.request,
-                run.header.timestamp_ns,
-                Payload(run.records, run.links, run.params, run.entries),
-            )
-            for run in self.read_log(1, log.next_id - 1, merge_small=False)
-        ]
+        found = list(self.read_log(1, log.next_id - 1, kernel=False))
         check(
             len(found) >= self.synced,
             f"{self.synced} blocks up to {self.durable} were durable, {len(found)} are left",
         )
         for was, now in zip(self.blocks, found, strict=False):
-            check(was.same(now), f"the block of {was.first} came back as another: {now}")
+            check(same(was, now), f"the block of {was.first_id} came back as another: {now}")
         self.lost += max(0, len(self.blocks) - len(found))
         self.torn += log.torn is not None
         self.blocks, self.synced = found, len(found)
         return log
 
-    def appended(self, batch: LogBatch) -> None:
+    def appended(self, batch: Batch) -> None:
         """A batch was handed over: one block, or several where it passes the end of a segment."""
-        payload = make_payload(batch.records, batch.links, batch.params, batch.entries)
-        first = batch.first_id
-        while len(payload.records):
-            room = self.segment_size - (first - 1) % self.segment_size
-            head, payload = payload.split(min(room, len(payload.records)))
-            self.blocks.append(
-                Block(batch.term, first, batch.gateway, batch.request, batch.timestamp_ns, head)
-            )
-            first += len(head.records)
+        batch.check()
+        # Not by `split_at_segments`, which the log cuts with.
+        rest = batch
+        while rest.count:
+            room = self.segment_size - (rest.first_id - 1) % self.segment_size
+            head, rest = rest.split(min(room, rest.count))
+            self.blocks.append(head)
 
     def lose_power(self) -> None:
         """Any part of what was not synced is gone; the next `open_log` finds what is left."""
@@ -231,24 +197,18 @@ class Disk:
             raise BinaryDamaged(path, name, version, "is another one")
         return binary
 
-    def read(self, first: int, last: int) -> Iterator[Block]:
+    def read(self, first: int, last: int) -> Iterator[Batch]:
         """What was handed over of this range, clipped to it."""
-        for place in range(bisect_left(self.blocks, first, key=lambda b: b.last), len(self.blocks)):
+        start = bisect_left(self.blocks, first, key=lambda block: block.last_id)
+        for place in range(start, len(self.blocks)):
             block = self.blocks[place]
-            if block.first > last:
+            if block.first_id > last:
                 return
-            low, high = max(first - block.first, 0), min(last, block.last) - block.first + 1
-            yield Block(
-                block.term,
-                block.first + low,
-                block.gateway,
-                block.request,
-                block.timestamp,
-                block.payload.slice(low, high),
-            )
+            yield block.clip(first, last)
 
-    def read_log(self, first: int, last: int, *, merge_small: bool = True) -> Iterator[LogRun]:
-        """The transactions of this range, as the product reads them from the files."""
+    def read_log(self, first: int, last: int, *, kernel: bool | None = None) -> Iterator[Batch]:
+        """The transactions of this range, as the product reads them from the files; without
+        `kernel` a batch per block."""
         return read_log(
             FOLDER,
             first,
@@ -256,5 +216,5 @@ class Disk:
             self.segment_size,
             cluster_id=CLUSTER,
             storage=self.drive,
-            merge_small=merge_small,
+            kernel=kernel,
         )

@@ -20,7 +20,6 @@ import numpy as np
 
 from tallybus.common.bus.link import LinkReceiver, LinkSender, Verdict
 from tallybus.common.bus.messages import (
-    Executed,
     Hello,
     Refused,
     Request,
@@ -218,11 +217,11 @@ def _sync_nothing() -> Changes:
 def _stream_before_durable() -> Changes:
     written = WalCore.written
 
-    def mutant(self: Any, message: Executed) -> None:
-        durable = self.durable
-        written(self, message)
-        self.synced(message.first + message.count - 1)
-        self.durable = durable
+    def mutant(self: Any) -> None:
+        durable_index, last_id = self.durable_index, self.due[0].batch.last_id
+        written(self)
+        self.on_durable(last_id)
+        self.durable_index = durable_index
 
     return [(WalCore, "written", mutant)]
 
@@ -376,17 +375,17 @@ def _forget_outcomes() -> Changes:
 
 @mutation("binary-after-record", "the log stage keeps a binary only after the record names it")
 def _binary_after_record() -> Changes:
-    def keep(self: Any, message: Executed) -> None:
-        self.kept_late = message
+    def keep(self: Any, *registered: Any) -> None:
+        self.kept_late = registered
 
-    def on_data(self: Any, message: Any, now_ns: int) -> None:
+    def late(self: Any, source: Any, message: Any, now_ns: int) -> None:
         self.kept_late = None
-        take(self, message, now_ns)
+        take(self, source, message, now_ns)
         if self.kept_late is not None:
-            keep_binary(self, self.kept_late)
+            keep_binary(self, *self.kept_late)
 
-    take, keep_binary = WalService.on_data, WalService._keep_binary
-    return [(WalService, "_keep_binary", keep), (WalService, "on_data", on_data)]
+    take, keep_binary = WalService.take, WalService._keep_binary
+    return [(WalService, "_keep_binary", keep), (WalService, "take", late)]
 
 
 @mutation("forget-functions", "a recovering transactor does not take in what was registered")

@@ -7,7 +7,6 @@ are written again here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,16 +15,7 @@ from unittest.mock import patch
 
 from tallybus.common.bus.messages import (
     TOPIC_STATUS,
-    Answer,
-    Assigned,
-    Executed,
     Message,
-    Prepared,
-    Query,
-    Refused,
-    Request,
-    Results,
-    ResultsGone,
     StageStatus,
     Welcome,
     decode,
@@ -34,11 +24,19 @@ from tallybus.common.bus.messages import (
 from tallybus.common.bus.sockets import new_context
 from tallybus.common.errors import ServiceError
 from tallybus.common.files import Storage
-from tallybus.common.service import shell
-from tallybus.common.service.core import StageCore
+from tallybus.common.service import loop
+from tallybus.common.service.core import (
+    FROM_ANSWER,
+    FROM_BROADCAST,
+    FROM_DATA,
+    Channel,
+    Source,
+    StageCore,
+)
 from tallybus.common.settings.sections import Settings
 from tallybus.common.snapshot.balances import DamagedSnapshot, Snapshot
 from tallybus.common.snapshot.format import SnapshotMismatch
+from tallybus.common.stages import DEPENDS_ON
 from tallybus.common.wal.reader import read_log
 from tallybus.common.wal.replay import ReplayError
 from tallybus.services.gateway.clients.protocol import Limits
@@ -76,13 +74,6 @@ HIGH_WATER_MARK = 8
 MOST_ASKED = 64
 """Hellos and questions that a control connection queues."""
 INPUTS = ("data", "broadcast", "control", "reply", "client")
-SUBSCRIPTIONS = {
-    "sequencer": ("transactor",),
-    "transactor": ("wal",),
-    "wal": ("snapshotter",),
-    "snapshotter": ("wal",),
-}
-STAGES = ("sequencer", "transactor", "wal", "snapshotter")
 NO_BUS = new_context()
 """Shells are made with one; nothing is ever opened in it."""
 
@@ -111,7 +102,7 @@ class Node:
         self.stopped_until = 0
         """Until then it makes no turn (SIGSTOP)."""
         self.any_core: StageCore | None = None
-        self.subscriptions = SUBSCRIPTIONS.get(self.stage, STAGES)
+        self.subscriptions = DEPENDS_ON[self.stage]
 
     @property
     def zombie(self) -> bool:
@@ -153,7 +144,7 @@ class Node:
         world.cut(self.role, self.life, kinds=("broadcast",))
         world.cut(self.connection(), self.life, kinds=("control",))
 
-    # -- a turn, in the order of common/service/shell.py -----------------------------------------
+    # -- a turn, in the order of common/service/loop.py ------------------------------------------
 
     def turn(self) -> None:
         world = self.world
@@ -161,15 +152,20 @@ class Node:
             if len(connections := world.senders("control", self.name)) > 1:
                 world.rng.shuffle(connections)
             for connection in connections:
-                self._drain(world.rng.randint(1, 4), "control", connection, self._control)
+                self._drain(
+                    world.rng.randint(1, 4),
+                    "control",
+                    connection,
+                    Source(Channel.CONTROL, connection.encode()),
+                )
             for peer in world.senders("reply", self.name):
-                self._drain(8, "reply", peer, lambda _, message: self.on_reply(message))
+                self._drain(8, "reply", peer, FROM_ANSWER)
             for stage in world.senders("broadcast", self.name):
                 self._drain(
                     world.rng.choice((1, 8, 64)),
                     "broadcast",
                     stage,
-                    lambda _, message: self.on_broadcast(message),
+                    FROM_BROADCAST,
                 )
             self.read_clients()
             self._read_data()
@@ -182,17 +178,19 @@ class Node:
         except ServiceError as error:
             self.pipeline.died(self, error)
 
-    def _drain(
-        self, most: int, kind: str, sender: str, handle: Callable[[str, Message], None]
-    ) -> None:
+    def _drain(self, most: int, kind: str, sender: str, source: Source) -> None:
         for _ in range(most):
             letter = self.world.receive(kind, self.name, sender, lossy=kind == "broadcast")
             if letter is None:
                 return
-            handle(sender, decode(letter.frames))
+            self._hand_over(source, decode(letter.frames))
 
-    def _control(self, connection: str, message: Message) -> None:
-        self.on_control(connection.encode(), message)
+    def _hand_over(self, source: Source, message: Message) -> None:
+        core = self.any_core
+        assert core is not None
+        if source.channel is not Channel.BROADCAST and not core.takes(source, message):
+            raise SimulationFailure(f"{self.name} was sent {message} on {source.channel.name}")
+        self.take(source, message)
 
     def _read_data(self) -> None:
         for sender in self.world.senders("data", self.name):
@@ -202,7 +200,7 @@ class Node:
                 letter = self.world.receive("data", self.name, sender, lossy=True)
                 if letter is None:
                     break
-                self.on_data(decode(letter.frames))
+                self._hand_over(FROM_DATA, decode(letter.frames))
 
     def flush(self) -> None:
         world, core, now = self.world, self.any_core, self.world.now
@@ -262,17 +260,10 @@ class Node:
     def read_clients(self) -> None:
         """The gateway's clients."""
 
-    def on_control(self, peer: bytes, message: Message) -> None:
-        raise SimulationFailure(f"{self.name} was sent {message}")
-
-    def on_reply(self, message: Message) -> None:
-        raise SimulationFailure(f"{self.name} was sent {message}")
-
-    def on_broadcast(self, message: Message) -> None:
-        raise NotImplementedError
-
-    def on_data(self, message: Message) -> None:
-        raise SimulationFailure(f"{self.name} was sent {message}")
+    def take(self, source: Source, message: Message) -> None:
+        """What `Shell.take` does."""
+        assert self.any_core is not None
+        self.any_core.on_message(source, message, self.world.now)
 
 
 class SequencerNode(Node):
@@ -288,9 +279,13 @@ class SequencerNode(Node):
     def wants_input(self) -> bool:
         return self.core.wants_input()
 
-    def on_data(self, message: Message) -> None:
-        assert isinstance(message, Request)
-        self.core.on_request(message, self._moment())
+    def take(self, source: Source, message: Message) -> None:
+        was_running = self.core.running
+        self.core.moment = self._moment()
+        super().take(source, message)
+        if self.core.running and not was_running:
+            assert isinstance(message, Welcome)
+            self.pipeline.times.began(self.core, message, self.world.now)
 
     def step(self) -> None:
         clock = self.core.clock
@@ -309,19 +304,6 @@ class SequencerNode(Node):
         wall = self.world.now + self.pipeline.wall_off + trembling
         return Moment(wall, self.world.now)
 
-    def on_broadcast(self, message: Message) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, self.world.now)
-
-    def on_reply(self, message: Message) -> None:
-        if isinstance(message, Welcome):
-            was_running = self.core.running
-            self.core.on_welcome(message, self._moment())
-            if self.core.running and not was_running:
-                self.pipeline.times.began(self.core, message, self.world.now)
-        elif isinstance(message, Refused):
-            self.core.on_refused(message)
-
 
 class NoSelector:
     """Nobody waits, and nobody is woken."""
@@ -337,7 +319,7 @@ class TransactorShell(TransactorService):
     """The product's shell with neither sockets nor threads."""
 
     def __init__(self, settings: Settings, storage: Storage, core: TransactorCore) -> None:
-        with patch.object(shell, "Selector", NoSelector):
+        with patch.object(loop, "Selector", NoSelector):
             super().__init__(settings, NO_BUS, storage)
         self.core = core
         self._warmer = None
@@ -394,9 +376,9 @@ class TransactorNode(Node):
     def wants_input(self) -> bool:
         return self.core.wants_input()
 
-    def on_data(self, message: Message) -> None:
+    def take(self, source: Source, message: Message) -> None:
         with patch.object(transactor_core, "SLICE_NS", self.slice_ns):
-            self.shell.on_data(message, self.world.now)
+            self.shell.take(source, message, self.world.now)
 
     def _suspend(self) -> None:
         """An operator suspends some functions, or lets them run again."""
@@ -404,15 +386,6 @@ class TransactorNode(Node):
         if registrar is not None and registrar._engine.has_functions:
             names = [name for name in NAMES if self.world.chance(0.3)]
             registrar._engine.functions.suspend(frozenset(names))
-
-    def on_control(self, peer: bytes, message: Message) -> None:
-        self.shell.on_control(peer, message, self.world.now)
-
-    def on_broadcast(self, message: Message) -> None:
-        self.shell.on_broadcast(message, self.world.now)
-
-    def on_reply(self, message: Message) -> None:
-        self.shell.on_reply(message, self.world.now)
 
     def step(self) -> None:
         if self.core.recovering and self.world.chance(0.5):
@@ -461,7 +434,7 @@ class WalShell(WalService):
     """The product's shell with neither sockets nor threads: `commit` is the committer's turn."""
 
     def __init__(self, settings: Settings, disk: Disk, log: WitnessedLog, core: WalCore) -> None:
-        with patch.object(shell, "Selector", NoSelector):
+        with patch.object(loop, "Selector", NoSelector):
             super().__init__(settings, NO_BUS, disk.drive)
         self.core = core
         self._log = log
@@ -507,14 +480,8 @@ class WalNode(Node):
     def wants_input(self) -> bool:
         return self.core.wants_input()
 
-    def on_data(self, message: Message) -> None:
-        self.shell.on_data(message, self.world.now)
-
-    def on_control(self, peer: bytes, message: Message) -> None:
-        self.shell.on_control(peer, message, self.world.now)
-
-    def on_broadcast(self, message: Message) -> None:
-        self.shell.on_broadcast(message, self.world.now)
+    def take(self, source: Source, message: Message) -> None:
+        self.shell.take(source, message, self.world.now)
 
     def step(self) -> None:
         if self.world.chance(self.pipeline.sync_rate):
@@ -539,22 +506,6 @@ class SnapshotterNode(Node):
         self.checked = 0
         return self.core
 
-    def on_data(self, message: Message) -> None:
-        assert isinstance(message, Executed)
-        self.core.on_executed(message, self.world.now)
-
-    def on_control(self, peer: bytes, message: Message) -> None:
-        if isinstance(message, Query):
-            self.core.on_query(peer, message)
-
-    def on_broadcast(self, message: Message) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, self.world.now)
-
-    def on_reply(self, message: Message) -> None:
-        if isinstance(message, Welcome):
-            self.core.on_welcome(message, self.world.now)
-
     def step(self) -> None:
         """As services/snapshotter/service.py does it, with snapshots that are objects."""
         disk, rng = self.pipeline.disk, self.world.rng
@@ -562,11 +513,9 @@ class SnapshotterNode(Node):
             self._recover()
         wanted = self.core.range_to_read(self.world.now)
         if wanted is not None:
-            runs = disk.read_log(*wanted, merge_small=rng.random() < 0.5)
-            for run in islice(runs, rng.randint(1, 4)):
-                self.core.on_log(
-                    run.first_id, run.records, run.links, run.params, run.entries, self.world.now
-                )
+            runs = disk.read_log(*wanted, kernel=None if rng.random() < 0.5 else False)
+            for batch in islice(runs, rng.randint(1, 4)):
+                self.core.on_log(batch, self.world.now)
         for segment, frozen in self.core.frozen:
             if self.world.chance(0.8):
                 disk.snapshots[segment * self.pipeline.segment_size] = frozen
@@ -612,24 +561,6 @@ class GatewayNode(Node):
                 if letter is None:
                     break
                 self.core.on_client(client.encode(), letter.frames, self.world.now)
-
-    def on_broadcast(self, message: Message) -> None:
-        if isinstance(message, StageStatus):
-            self.core.on_status(message, self.world.now)
-        elif isinstance(message, Results):
-            self.core.on_results(message)
-        elif isinstance(message, Assigned):
-            self.core.on_assigned(message)
-
-    def on_reply(self, message: Message) -> None:
-        if isinstance(message, Answer):
-            self.core.on_answer(message)
-        elif isinstance(message, Results):
-            self.core.on_results(message)
-        elif isinstance(message, ResultsGone):
-            self.core.on_results_gone(message)
-        elif isinstance(message, Prepared):
-            self.core.on_prepared(message)
 
     def flush(self) -> None:
         super().flush()

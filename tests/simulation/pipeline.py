@@ -12,17 +12,16 @@ import numpy as np
 from tallybus.common.bus.link import LinkError
 from tallybus.common.errors import ServiceError
 from tallybus.common.files import LockHeld
-from tallybus.common.functions.registry import FunctionRegistry
 from tallybus.common.service.core import Fenced
 from tallybus.common.settings.sections import BusSettings, LedgerSettings, Settings
 from tallybus.common.snapshot.balances import Snapshot, SnapshotFields, chunk_count
 from tallybus.common.snapshot.format import SnapshotMismatch
+from tallybus.common.stages import STAGES
 from tallybus.common.wal.reader import LogEndsEarly
 from tests.simulation.checks import Judge
 from tests.simulation.clients import Client
 from tests.simulation.disk import CLUSTER, FOLDER, Disk
 from tests.simulation.nodes import (
-    STAGES,
     GatewayNode,
     Node,
     SequencerNode,
@@ -33,6 +32,7 @@ from tests.simulation.nodes import (
 from tests.simulation.times import Times
 from tests.simulation.world import MS, SECOND, Rates, SimulationFailure, World, check
 from tests.support.faulty_storage import SimulatedCrash
+from tests.support.registries import registry_of
 
 DRAIN_NS: Final = 300 * SECOND
 SETTLE_NS: Final = 30 * SECOND
@@ -180,7 +180,7 @@ class Pipeline:
             timestamp_ns=0,
         )
         path = FOLDER / f"snapshot_{index}.bin"
-        return Snapshot(path, fields, balances, touched, FunctionRegistry(frozen.functions))
+        return Snapshot(path, fields, balances, touched, registry_of(frozen.functions))
 
     # -- processes ---------------------------------------------------------------------------------
 
@@ -484,8 +484,8 @@ class Pipeline:
         check(disk.durable < disk.next_id, "durable beyond the log")
         if wal.up:
             check(
-                wal.core.durable <= disk.durable,
-                f"told durable {wal.core.durable}, is {disk.durable}",
+                wal.core.durable_index <= disk.durable,
+                f"told durable {wal.core.durable_index}, is {disk.durable}",
             )
             check(
                 wal.core.receiver.next_id == disk.next_id,

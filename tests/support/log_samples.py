@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tallybus.common.batch import Batch
 from tallybus.common.files import Storage
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.wal.batch import Payload, make_payload
 from tallybus.common.wal.block import BlockHeader, Chain
-from tallybus.common.wal.reader import BlockScanner, LogRun, chain_at, read_log
-from tallybus.services.wal.log import Log, LogBatch
+from tallybus.common.wal.reader import BlockScanner, chain_at, read_log
+from tallybus.services.wal.log import Log
+from tests.support.batches import batch_of
 
 CLUSTER = 0xC0FFEE00C0FFEE01
 FOLDER = Path("/data")
 
 
-def sample_payload(first_id: int, count: int) -> Payload:
+def sample_batch(
+    first_id: int, count: int, *, term: int = 1, timestamp_ns: int | None = None
+) -> Batch:
     """Transactions first_id .. first_id+count-1: built-ins, duplicates, functions with extras."""
     records = np.zeros(count, RECORD_DTYPE)
     links: list[int] = []
@@ -51,30 +54,28 @@ def sample_payload(first_id: int, count: int) -> Payload:
             case _:
                 record["kind"], record["amount"] = Kind.FUNCTION_REGISTERED, 2
                 params += [0x61626364, tx]
-    return make_payload(
+    return batch_of(
+        first_id,
         records,
         np.array(links, "<u8"),
         np.array(params, "<i8"),
         np.array(entries, ENTRY_DTYPE),
+        term=term,
+        timestamp_ns=1_700_000_000_000_000_000 + first_id if timestamp_ns is None else timestamp_ns,
+        gateway=11,
+        request=first_id,
     )
 
 
-def sample_batch(first_id: int, count: int, *, term: int = 1) -> LogBatch:
-    payload = sample_payload(first_id, count)
-    return LogBatch(term, first_id, 1_700_000_000_000_000_000 + first_id, 11, first_id, *payload)
-
-
-def plain_payload(first_id: int, count: int) -> Payload:
+def plain_batch(first_id: int, count: int, *, term: int = 1, gateway: int = 11) -> Batch:
     """Deposits only: the smallest blocks."""
     records = np.zeros(count, RECORD_DTYPE)
     records["kind"] = Kind.DEPOSIT
     records["amount"] = [first_id + i for i in range(count)]
     records["entry_count"] = 2
-    return make_payload(records)
-
-
-def plain_batch(first_id: int, count: int, *, term: int = 1, gateway: int = 11) -> LogBatch:
-    return LogBatch(term, first_id, first_id, gateway, first_id, *plain_payload(first_id, count))
+    return batch_of(
+        first_id, records, term=term, timestamp_ns=first_id, gateway=gateway, request=first_id
+    )
 
 
 def make_log(
@@ -113,30 +114,34 @@ def headers_of(
     return headers
 
 
-def joined(runs: Sequence[LogRun]) -> Payload:
-    """All runs as one payload; checks that their ids have no gaps."""
-    for before, after in pairwise(runs):
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All of them as one batch; checks that their ids have no gaps."""
+    for before, after in pairwise(batches):
         assert after.first_id == before.last_id + 1
 
     def join(parts: list[npt.NDArray[Any]], empty: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.concatenate(parts) if parts else empty
 
-    nothing = sample_payload(1, 0)
-    return Payload(
-        join([run.records for run in runs], nothing.records),
-        join([run.links for run in runs], nothing.links),
-        join([run.params for run in runs], nothing.params),
-        join([run.entries for run in runs], nothing.entries),
+    nothing = sample_batch(1, 0)
+    return Batch(
+        batches[0].first_id if batches else 1,
+        join([batch.records for batch in batches], nothing.records),
+        join([batch.links for batch in batches], nothing.links),
+        join([batch.params for batch in batches], nothing.params),
+        join([batch.entries for batch in batches], nothing.entries),
     )
 
 
-def same(left: Payload, right: Payload) -> bool:
-    return all(a.tobytes() == b.tobytes() for a, b in zip(left, right, strict=True))
+def same(left: Batch, right: Batch) -> bool:
+    """Whether the two hold the same transactions with all that belongs to them."""
+    return left.first_id == right.first_id and all(
+        a.tobytes() == b.tobytes() for a, b in zip(left.parts, right.parts, strict=True)
+    )
 
 
 def assert_log_holds(
     storage: Storage, last_id: int, transactions_per_segment: int, *, folder: Path = FOLDER
 ) -> None:
     """The log's transactions are exactly the sample's 1 .. last_id."""
-    runs = list(read_log(folder, 1, last_id, transactions_per_segment, storage=storage))
-    assert same(joined(runs), sample_payload(1, last_id))
+    batches = list(read_log(folder, 1, last_id, transactions_per_segment, storage=storage))
+    assert same(joined(batches), sample_batch(1, last_id))

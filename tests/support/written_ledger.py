@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from crc32c import crc32c
 from tallybus.common.files import Storage
 from tallybus.common.functions.binaries import binary_path
 from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.common.snapshot.balances import SnapshotFields, write_snapshot
-from tallybus.services.transactor.engine import Engine, Executed
+from tallybus.common.snapshot.balances import SnapshotFields
+from tallybus.services.transactor.engine import Engine
+from tallybus.services.transactor.outcome import Outcome
 from tallybus.services.transactor.registrar import Registrar
-from tallybus.services.wal.log import Log, LogBatch
+from tallybus.services.wal.log import Log
 from tests.support.log_samples import CLUSTER
+from tests.support.snapshots import write_snapshot
 
 
 class WrittenLedger:
@@ -77,24 +80,21 @@ class WrittenLedger:
         if rest:
             self.deposit(9, 1, rest)
 
-    def write(self, executed: Executed) -> int:
+    def write(self, executed: Outcome) -> int:
         """Log what somebody else has executed, as a later or an older ledger would have it."""
-        self.engine.next_id += len(executed.records)
-        self.engine.window.advance(len(executed.records))
+        self.engine.next_id += executed.batch.count
+        self.engine.window.advance(executed.batch.count)
         return self._write(executed)
 
-    def _write(self, executed: Executed) -> int:
+    def _write(self, executed: Outcome) -> int:
         first = self.log.next_id
-        batch = LogBatch(
-            1,
-            first,
-            1_700_000_000_000_000_000 + first,
-            11,
-            first,
-            executed.records,
-            executed.links,
-            executed.params,
-            executed.entries,
+        batch = replace(
+            executed.batch,
+            first_id=first,
+            term=1,
+            timestamp_ns=1_700_000_000_000_000_000 + first,
+            gateway=11,
+            request=first,
         )
         self.log.append(batch, first - 1)
         self.log.sync()

@@ -1,8 +1,8 @@
-"""Who may ask for what: the roles of clients' keys, by type of request, and what they may submit.
-Pure.
+"""What a client's key allows: the role for each type of request, and what may be submitted. Pure.
 
-Without keys everyone may do everything. With them, a client whose key is unknown or revoked may do
-nothing, whatever it was let in for when it connected.
+Without keys every client may do everything. With keys, a client whose key is unknown or revoked may
+do nothing, even if its key was good when it connected. ADR 0023 says why grants are for functions,
+and not for accounts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 import numpy as np
 
 from tallybus.common.buffers import size
-from tallybus.common.bus.messages import shown
+from tallybus.common.bus.frames import shown
 from tallybus.common.functions.names import is_function_name, name_matcher
+from tallybus.common.protocol import ErrorCode
 from tallybus.common.record import RECORD_DTYPE, Kind
 from tallybus.common.security.keys import Grant, Role
 from tallybus.services.gateway.clients.protocol import (
-    FORBIDDEN,
     AcceptClock,
     ClientRequest,
     Refusal,
@@ -53,10 +53,12 @@ class Access:
             return None  # no keys at all, or not over the network
         grant = self.grants.get(user)
         if grant is None:
-            return Refusal(FORBIDDEN, "this key is not known here any more", {"revoked": True})
+            return Refusal(
+                ErrorCode.FORBIDDEN, "this key is not known here any more", {"revoked": True}
+            )
         if grant.revoked:
             return Refusal(
-                FORBIDDEN,
+                ErrorCode.FORBIDDEN,
                 f"the key {grant.name} was revoked",
                 {"revoked": True, "key": grant.name},
             )
@@ -66,7 +68,7 @@ class Access:
             return _refused_submit(request, grant) if type(request) is Submit else None
         held, needed = grant.role.name.lower(), needs.name.lower()
         return Refusal(
-            FORBIDDEN,
+            ErrorCode.FORBIDDEN,
             f"this request needs the role {needed}, and the key {grant.name} has {held}",
             {"role": held, "needs": needed, "key": grant.name},
         )
@@ -80,13 +82,13 @@ def _refused_submit(submit: Submit, grant: Grant) -> Refusal | None:
             if not granted(name):
                 told = name if is_function_name(name) else shown(name)
                 return Refusal(
-                    FORBIDDEN,
+                    ErrorCode.FORBIDDEN,
                     f"the key {grant.name} may not call the function {told}",
                     {"function": told, "key": grant.name},
                 )
         if not grant.functions and size(submit.params):
             return Refusal(
-                FORBIDDEN,
+                ErrorCode.FORBIDDEN,
                 f"the key {grant.name} may call no function",
                 {"function": None, "key": grant.name},
             )
@@ -98,7 +100,7 @@ def _refused_submit(submit: Submit, grant: Grant) -> Refusal | None:
             kind = int(kinds[index])
             what = Kind(kind).name if kind in set(Kind) else f"of the kind {kind}"
             return Refusal(
-                FORBIDDEN,
+                ErrorCode.FORBIDDEN,
                 f"the key {grant.name} may only call functions, and operation {index} of the "
                 f"request is {what}",
                 {"kind": kind, "index": index, "key": grant.name},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tallybus.common.buffers import Buffer
+from tallybus.common.protocol import ErrorCode
 from tallybus.services.gateway.clients import protocol
 from tallybus.services.gateway.clients.protocol import BadRequest, ClientRequest, Refusal, Submit
 from tallybus.services.gateway.clients.quotas import let_go
@@ -21,8 +22,6 @@ class Desk:
 
     def __init__(self, max_wait_ns: int) -> None:
         self.answers: list[tuple[bytes, list[Buffer]]] = []
-        self.bad_requests = 0
-        self.overloads = 0
         self.answered: Callable[[ClientRequest | None, str], None] | None = None
         """Called with each request (None: it could not be read) and its outcome, "ok" or an error's
         code, where somebody counts them."""
@@ -71,7 +70,7 @@ class Desk:
         self._let_go(request)
         self.reply(request, fields, *payloads)
 
-    def fail(self, request: ClientRequest, code: str, message: str, **details: Any) -> None:
+    def fail(self, request: ClientRequest, code: ErrorCode, message: str, **details: Any) -> None:
         """Answer a held request with an error."""
         self._let_go(request)
         if self.answered is not None:
@@ -87,7 +86,6 @@ class Desk:
 
     def refuse(self, client: bytes, error: BadRequest) -> None:
         """Answer what cannot be served."""
-        self.bad_requests += 1
         if self.answered is not None:
             self.answered(None, error.code)
         frames = protocol.error_reply(error.request_id, error.code, str(error), error.details)
@@ -102,11 +100,10 @@ class Desk:
 
     def overloaded(self, request: ClientRequest, why: str) -> None:
         """Answer a request for which there is no room; nothing was done about it."""
-        self.overloads += 1
         if self.answered is not None:
-            self.answered(request, protocol.OVERLOADED)
+            self.answered(request, ErrorCode.OVERLOADED)
         text = f"{why}; nothing was done, try again later"
-        frames = protocol.error_reply(request.id, protocol.OVERLOADED, text)
+        frames = protocol.error_reply(request.id, ErrorCode.OVERLOADED, text)
         self.answers.append((request.client, frames))
 
     def _let_go(self, request: ClientRequest) -> None:

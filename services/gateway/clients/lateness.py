@@ -1,4 +1,4 @@
-"""What a client is told whose request was not answered in time: what has not happened yet.
+"""The answer to a request that ran out of time: it says what has not happened yet.
 
 Pure functions of a request and of how far the pipeline is.
 """

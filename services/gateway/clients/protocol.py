@@ -5,6 +5,7 @@ Decoding trusts nothing: whatever a client sends either becomes a checked reques
 `BadRequest`, which carries the id to answer to where one could be read. It guesses nothing either:
 a key that a request does not have is a mistake of its sender, and refused by its name. So a client
 sends a key that came later only to a gateway that has it, which it knows by `REVISION`.
+ADR 0020 says why requests are strict, and how the protocol grows.
 """
 
 from __future__ import annotations
@@ -18,42 +19,21 @@ import numpy as np
 from crc32c import crc32c
 
 from tallybus.common.buffers import EMPTY, Buffer, size
-from tallybus.common.bus.messages import (
-    MAX_U64,
-    PARAMS_SIZE,
-    PROTOCOL_VERSION,
-    FrameError,
-    shown,
-    unpack_header,
-)
+from tallybus.common.bus.frames import FrameError, shown, unpack_header
 from tallybus.common.bus.submitted import RecordFault, count_calls
 from tallybus.common.functions.names import MAX_BINARY_BYTES, NAME_RULE, is_function_name
 from tallybus.common.functions.registry import UNREGISTERED
-from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
+from tallybus.common.protocol import MAX_PENDING, PROTOCOL_VERSION, ErrorCode
+from tallybus.common.record import MAX_U64, PARAMS_SIZE, RECORD_DTYPE, RECORD_SIZE, Kind, Level
 
 if TYPE_CHECKING:
     from tallybus.common.security.keys import Grant
     from tallybus.services.gateway.clients.usage import Usage
 
-REVISION: Final = 1
-"""Counts what was added to version 1 of the protocol: the keys of requests that came later, each
-with the revision that has it (`docs/protocol.md`). A ping tells it."""
 MAX_NAMES: Final = 4096
 MAX_NAMES_BYTES: Final = 65_536
 """All names of a request together, so that a batch of several still has a short header."""
-MAX_PENDING: Final = 10_000
 MAX_KEY_SHOWN: Final = 64
-
-INVALID_REQUEST: Final = "invalid_request"
-UNSUPPORTED_VERSION: Final = "unsupported_version"
-OVERLOADED: Final = "overloaded"
-TIMEOUT: Final = "timeout"
-LOST: Final = "lost"
-OUTCOME_UNKNOWN: Final = "outcome_unknown"
-INVALID_FUNCTION: Final = "invalid_function"
-UNAVAILABLE: Final = "unavailable"
-FORBIDDEN: Final = "forbidden"
-INTERNAL: Final = "internal"
 
 Details = dict[str, int | str | None]
 
@@ -62,7 +42,7 @@ Details = dict[str, int | str | None]
 class Refusal:
     """Why a request that is well formed is not taken; nothing was done about it."""
 
-    code: str
+    code: ErrorCode
     message: str
     details: Details
 
@@ -74,7 +54,7 @@ class BadRequest(Exception):
         self,
         message: str,
         request_id: int | None = None,
-        code: str = INVALID_REQUEST,
+        code: ErrorCode = ErrorCode.INVALID_REQUEST,
         **details: Any,
     ) -> None:
         super().__init__(message)
@@ -209,7 +189,7 @@ def decode_request(client: bytes, frames: Sequence[Buffer], limits: Limits) -> C
         raise BadRequest(
             f"protocol version {shown(version)} is not spoken here, use {PROTOCOL_VERSION}",
             request_id,
-            UNSUPPORTED_VERSION,
+            ErrorCode.UNSUPPORTED_VERSION,
             supported=PROTOCOL_VERSION,
         )
     if request_id is None:
@@ -266,7 +246,7 @@ class _Message:
 
     def refusal(self, message: str, field: str, **details: int) -> BadRequest:
         """An `invalid_request` about this field."""
-        return BadRequest(message, self.id, INVALID_REQUEST, field=field, **details)
+        return BadRequest(message, self.id, ErrorCode.INVALID_REQUEST, field=field, **details)
 
     def number(self, name: str) -> int:
         """A field that must be there."""
@@ -519,7 +499,7 @@ def reply(request_id: int, fields: dict[str, Any], *payloads: Buffer) -> list[Bu
 
 
 def error_reply(
-    request_id: int | None, code: str, message: str, details: Details | None = None
+    request_id: int | None, code: ErrorCode, message: str, details: Details | None = None
 ) -> list[Buffer]:
     """Frames of an error reply."""
     header = {

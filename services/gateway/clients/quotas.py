@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from tallybus.common.buffers import Buffer, size
+from tallybus.common.protocol import IN_FLIGHT, LIMIT_NAMES, MESSAGE_BYTES, RATE, WORK_MS, ErrorCode
 from tallybus.common.security.keys import Grant
 from tallybus.services.gateway.clients.protocol import (
-    INVALID_REQUEST,
-    OVERLOADED,
     ClientRequest,
     Read,
     Refusal,
@@ -29,11 +28,6 @@ from tallybus.services.gateway.clients.protocol import (
 )
 from tallybus.services.gateway.clients.usage import Usage
 
-IN_FLIGHT: Final = "in_flight"
-RATE: Final = "rate"
-MESSAGE_BYTES: Final = "message_bytes"
-WORK_MS: Final = "work_ms"
-LIMITS: Final = (IN_FLIGHT, RATE, MESSAGE_BYTES, WORK_MS)
 SECOND_NS: Final = 1_000_000_000
 MAX_IDLE: Final = 65_536
 """Clients without a request under way that are remembered at most, for the sake of their rate."""
@@ -41,9 +35,11 @@ SWEEP_FROM: Final = 1_024
 
 
 class Quotas:
-    """Keeps count of what each client has asked for. `limited` says whether anybody is, by the
-    gateway's own limits; `weigh` and `take` are for requests of which that is true, or that come
-    with a grant."""
+    """Keeps count of what each client has asked for.
+
+    `limited` says whether the gateway's own limits bound all clients. If they do, `weigh` and
+    `take` are for every request. Otherwise they are for requests with a grant.
+    """
 
     def __init__(
         self, in_flight: int = 0, rate: int = 0, message_bytes: int = 0, work_ms: int = 0
@@ -66,7 +62,7 @@ class Quotas:
         in_flight, rate, message_bytes, work_ms = self._limits(grant)
         if message_bytes and (length := sum(map(size, frames))) > message_bytes:
             return Refusal(
-                INVALID_REQUEST,
+                ErrorCode.INVALID_REQUEST,
                 f"the request has {length} bytes; this client may send {message_bytes} in one",
                 {"limit": MESSAGE_BYTES, "allowed": message_bytes},
             )
@@ -76,7 +72,7 @@ class Quotas:
         if in_flight and weight > in_flight:
             # Not to be tried again: it would never be taken.
             return Refusal(
-                INVALID_REQUEST,
+                ErrorCode.INVALID_REQUEST,
                 f"{weight} operations or keys in one request; this client may have {in_flight} "
                 "under way at a time",
                 {"limit": IN_FLIGHT, "allowed": in_flight},
@@ -86,7 +82,7 @@ class Quotas:
             return None
         if in_flight and usage.in_flight + weight > in_flight:
             return Refusal(
-                OVERLOADED,
+                ErrorCode.OVERLOADED,
                 f"{usage.in_flight} operations and reads of this client are under way, it may have "
                 f"{in_flight}; nothing was done, try again when some of them are answered",
                 {"limit": IN_FLIGHT, "allowed": in_flight},
@@ -94,7 +90,7 @@ class Quotas:
         if rate and (early_ns := usage.paid_ns - now_ns - SECOND_NS) >= 0:
             retry_ms = early_ns // 1_000_000 + 1
             return Refusal(
-                OVERLOADED,
+                ErrorCode.OVERLOADED,
                 f"this client may ask for {rate} operations and reads in a second; nothing was "
                 f"done, try again in {retry_ms} ms",
                 {"limit": RATE, "allowed": rate, "retry_ms": retry_ms},
@@ -104,7 +100,7 @@ class Quotas:
             if early_ns >= 0:
                 retry_ms = early_ns // 1_000_000 + 1
                 return Refusal(
-                    OVERLOADED,
+                    ErrorCode.OVERLOADED,
                     f"this client's calls may take {work_ms} ms of the ledger's time in a second; "
                     f"nothing was done, try again in {retry_ms} ms",
                     {"limit": WORK_MS, "allowed": work_ms, "retry_ms": retry_ms},
@@ -142,7 +138,7 @@ class Quotas:
 
     def told(self, grant: Grant | None) -> dict[str, int]:
         """A client's limits by name, as a ping tells them. 0: none."""
-        return dict(zip(LIMITS, self._limits(grant), strict=True))
+        return dict(zip(LIMIT_NAMES, self._limits(grant), strict=True))
 
     def _limits(self, grant: Grant | None) -> tuple[int, int, int, int]:
         if grant is None:

@@ -47,10 +47,6 @@ class Marks(Generic[W]):
             if not waiter.done:
                 yield waiter
 
-    def waiting(self) -> list[W]:
-        """Every unanswered waiter, in no particular order."""
-        return [entry[2] for entry in self._heap if not entry[2].done]
-
     def next_mark(self) -> int | None:
         """The lowest mark of an unanswered waiter."""
         while self._heap and self._heap[0][2].done:

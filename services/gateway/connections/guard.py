@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 
 from tallybus.common import logs
 from tallybus.common.buffers import Buffer
+from tallybus.common.bus.handshakes import BAD_HANDSHAKE, NO_ENCRYPTION
 from tallybus.common.bus.monitor import Failure, SocketEvent, What, parse
 from tallybus.common.bus.sockets import ClientPort
 from tallybus.common.service import open_files
@@ -46,8 +47,6 @@ TRIM_NS: Final = 1_000_000_000
 """How long after a cut freed memory is given back to the system: libzmq drops the message first."""
 TRIMS: Final = 3
 """How often, because dropping millions of frames takes a while."""
-NO_ENCRYPTION: Final = "no_encryption"
-BAD_HANDSHAKE: Final = "bad_handshake"
 
 _TELLS_BYTES: Final = sys.platform == "linux"
 _TCP_INFO: Final = struct.Struct("@120xQQ8xI")

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from tallybus.common.bus.messages import MAX_HEADER_BYTES
+from tallybus.common.protocol import MAX_HEADER_BYTES
 
 LOOK_NS: Final = 1_000_000_000
 """Every connection is looked at as often as this."""

@@ -5,6 +5,7 @@ to the gateway's loop, which hands it to the core as a request of the client `PA
 core's answer to that client comes back here. At most `MAX_LOOKUPS` questions are with the core at a
 time; one that nobody waits for any more is forgotten, and its answer dropped. Answers of the core
 become JSON objects in which every integer is a text: JavaScript's numbers end at 2^53.
+ADR 0014 says why the page is a client of the core.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgpack
 import numpy as np
 
 from tallybus.common.buffers import Buffer
-from tallybus.common.bus.messages import PROTOCOL_VERSION
+from tallybus.common.protocol import PROTOCOL_VERSION, ErrorCode
 from tallybus.common.record import (
     ENTRY_DTYPE,
     RECORD_DTYPE,
@@ -33,7 +34,6 @@ from tallybus.common.record import (
     status_of,
 )
 from tallybus.common.times import utc_text
-from tallybus.services.gateway.clients import protocol
 
 PAGE_CLIENT: Final = b""
 """The page's routing id. No client on the network can have it: libzmq itself makes up an id of five
@@ -223,10 +223,10 @@ class _Left(Exception):
 def _refusal(header: Json) -> tuple[int, str]:
     """The HTTP status and the words for an error reply of the core."""
     statuses = {
-        protocol.INVALID_REQUEST: HTTPStatus.BAD_REQUEST,
-        protocol.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-        protocol.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
-        protocol.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+        ErrorCode.INVALID_REQUEST: HTTPStatus.BAD_REQUEST,
+        ErrorCode.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
+        ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
+        ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     }
     status = statuses.get(header["error"], HTTPStatus.INTERNAL_SERVER_ERROR)
     words = str(header["message"])
@@ -249,7 +249,7 @@ def _missing(tx_id: int, stage: Stage) -> Reply:
 def transaction_json(header: Json, payloads: Sequence[Buffer]) -> Json:
     """The reply to a client's `transaction` that was found, as the page shows it.
 
-    The facts and names of `tallybus tx --json`, and `stage` and `time` (UTC) beside them.
+    The facts and names of `tallybus tx TX_ID --json`, and `stage` and `time` (UTC) beside them.
     """
     record = np.frombuffer(payloads[0], RECORD_DTYPE)[0]
     entries = np.frombuffer(payloads[1], ENTRY_DTYPE)

@@ -1,13 +1,14 @@
 """The page's HTTP server: files, a stream of reports (server-sent events), look-ups. GET and HEAD.
 
-Nothing that connects to it can harm the gateway: threads of its own, at most `MAX_CONNECTIONS` of
-them, of which `MAX_STREAMS` may be streams; a short limit for what a request may say and a deadline
-for it and for its answer. One request for each connection. When there are too many, the one that
-has been there longest and is no stream makes room. The standard library reads the requests.
+No connection to it can harm the gateway. The server has threads of its own, at most
+`MAX_CONNECTIONS` of them, and at most `MAX_STREAMS` for streams. A connection has one request, with
+a limit for its length, and with deadlines for it and for its answer. When there are too many, the
+oldest one that is no stream makes room. The standard library reads the requests.
 
-It opens its own sockets, reads the files in `static` once, and touches nothing else. What it tells
-is readable by pages of other sites only through a browser that breaks the rules: it answers no
-request whose `Host` is a name that is not its own, so no other name can be made to lead here.
+It opens its own sockets, reads the files in `static` once, and touches nothing else. Pages of other
+sites cannot read its answers, unless a browser breaks the rules: the server answers no request
+whose `Host` is a name that is not its own, so nobody can make another name lead here.
+ADR 0014 says why the standard library serves it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from urllib.parse import parse_qs
 
 from tallybus.common import logs
 from tallybus.common.bus.listening import listen
+from tallybus.common.record import MAX_U64
 from tallybus.common.settings.endpoints import address_of, is_loopback, shown
 
 MAX_CONNECTIONS: Final = 64
@@ -54,7 +56,6 @@ LINGER_S: Final = 1.0
 """How long a browser may take to close a connection that was answered."""
 CHUNK_BYTES: Final = 65_536
 POLL_S: Final = 0.5
-MAX_U64: Final = 2**64 - 1
 RETRY_MS: Final = 1000
 """How soon a browser comes back when its stream ends."""
 
@@ -138,7 +139,10 @@ def _host_of(header: str | None) -> str:
 
 
 class PageServer:
-    """Serves the page on an address until `close`. Port 0 takes a free one; see `port`."""
+    """Serves the page on an address until `close`. Port 0 takes a free one.
+
+    `port` is the one it listens on, 0 until it does.
+    """
 
     def __init__(
         self, address: tuple[str, int], reports: Reports, look_up: LookUp, log: logging.Logger
@@ -149,7 +153,6 @@ class PageServer:
         self._look_up = look_up
         self._log = log
         self._closing = threading.Event()
-        self._bound = threading.Event()
         self._lock = threading.Lock()
         self._server: _Server | None = None
         """Set before it serves, so that `close` ends it for certain."""
@@ -158,10 +161,6 @@ class PageServer:
     def start(self) -> None:
         static_files()
         self._thread.start()
-
-    def wait_bound(self, timeout: float) -> bool:
-        """Whether it listens; waits so many seconds for that."""
-        return self._bound.wait(timeout)
 
     def close(self) -> None:
         """Stop listening and end every connection."""
@@ -184,7 +183,6 @@ class PageServer:
                         return
                     self._server = server
                 self.port = server.socket.getsockname()[1]
-                self._bound.set()
                 self._log.info(
                     "serving the page", extra=logs.fields(url=f"http://{self._shown(self.port)}/")
                 )

@@ -7,7 +7,8 @@ submissions of one client are never reordered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,9 +31,9 @@ cheaper."""
 
 
 @dataclass(slots=True, eq=False)
-class Batch:
-    """One request to the sequencer: `members` with their offsets, and how much of it is
-    computed."""
+class PendingBatch:
+    """A batch on its way, one request to the sequencer: the submits joined in it, `members`, with
+    their offsets, and how much of it is computed."""
 
     request: int
     count: int
@@ -67,6 +68,57 @@ class Batch:
             submit.first, submit.computed, submit.failures = 0, False, ()
 
 
+class PendingBatches:
+    """The batches of a gateway, in the order of their requests: those that are not computed, and
+    behind them, settled, computed ones of which some members wait for more."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, PendingBatch] = {}
+        self._settled: deque[PendingBatch] = deque()
+
+    def __len__(self) -> int:
+        """How many are not computed."""
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[PendingBatch]:
+        """Those that are not computed, as they are now."""
+        return iter(tuple(self._open.values()))
+
+    def get(self, request: int) -> PendingBatch | None:
+        """The batch of this request, if it is not computed."""
+        return self._open.get(request)
+
+    def oldest(self) -> PendingBatch | None:
+        """The first that is not computed."""
+        return next(iter(self._open.values()), None)
+
+    def add(self, batch: PendingBatch) -> None:
+        """The next batch."""
+        self._open[batch.request] = batch
+
+    def remove(self, batch: PendingBatch) -> None:
+        """It is computed, or given up."""
+        self._open.pop(batch.request, None)
+
+    def settle(self, batch: PendingBatch) -> None:
+        """It is computed, and those whose level is not reached wait."""
+        self._settled.append(batch)
+        while self._settled and self._settled[0].answered:
+            self._settled.popleft()
+
+    def unsettle(self, tx_id: int) -> list[PendingBatch]:
+        """Takes out, in order, the settled ones that have ids from this one on."""
+        taken: list[PendingBatch] = []
+        while self._settled and self._settled[-1].first + self._settled[-1].count > tx_id:
+            taken.append(self._settled.pop())
+        return taken[::-1]
+
+    def reopen(self, batches: Sequence[PendingBatch]) -> None:
+        """These, taken out by `unsettle`, are not computed any more, if anybody waits for them."""
+        waiting = {batch.request: batch for batch in batches if not batch.answered}
+        self._open = waiting | self._open
+
+
 class Gatherer:
     """Collects a turn's submissions and cuts them into batches of at most `max_batch`
     operations."""
@@ -80,7 +132,7 @@ class Gatherer:
         """One more submission for this turn."""
         self._waiting.append(submit)
 
-    def cut(self, next_request: int) -> Iterator[tuple[Batch, Request]]:
+    def cut(self, next_request: int) -> Iterator[tuple[PendingBatch, Request]]:
         """Everything gathered, in order, as batches numbered from `next_request`."""
         group: list[Submit] = []
         count = 0
@@ -110,7 +162,7 @@ class Gatherer:
             yield self._join(next_request, group, count)
         self._waiting = []
 
-    def _join(self, request: int, group: list[Submit], count: int) -> tuple[Batch, Request]:
+    def _join(self, request: int, group: list[Submit], count: int) -> tuple[PendingBatch, Request]:
         members: list[tuple[int, Submit]] = []
         offset = 0
         for submit in group:
@@ -140,7 +192,7 @@ class Gatherer:
             binary=binary,
             counts=[submit.count for submit in group] if len(group) > 1 and size(params) else [],
         )
-        return Batch(request, count, members), message
+        return PendingBatch(request, count, members), message
 
 
 def _joined(group: list[Submit]) -> tuple[Buffer, Buffer, list[str]]:

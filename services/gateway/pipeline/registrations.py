@@ -2,7 +2,7 @@
 
 A module is validated and compiled there first, so that one that is refused leaves no trace and a
 registration holds no other transaction up. Questions are repeated until they are answered: sockets
-drop what they cannot deliver.
+drop what they cannot deliver. ADR 0009 says why.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ makes unsure is given up with an error that tells what is known of it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +16,6 @@ import numpy as np
 from tallybus.common.buffers import EMPTY, as_buffer, size
 from tallybus.common.bus.link import LinkSender, weigh
 from tallybus.common.bus.messages import (
-    MAX_U64,
     Assigned,
     Request,
     Results,
@@ -25,17 +23,17 @@ from tallybus.common.bus.messages import (
     ResultsQuery,
     StageStatus,
 )
-from tallybus.common.record import FAILURE_DTYPE, STATUS_DTYPE, Level, Stage
-from tallybus.services.gateway.clients import protocol
+from tallybus.common.protocol import ErrorCode
+from tallybus.common.record import FAILURE_DTYPE, MAX_U64, STATUS_DTYPE, Level, Stage
 from tallybus.services.gateway.clients.desk import Desk
 from tallybus.services.gateway.clients.protocol import Submit
-from tallybus.services.gateway.pipeline.batches import Batch, Gatherer
+from tallybus.services.gateway.pipeline.batches import Gatherer, PendingBatch, PendingBatches
 from tallybus.services.gateway.pipeline.outcomes import RecentOutcomes
 from tallybus.services.gateway.pipeline.progress import Progress
+from tallybus.services.gateway.pipeline.terms import Terms
 from tallybus.services.gateway.pipeline.work import WorkQueue
 
 ASK_AGAIN_NS: Final = 100_000_000
-TERMS_KEPT: Final = 1024
 SUBMIT_NS: Final = 100_000_000
 """What the calls of a submit may take, unless the settings say otherwise."""
 NO_FAILURES: Final = np.empty(0, FAILURE_DTYPE)
@@ -57,7 +55,7 @@ class Submissions:
         budget_ns: int = SUBMIT_NS,
     ) -> None:
         self.link: LinkSender[Request] = LinkSender(1, max_in_flight, "the sequencer")
-        self.term = 0
+        self.terms = Terms()
         self.gathered: Callable[[int], None] | None = None
         """Called with the size of each batch that was gathered, where somebody counts them."""
         self._incarnation = incarnation
@@ -66,12 +64,7 @@ class Submissions:
         self._gatherer = Gatherer(incarnation, max_batch)
         self.work = WorkQueue(max_in_flight, budget_ns)
         self._gathered = 0
-        self._batches: dict[int, Batch] = {}
-        self._settled: deque[Batch] = deque()
-        """Computed batches of which some members wait for more, in order."""
-        self._term_start = 0
-        self._voids: deque[tuple[int, int]] = deque(maxlen=TERMS_KEPT)
-        """Terms heard of, and from which id on each voids what was told before it."""
+        self._batches = PendingBatches()
         self._accepted = (0, 0)
         self._results_next = 0
         self._recent = RecentOutcomes()
@@ -119,7 +112,7 @@ class Submissions:
         if not self._gathered:
             return
         for batch, message in self._gatherer.cut(self.link.end):
-            self._batches[batch.request] = batch
+            self._batches.add(batch)
             if self.gathered is not None:
                 self.gathered(batch.count)
             weight = weigh(batch.count, size(message.binary))
@@ -128,13 +121,13 @@ class Submissions:
 
     def next_request(self) -> Request | None:
         """The next request for the sequencer, or None. It stays next until `request_sent`."""
-        if self._results_next == 0 or self.term == 0:
+        if self._results_next == 0 or self.terms.current == 0:
             # Nothing of ours may be computed before this gateway knows from where on to listen.
             return None
         message = self.link.peek()
         if message is not None:
             message.oldest = self.link.base
-            message.term = self.term
+            message.term = self.terms.current
             batch = self._batches.get(message.request)
             # What was given up must never be executed: it asks for an id that nothing gets.
             message.told = MAX_U64 if batch is None else batch.told
@@ -152,7 +145,7 @@ class Submissions:
 
     def on_assigned(self, message: Assigned) -> None:
         """The sequencer gave ids to requests."""
-        if message.term < self.term and self._void(message.term, message.batches):
+        if self.terms.voids(message.term, message.batches):
             return
         for gateway, request, first, count in message.batches:
             if gateway != self._incarnation:
@@ -163,14 +156,9 @@ class Submissions:
             if first:
                 self._place(batch, first, message.term)
             else:
-                self._drop(batch, protocol.LOST, "its ids went to others after a restart")
+                self._drop(batch, ErrorCode.LOST, "its ids went to others after a restart")
 
-    def _void(self, term: int, rows: Sequence[Sequence[int]]) -> bool:
-        """Whether an older term speaks of ids that a later one gave again (rows have id, count)."""
-        valid = min((void for later, void in self._voids if later > term), default=0)
-        return any(row[2] + row[3] > valid for row in rows)
-
-    def _place(self, batch: Batch, first: int, term: int) -> None:
+    def _place(self, batch: PendingBatch, first: int, term: int) -> None:
         if batch.first == first and batch.term == term:
             return
         batch.first, batch.term = first, term
@@ -200,9 +188,7 @@ class Submissions:
 
     def computed_of(self, transactor: StageStatus) -> int:
         """The last id that the transactor has computed and that holds in the term known here."""
-        if transactor.term < self.term:
-            return min(transactor.index, self._term_start - 1)
-        return transactor.index
+        return self.terms.holding(transactor.term, transactor.index)
 
     def missed(self, index: int, now_ns: int) -> ResultsQuery | None:
         """The question for outcomes up to `index` that were not heard, now and then; or None."""
@@ -222,10 +208,10 @@ class Submissions:
             # Before the first heartbeat there is nothing of ours; later a gap is asked for, see
             # `missed`.
             return 0
-        if message.term > self.term:
+        if message.term > self.terms.current:
             # Asked for again when the sequencer's status has told where its term begins.
             return 0
-        if message.term < self.term and self._void(message.term, message.batches):
+        if self.terms.voids(message.term, message.batches):
             return 0
         if message.first + message.count <= self._results_next:
             return 0
@@ -237,11 +223,11 @@ class Submissions:
             position += failed
             if gateway != self._incarnation or first + count <= self._results_next:
                 continue
-            while self._batches and (oldest := next(iter(self._batches))) < request:
+            while (oldest := self._batches.oldest()) is not None and oldest.request < request:
                 # Requests are executed in their order, so this one was passed over.
                 self._drop(
-                    self._batches[oldest],
-                    protocol.OUTCOME_UNKNOWN,
+                    oldest,
+                    ErrorCode.OUTCOME_UNKNOWN,
                     "the sequencer and the transactor were lost while it was under way",
                 )
             batch = self._batches.get(request)
@@ -251,7 +237,9 @@ class Submissions:
         self._drop_passed_over()
         return self._results_next - 1
 
-    def _computed(self, batch: Batch, first: int, count: int, rows: Any, message: Results) -> None:
+    def _computed(
+        self, batch: PendingBatch, first: int, count: int, rows: Any, message: Results
+    ) -> None:
         if batch.first == 0:
             self._place(batch, first - batch.computed, message.term)
         known = batch.first + batch.computed - first
@@ -273,7 +261,7 @@ class Submissions:
             failures = (
                 batch.failures[0] if len(batch.failures) == 1 else np.concatenate(batch.failures)
             )
-        del self._batches[batch.request]
+        self._batches.remove(batch)
         self._release()
         progress = self._progress
         times = message.work if len(message.work) == len(batch.members) else ()
@@ -298,9 +286,7 @@ class Submissions:
                 self.reached(submit, submit.last)
             else:
                 progress.wait(submit.level, submit.last, submit)
-        self._settled.append(batch)
-        while self._settled and self._settled[0].answered:
-            self._settled.popleft()
+        self._batches.settle(batch)
 
     def reached(self, submit: Submit, index: int) -> None:
         """Ids up to `index` have reached the level that this one waits for."""
@@ -332,21 +318,21 @@ class Submissions:
             return
         self._results_next = message.oldest
         self._recent.clear()
-        for batch in list(self._batches.values()):
+        for batch in self._batches:
             if not batch.sent or batch.first >= message.oldest:
                 continue
             self._drop(
                 batch,
-                protocol.OUTCOME_UNKNOWN,
+                ErrorCode.OUTCOME_UNKNOWN,
                 "the outcome was missed while this gateway was away; "
                 "ask for the status of the transactions",
             )
 
     # -- what is given up ------------------------------------------------------------------------
 
-    def _drop(self, batch: Batch, code: str, why: str) -> None:
+    def _drop(self, batch: PendingBatch, code: ErrorCode, why: str) -> None:
         """Give a batch up: its outcome will not be told."""
-        self._batches.pop(batch.request, None)
+        self._batches.remove(batch)
         self._release()
         for _, submit in batch.members:
             self.work.give_up(submit)
@@ -355,8 +341,8 @@ class Submissions:
 
     def _release(self) -> None:
         # Batches are computed in their order, so what is left starts at the oldest one.
-        oldest = next(iter(self._batches), self.link.end)
-        self.link.release(oldest - 1)
+        oldest = self._batches.oldest()
+        self.link.release((self.link.end if oldest is None else oldest.request) - 1)
 
     def _drop_passed_over(self) -> None:
         """Give up what the sequencer took and gave no ids: all that have ids are computed by
@@ -366,12 +352,11 @@ class Submissions:
             return
         # Nor does what the link has let go of come again.
         expected = max(expected, self.link.base)
-        while self._batches and (oldest := next(iter(self._batches))) < expected:
-            batch = self._batches[oldest]
+        while (batch := self._batches.oldest()) is not None and batch.request < expected:
             if batch.first and batch.first + batch.count > self._results_next:
                 # It is executed again; the sequencer's status was older than its ids.
                 return
-            code = protocol.OUTCOME_UNKNOWN if batch.computed else protocol.LOST
+            code = ErrorCode.OUTCOME_UNKNOWN if batch.computed else ErrorCode.LOST
             why = "only a part was executed" if batch.computed else "its ids went to others"
             self._drop(batch, code, why)
 
@@ -386,32 +371,20 @@ class Submissions:
         self._results_next = start
         self._progress.computed = min(self._progress.computed, start - 1)
         self._recent.cut_at(start)
-        for batch in self._batches.values():
+        unsettled = self._batches.unsettle(start)
+        for batch in (*unsettled, *self._batches):
             batch.forget_from(start)
-        unsettled: list[Batch] = []
-        while self._settled and self._settled[-1].first + self._settled[-1].count > start:
-            unsettled.append(self._settled.pop())
-        for batch in unsettled:
-            batch.forget_from(start)
-        waiting = {batch.request: batch for batch in reversed(unsettled) if not batch.answered}
-        self._batches = waiting | self._batches
+        self._batches.reopen(unsettled)
 
     # -- terms -----------------------------------------------------------------------------------
 
     def on_sequencer(self, message: StageStatus, now_ns: int) -> None:
         """The sequencer's status: its term, the ids it gave, and what it took of this gateway."""
-        if message.term < self.term or not message.term:
+        if message.term < self.terms.current or not message.term:
             return
-        if message.term > self.term:
-            known, self.term = self.term, message.term
-            self._term_start = message.start
-            # Between the term known here and this one others may have given the ids up to its
-            # start again; then only what was durable in the known term is sure.
-            skipped = message.term > known + 1
-            durable = self._progress.committed
-            void = min(message.start, durable + 1) if skipped else message.start
-            self._voids.append((message.term, void if known else 0))
-            if known:
+        if message.term > self.terms.current:
+            void = self.terms.begin(message.term, message.start, self._progress.committed)
+            if void is not None:
                 self._on_new_term(void)
         self._progress.given(message.index)
         expected = message.gateways.get(self._incarnation, self.link.base)
@@ -423,13 +396,17 @@ class Submissions:
 
     def _on_new_term(self, void: int) -> None:
         """A new sequencer has begun: ids from `void` on that older terms gave say nothing."""
-        self._progress.begin_term(self._term_start, void)
+        self._progress.begin_term(self.terms.start, void)
         self._results_next = min(self._results_next, void)
         dropped = self._recent.cut(void)
         if dropped is not None:
             self._results_next = min(self._results_next, dropped)
-        for batch in list(self._batches.values()):
-            if not batch.first or batch.term == self.term or batch.first + batch.count <= void:
+        for batch in self._batches:
+            if (
+                not batch.first
+                or batch.term == self.terms.current
+                or batch.first + batch.count <= void
+            ):
                 continue
             if batch.first >= void:
                 # It goes to the new sequencer again, unless the log has it.
@@ -437,31 +414,28 @@ class Submissions:
                 continue
             self._drop(
                 batch,
-                protocol.OUTCOME_UNKNOWN,
+                ErrorCode.OUTCOME_UNKNOWN,
                 f"its batch was cut at id {void} when the sequencer and the transactor were lost",
             )
-        unsettled: list[Batch] = []
-        while self._settled and self._settled[-1].first + self._settled[-1].count > void:
-            unsettled.append(self._settled.pop())
-        if void == self._term_start:
-            for batch in reversed(unsettled):
+        unsettled = self._batches.unsettle(void)
+        if void == self.terms.start:
+            for batch in unsettled:
                 self._give_up(batch, void)
             return
         # They may be in the log or not: the outcomes that are asked for again name those that are.
         for batch in unsettled:
             batch.forget()
-        waiting = {batch.request: batch for batch in reversed(unsettled) if not batch.answered}
-        self._batches = waiting | self._batches
+        self._batches.reopen(unsettled)
 
-    def _give_up(self, batch: Batch, void: int) -> None:
+    def _give_up(self, batch: PendingBatch, void: int) -> None:
         """It was computed in the term before, and some of its ids are gone."""
         for _, submit in batch.members:
             if submit.done or submit.last < void:
                 continue
             if submit.first < void:
-                code, why = protocol.OUTCOME_UNKNOWN, "only a part of it is in the log"
+                code, why = ErrorCode.OUTCOME_UNKNOWN, "only a part of it is in the log"
             else:
-                code, why = protocol.LOST, "it had no effect"
+                code, why = ErrorCode.LOST, "it had no effect"
             self._desk.fail(
                 submit,
                 code,

@@ -1,17 +1,17 @@
 """Whose calls of functions go to the transactor next: time belongs to everybody. Pure.
 
-Ids come before execution and those of a submit are contiguous, so behind the gateway everything is
-one queue. What may stand in it is therefore bounded here, in time: calls that were sent and not
-executed may be expected to take 50 ms together, divided among the gateways. The rest waits here, in
-a queue for each client, and clients have their turns by the time that their calls took so far. A
-submit without calls never waits, unless it follows a waiting one of the same client.
+Ids come before execution, and those of a submit are contiguous. So behind the gateway everything is
+one queue. This module bounds that queue, in time: the calls that were sent and not executed may be
+expected to take 50 ms together, divided among the gateways. Other calls wait here, in a queue for
+each client. Clients have their turns by the time that their calls took so far. A submit without
+calls never waits, unless it follows a waiting one of the same client.
 
 While others submit too, no client's calls get more than `SHARE` of the time, divided by the number
-of gateways: a client may call at each of them. What a call takes is learned, by client and
-function, from the times that come back with the outcomes; a client is charged what was expected
-when its submit is sent, and the difference when the truth is known.
+of gateways, because a client may call at each of them. The times of calls come back with the
+outcomes, and this module learns from them, by client and function. When a submit is sent, its
+client is charged what is expected. When the true time is known, it is charged the difference.
 
-A client is a key, or without keys a connection.
+A client is a key, or without keys a connection (ADR 0016).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from tallybus.common.buffers import size
-from tallybus.common.bus.messages import PARAMS_SIZE
-from tallybus.common.record import RECORD_DTYPE, Kind, Status
+from tallybus.common.record import PARAMS_SIZE, RECORD_DTYPE, Kind, Status
 from tallybus.services.gateway.clients.protocol import Submit
 
 OUTSTANDING_NS: Final = 50_000_000
@@ -66,9 +65,12 @@ class Customer:
 
 @dataclass(slots=True, eq=False)
 class Charge:
-    """What a submit is expected to take: `expected_ns`, of which its customer was charged `factor`
-    times as much; it counts as `weight_ns` of what is outstanding. `calls` by name; none of a
-    submit that only stays behind others."""
+    """What a submit is expected to take.
+
+    It is expected to take `expected_ns`. Its customer was charged `factor` times as much. It counts
+    as `weight_ns` of what is outstanding. `calls` has its calls by name, and is empty where the
+    submit has none and only stays behind others.
+    """
 
     customer: Customer
     calls: dict[str, int]

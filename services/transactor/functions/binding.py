@@ -1,10 +1,12 @@
 """Knows wasmtime's C interface, beside `wasm_engine.py`: linking, instances, addresses.
 
-Promises: whoever imports this package without using functions does not load wasmtime; every pointer
-taken here is given back by a `close`; errors of wasmtime come out as `InvalidFunction` (of a
-module) or `FunctionsUnavailable` (of the installation). It uses `wasmtime._bindings`, which is no
-public interface, so the version is pinned: another one is refused, and `selftest.py` calls through
-everything that is used here before a function may run.
+It promises that importing this package without using functions does not load wasmtime. A `close`
+gives back every pointer that is taken here. Errors of wasmtime come out as `InvalidFunction` (of a
+module) or `FunctionsUnavailable` (of the installation).
+
+It uses `wasmtime._bindings`, which is no public interface. So the version is pinned, and another
+one is refused. `selftest.py` calls everything that is used here before a function may run. ADR 0011
+has the sandbox as a whole.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tallybus.common.record import MAX_PARAMS
 from tallybus.services.transactor.functions import calling, layout, wasm_engine
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
@@ -210,7 +213,7 @@ class Sandbox:
                 signature = c.wasm_externtype_as_functype_const(kind)
                 params = self._kinds(c.wasm_functype_params(signature))
                 results = self._kinds(c.wasm_functype_results(signature))
-                if params != [_I64] * layout.PARAMS_PER_CALL or results != [_I32]:
+                if params != [_I64] * MAX_PARAMS or results != [_I32]:
                     raise InvalidFunction(
                         "its function `execute` does not take eight i64 and return one i32"
                     )

@@ -2,7 +2,7 @@
 
 Time belongs to everybody, and the ids of a submit are contiguous: nothing of another client can run
 between its transactions. So the bound belongs to the submit. Values alone, for the engine and for
-whoever configures it.
+whoever configures it (ADR 0016).
 """
 
 from __future__ import annotations

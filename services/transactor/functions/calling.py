@@ -11,6 +11,7 @@ function has an effect after it: account beyond the limit, amount beyond 2^63-1,
 balance outside int64 (checked in this order; an amount of zero does nothing once account and amount
 are in range). Otherwise a trap, fuel spent or the returned status decide, and a returned zero only
 counts when the entries are zero in sum. Whatever fails is undone from the last entry to the first.
+ADR 0011 says why calls go by address, and what decides their outcome.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tallybus.common.record import (
     FIRST_USER_STATUS,
     MAX_BALANCE,
     MAX_ENTRIES,
+    MAX_PARAMS,
     MIN_BALANCE,
     Reason,
     Status,
@@ -61,7 +63,7 @@ _WORD_BYTES: Final = _U(8)
 _ENTRY_BYTES: Final = _U(16)
 _VALUE_BYTES: Final = _U(layout.VALUE_BYTES)
 _ROW_BYTES: Final = _U(64)
-_PARAMS: Final = _U(layout.PARAMS_PER_CALL)
+_PARAMS: Final = _U(MAX_PARAMS)
 _MOST_ENTRY_BYTES: Final = _U(MAX_ENTRIES * 16)
 _SLOT_BYTES: Final = _U(layout.SLOT_WORDS * 8)
 _NO_SLOT: Final = _U(layout.NO_SLOT)

@@ -7,7 +7,7 @@ compiled again. Nothing here is ever needed, and all of it may be deleted.
 
 One file for each module, by its SHA-256: a checksum, a header in JSON (what it is, how long it took
 to compile), the code. Reads and, through `Storage`, writes only in its folder. May be used by
-several threads.
+several threads (ADR 0017).
 """
 
 from __future__ import annotations

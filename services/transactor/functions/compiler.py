@@ -2,7 +2,7 @@
 
 Whatever a module does to the compiler happens there (see `compiling.py`). Used by one thread at a
 time; `stop` may be called by any other. Starts its process when it is needed, and again when it
-ended.
+ended. ADR 0017 says why there is one.
 """
 
 from __future__ import annotations

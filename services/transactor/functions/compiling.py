@@ -1,10 +1,10 @@
 """The process that compiles: `python -P -m tallybus.services.transactor.functions.compiling …`.
 
-Modules come in on standard input and machine code goes out on standard output; it opens no other
-file and no socket, and ends with its parent. What a module takes to compile nobody knows before, so
-each gets an allowance of processor time and the process one of memory: when the first is used up it
-is killed by its own timer, and without memory it ends itself. Its parent then knows which module it
-was, and starts another process.
+Modules come in on standard input, and machine code goes out on standard output. The process opens
+no other file and no socket, and ends with its parent. Nobody knows beforehand what a module takes
+to compile. So each module gets an allowance of processor time, and the process one of memory. When
+the time is used up, the process's own timer kills it. When the memory is used up, it ends itself.
+Its parent then knows which module it was, and starts another process.
 
 Arguments: bytes of a module's memory, elements of its tables, bytes of a call's stack, MiB of
 memory for compiling, and how nice to be. A request is its allowance in microseconds, the length of

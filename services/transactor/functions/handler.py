@@ -33,7 +33,7 @@ class CompileCost(NamedTuple):
 class CompiledFunction:
     """A module that may be called. Its code is freed with the last reference to it.
 
-    `facts` are those of `module.inspect`. `instance` serves every call; it is None for a module
+    `facts` are those of `module.parts`. `instance` serves every call; it is None for a module
     that can write state or has a start function: of such a one every call gets a fresh instance.
     `cost`: what it took to compile.
     """

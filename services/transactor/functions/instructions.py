@@ -117,7 +117,7 @@ CHECK_EVERY: Final = 500
 """Units after which fuel is looked at, at the latest."""
 _AFTER_CALL: Final = CHECK_EVERY - 3
 """Where a function has returned from a call: what it does then would add up with each caller's."""
-_UNIT: Final = bytes((0x41, 0x00, 0x1A))
+UNIT: Final = bytes((0x41, 0x00, 0x1A))
 """i32.const 0, drop: one unit, and no code."""
 _CHECK: Final = bytes((0x03, 0x40, 0x0B))
 """An empty loop."""
@@ -283,7 +283,7 @@ def scan(data: bytes, position: int, end: int, weights: Weights | None = None) -
                 continue
             if extra:
                 out.append(data[copied:at])
-                out.append(_UNIT * extra)
+                out.append(UNIT * extra)
                 copied = at
                 if code == _GROW:
                     out.append(b"\x10" + unsigned(weights.grow))

@@ -173,4 +173,3 @@ FRESH_UNITS: Final = 10_000
 """Work of a call beside its fuel: with one instance for all calls, and with a fresh one."""
 VALUE_BYTES: Final = 16
 """Size of wasmtime_val_raw_t."""
-PARAMS_PER_CALL: Final = 8

@@ -12,7 +12,7 @@ by heart is refused.
 
 Nothing in a binary is trusted. Time is linear in its size, a tenth of a second for 1 MB; memory is
 a few objects per type, function and export. Any bytes end in `ModuleFacts` or `InvalidFunction`. No
-I/O.
+I/O. ADR 0011 says why a module is read first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tallybus.common.functions.names import MAX_BINARY_BYTES
+from tallybus.common.functions.names import MAX_BINARY_BYTES, WASM_MAGIC
+from tallybus.common.record import MAX_PARAMS
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.instructions import scan
 
@@ -54,7 +55,6 @@ TABLE_ELEMENT_FUEL: Final = 1
 SEGMENT_FUEL: Final = 10
 EXPRESSION_FUEL: Final = 8
 
-_MAGIC: Final = b"\x00asm"
 _VERSION: Final = b"\x01\x00\x00\x00"
 _COMPONENT: Final = b"\x0d\x00\x01\x00"
 
@@ -84,7 +84,7 @@ _REFERENCES: Final = frozenset((0x70, 0x6F))
 _VALUES: Final = frozenset((_I32, _I64, 0x7D, 0x7C)) | _REFERENCES
 
 _Signature = tuple[bytes, bytes]
-_EXECUTE: Final[_Signature] = (bytes((_I64,)) * 8, bytes((_I32,)))
+_EXECUTE: Final[_Signature] = (bytes((_I64,)) * MAX_PARAMS, bytes((_I32,)))
 _IMPORTS: Final[dict[str, tuple[_Signature, str]]] = {
     "credit": ((bytes((_I64, _I64)), b""), "(i64, i64) -> ()"),
     "debit": ((bytes((_I64, _I64)), b""), "(i64, i64) -> ()"),
@@ -133,18 +133,13 @@ class Parts:
     bodies: tuple[tuple[int, int, int], ...]
 
 
-def inspect(binary: bytes, limits: ModuleLimits) -> ModuleFacts:
-    """The facts about a module, or InvalidFunction with what is wrong and where."""
-    return parts(binary, limits).facts
-
-
 def parts(binary: bytes, limits: ModuleLimits) -> Parts:
-    """The same, with where things are."""
+    """A module's facts and where things are in it. Raises InvalidFunction: what is wrong, where."""
     if len(binary) > MAX_BINARY_BYTES:
         raise InvalidFunction(
             f"the binary has {len(binary)} bytes, at most {MAX_BINARY_BYTES} are allowed"
         )
-    if binary[:4] != _MAGIC:
+    if binary[:4] != WASM_MAGIC:
         raise InvalidFunction("not a WebAssembly binary: it does not begin with \\0asm", None, 0)
     if binary[4:8] == _COMPONENT:
         raise InvalidFunction("a component, not a core module", None, 4)

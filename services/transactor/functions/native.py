@@ -132,7 +132,7 @@ load_half: Final[Callable[[Any], Any]] = _intrinsic(_load_half)
 store: Final[Callable[[Any, Any], None]] = _intrinsic(_store)
 """`store(address, value)`: write a u64 to an address that is a multiple of 8."""
 prefetch_address: Final[Callable[[Any], None]] = _intrinsic(_prefetch)
-"""`prefetch_address(address)`: as `common.compiled.prefetch`."""
+"""`prefetch_address(address)`: as `common.kernels.compiled.prefetch`."""
 
 call_1: Final[Callable[..., Any]] = _intrinsic(_call_1)
 """`call_n(function, …)`: call a C function of n words. Its result is a word too: of one that

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tallybus.common.record import Reason, Status
+from tallybus.common.record import MAX_PARAMS, Reason, Status
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.calling import call_function
@@ -46,7 +46,7 @@ def call_once(
 
     `balances` int64[n] are changed as the call's entries say.
     """
-    row = np.zeros((1, layout.PARAMS_PER_CALL), np.int64)
+    row = np.zeros((1, MAX_PARAMS), np.int64)
     row[0, : len(params)] = params
     function.fill(calls.slots[0], function.crc32c, fuel)
     words = calls.words

@@ -1,15 +1,17 @@
 """Modules compiled ahead of their registration, beside everything else.
 
-A large module takes seconds to compile, in which nothing else may stand still. So a gateway has it
-looked at before the registration is sequenced; when that is executed, the module is at hand.
+A large module takes seconds to compile, and nothing else may stand still meanwhile. So a gateway
+asks for it before the registration is sequenced. When the registration is executed, the compiled
+module is at hand.
 
-Nobody can say before how long a module takes, so the first attempt is a short one: what is not done
-by then goes to a second lane, with all the time that it may have. Each lane is a thread with a
-compiler of its own, serves its clients in turn, and of one client the smallest module first. So a
-small module waits for no large one, and a client not for what another one has waiting. When its own
-lane is empty, the second one helps the first.
+Nobody can say beforehand how long a module takes, so the first attempt is a short one. A module
+that is not done by then goes to a second lane, with all the time that it may have. Each lane is a
+thread with a compiler of its own. It serves its clients in turn, and the smallest module of a
+client first. So a small module waits for no large one, and no client waits for the modules of
+another one. When the second lane is empty, it helps the first.
 
 Compiled modules can be shared: the same one may be registered under many names.
+ADR 0017 says why there are two lanes, and who is next in them.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ LARGE_BYTES: Final = 512 << 10
 """A module of this size is not done in that time."""
 MAX_WAITING: Final = 4_096
 MAX_WAITING_BYTES: Final = 256 << 20
-"""Of all modules that wait. What comes then is refused, and what would leave others less room than
-its client has: nobody can keep them from registering anything."""
+"""Of all modules that wait. A module beyond that is refused. So is one that would leave the others
+less room than its client has: no client can keep the others from registering."""
 IDLE_SECONDS: Final = 20.0
 """After which a compiler's process ends until it is needed again."""
 POLL_SECONDS: Final = 0.1
@@ -138,8 +140,6 @@ class PreparedModules(Generic[Ticket, Compiled]):
         self.closing = False
         self._threads: list[threading.Thread] = []
         self.notify: Callable[[], None] = _nothing
-        self.compiled = 0
-        """Modules that were compiled or loaded from files."""
 
     def ask(self, ticket: Ticket, binary: bytes, client: bytes = NOBODY) -> str | None:
         """Compile this module for this client; `done` tells how it went. If there is no room for it
@@ -312,7 +312,6 @@ class PreparedModules(Generic[Ticket, Compiled]):
             del self._jobs[job.binary]
             self._count(job, -1)
             if job.compiled is not None:
-                self.compiled += 1
                 self._ready[job.binary] = job.compiled
                 self._ready_bytes += len(job.binary)
                 while len(self._ready) > KEPT or (

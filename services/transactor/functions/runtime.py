@@ -59,13 +59,14 @@ class TooManyFunctions(ServiceError):
 class FunctionStatistics:
     """What one live function did since it was installed.
 
-    `failures`: how many calls ended with which status other than NONE, `reasons`: with which
-    `Reason`; those that were not run are in both, and not in `calls`. `fuel_total` of all calls,
-    `fuel_limit` of one. `work_ns`: the time that all calls took, by samples. `mean_ns` and
-    `p99_ns`: of timed calls, None before the first one.
-    `compile_seconds`, `code_bytes`: what its module took to compile, and what came out.
-    `start_fuel`: what each call takes before its code runs. `unusable`: why it cannot run here;
-    empty if it can.
+    - `failures`: how many calls ended with which status other than NONE. `reasons`: with which
+      `Reason`. Calls that were not run are in both, and not in `calls`.
+    - `fuel_total`: of all calls. `fuel_limit`: of one.
+    - `work_ns`: the time that all calls took, by samples. `mean_ns` and `p99_ns`: of timed calls,
+      None before the first one.
+    - `compile_seconds`: of the processor, for its module. `code_bytes`: of its machine code.
+    - `start_fuel`: what each call takes before its code runs.
+    - `unusable`: why it cannot run here. Empty if it can.
     """
 
     name: str

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.memory import lazy_zeros
-from tallybus.common.settings.sections import LedgerSettings
+from tallybus.common.record import MAX_PARAMS
 from tallybus.common.settings.table import MAX_FUEL
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.compiler import Compiler
@@ -18,13 +18,11 @@ from tallybus.services.transactor.functions.handler import (
     compile_function,
     load_function,
 )
-from tallybus.services.transactor.functions.layout import PARAMS_PER_CALL
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.functions.once import Call, call_once
 from tallybus.services.transactor.functions.selftest import self_test
 from tallybus.services.transactor.functions.state import CallState
 
-MAX_ACCOUNTS: Final = LedgerSettings().max_accounts
 _SMALL_BYTES: Final = 16 << 10
 """Compiled here and now: it takes less than a second. A larger module gets a bounded process."""
 
@@ -58,10 +56,8 @@ class TrialSandbox:
 
         Raises ValueError for parameters out of range.
         """
-        if len(params) > PARAMS_PER_CALL:
-            raise ValueError(
-                f"{len(params)} parameters; a function takes at most {PARAMS_PER_CALL}"
-            )
+        if len(params) > MAX_PARAMS:
+            raise ValueError(f"{len(params)} parameters; a function takes at most {MAX_PARAMS}")
         for value in params:
             _check_i64(value)
         return call_once(
@@ -87,26 +83,6 @@ def balances_of(balances: Mapping[int, int], max_accounts: int) -> NDArray[np.in
     for account, amount in balances.items():
         held[account] = amount
     return held
-
-
-def try_function(
-    binary: bytes,
-    params: Sequence[int],
-    balances: Mapping[int, int],
-    limits: FunctionLimits | None = None,
-    max_accounts: int = MAX_ACCOUNTS,
-) -> Call:
-    """Run `execute` once with up to eight parameters (int64) on these balances (by account; the
-    others are 0).
-
-    Raises what `TrialSandbox`, its `call` and `balances_of` raise.
-    """
-    held = balances_of(balances, max_accounts)
-    sandbox = TrialSandbox(binary, limits)
-    try:
-        return sandbox.call(params, held)
-    finally:
-        sandbox.close()
 
 
 def _check_i64(value: int) -> None:

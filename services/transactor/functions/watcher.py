@@ -3,7 +3,7 @@ too long.
 
 It looks at the folder of suspended functions ten times a second, and at the call that runs. Only
 this thread can: the other one may be in the middle of a call. It starts with the first function, so
-a ledger without functions does not pay for it.
+a ledger without functions does not pay for it (ADR 0016).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ wasmtime counts one unit for each instruction, whatever it takes. Here the other
 added at the end, where it moves nobody's number. What a module computes is not changed, nor is the
 binary that is registered: its checksum and its file are those of the customer's own bytes.
 
-Custom sections are left out: some speak of places in the code. No I/O.
+Custom sections are left out: some speak of places in the code. No I/O. ADR 0017 says why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tallybus.services.transactor.functions.instructions import Weights, scan, unsigned
+from tallybus.services.transactor.functions.instructions import UNIT, Weights, scan, unsigned
 from tallybus.services.transactor.functions.module import (
     PAGE_BYTES,
     PAGE_FUEL,
@@ -24,14 +24,13 @@ from tallybus.services.transactor.functions.module import (
 )
 
 _ACCESS_EXTRA: Final = ((4, 0), (32, 2))
-"""Units beyond one for a load or a store, in memories of up to so many pages: what fits into the
-processor's caches is at hand, what does not may take a hundred nanoseconds."""
+"""Units beyond one for a load or a store, in memories of up to so many pages. The processor has a
+memory at hand that fits into its caches. Any other access may take a hundred nanoseconds."""
 _FAR_ACCESS_EXTRA: Final = 9
 
 _TYPE: Final = 1
 _FUNCTION: Final = 3
 _CODE: Final = 10
-_UNIT: Final = bytes((0x41, 0x00, 0x1A))
 _GROW_TYPE: Final = bytes((0x60, 1, 0x7F, 1, 0x7F))
 
 
@@ -100,7 +99,7 @@ def _grow(most: int) -> bytes:
             bytes((0x20, 0, 0x21, 1)),
             # While there are any left, each takes its fuel; the loop's head looks at it.
             bytes((0x02, 0x40, 0x03, 0x40, 0x20, 1, 0x45, 0x0D, 1)),
-            _UNIT * PAGE_FUEL,
+            UNIT * PAGE_FUEL,
             bytes((0x20, 1, 0x41, 1, 0x6B, 0x21, 1, 0x0C, 0, 0x0B, 0x0B)),
             bytes((0x20, 0, 0x40, 0, 0x0B)),
         )

@@ -1,9 +1,9 @@
 """A steady load from a process of its own, while another one measures single transactions.
 
-A process, because a thread would share the interpreter with the measuring one and add its own
-pauses to what is measured. `python -m tallybus.cli.measure.background` funds its accounts, starts
-sending, says `ready` on standard output, goes on until its standard input is closed, and then
-prints what it sent since `ready` as JSON: what was asked for and what was reached are two things.
+It is a process, because a thread would share the interpreter with the one that measures, and add
+its own pauses. `python -m tallybus.cli.measure.background` funds its accounts, starts to send, and
+says `ready` on standard output. It goes on until its standard input is closed. Then it prints as
+JSON what it sent since `ready`: that may be less than what was asked for.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`tallybus load`: how many transactions per second a ledger takes, beside what its disk takes.
 
-Measured is the time from the first request to the last answer of `--ops` operations. Before that,
-and outside of it, the accounts are funded, some requests are sent to warm up, and the disk is
-measured; the disk is measured once more afterwards, because disks are not the same from one minute
-to the next, and both measurements are reported as one.
+It measures the time from the first request to the last answer of `--ops` operations. Before that,
+it funds the accounts, sends some requests to warm up, and measures the disk. Afterwards it measures
+the disk again, because disks are not the same from one minute to the next. It reports both
+measurements of the disk as one.
 """
 
 from __future__ import annotations

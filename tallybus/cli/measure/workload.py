@@ -1,8 +1,8 @@
 """Operations for measuring: made beforehand, so that sending them costs next to nothing.
 
-Sans-IO. A workload is a pool of random operations that is gone through again and again, slice by
-slice; a slice is the array that is handed to the client, which copies it. Only `user_ref` is
-written anew on every round, a block of operations at a time.
+Sans-IO. A workload is a pool of random operations, and is gone through again and again, slice by
+slice. A slice is an array. The client gets it as it is, and copies it. Each round writes new values
+of `user_ref`, and nothing else, a block of operations at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.cli.measure import function
-from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.functions import MAX_PARAMS, OperationBatch
+from tallybus.common.record import MAX_PARAMS, RECORD_DTYPE, Kind
+from tallybus.functions import OperationBatch
 from tallybus.operations import deposits
 
 WorkloadKind = Literal["deposit", "transfer", "mixed", "function"]

@@ -225,3 +225,18 @@ def test_too_many_open_files_are_no_fault_of_the_disk(tmp_path: Path, number: in
     assert raised.value.restart
     assert raised.value.exit_code not in FINAL_EXIT_CODES
     assert "raise the limit of open files" in str(raised.value)
+
+
+def test_a_lock_whose_file_was_removed_or_replaced_is_not_in_place(tmp_path: Path) -> None:
+    storage = Storage()
+    path = tmp_path / "x.lock"
+    lock = storage.lock_exclusive(path)
+    assert lock.in_place
+    path.unlink()
+    assert not lock.in_place
+    other = storage.lock_exclusive(path)
+    assert other.in_place
+    assert not lock.in_place
+    lock.release()
+    assert not lock.in_place
+    other.release()

@@ -60,10 +60,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from tallybus.common.record import RECORD_DTYPE, Kind
-from tallybus.common.snapshot.balances import SnapshotFields, load_latest_snapshot, write_snapshot
+from tallybus.common.snapshot.balances import SnapshotFields, load_latest_snapshot
 from tallybus.common.files import Storage
 from tallybus.services.snapshotter.read_state import ReadState
 from tallybus.services.transactor.engine import Engine
+from tests.support.snapshots import write_snapshot
 
 def resident():
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
@@ -90,7 +91,7 @@ records["kind"], records["amount"], records["account"] = Kind.DEPOSIT, 5, accoun
 engine = Engine(limit, 1_000, 1)
 executed = engine.execute(records, 1)
 state = ReadState(limit, 1_000)
-state.apply(1, executed.records, executed.links, executed.params, executed.entries)
+state.apply(executed.batch)
 told = {"failed": len(executed.failures), "engine": of(engine.balances)}
 told["state"] = of(state.balances)
 told["balance"] = int(state.get_balances(np.array([limit - 1], np.uint64))[0])

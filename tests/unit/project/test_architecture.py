@@ -4,14 +4,15 @@ Read from the source: what a module imports and calls, wherever in the module th
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.folders import PROJECT
+from tests.support.sources import MODULES, PACKAGES, TREES
 
 ZMQ_USERS = {
     "tallybus.common.bus.sockets",
@@ -24,7 +25,6 @@ ZMQ_USERS = {
     "tallybus.client.wire",  # what these two share
     "tallybus.client.context",  # what all of a process share
     "tallybus.client.looks",  # sockets that only find out what is there
-    "tallybus.embedded",
 }
 SERVICE_USERS = {
     "tallybus.embedded",
@@ -40,11 +40,15 @@ STREAMS = (
 PURE = {
     "tallybus.client.access",
     "tallybus.common.bus.link",
+    "tallybus.common.bus.frames",
     "tallybus.common.bus.messages",
     "tallybus.common.record",
     "tallybus.services.gateway.clients.access",
     "tallybus.services.gateway.connections.table",
     "tallybus.services.gateway.clients.quotas",
+    "tallybus.services.gateway.pipeline.batches",
+    "tallybus.services.gateway.pipeline.submissions",
+    "tallybus.services.gateway.pipeline.terms",
     "tallybus.services.gateway.pipeline.work",
     "tallybus.services.transactor.functions.budget",
 }
@@ -61,9 +65,11 @@ IMPURE = {
     "zmq",
     "tallybus.common.bus.sockets",
     "tallybus.common.files",
-    "tallybus.common.service.shell",
     "tallybus.common.security.doorkeeper",
 }
+CORES = "tallybus.common.service.core"
+SHELL = "tallybus.common.service.shell"
+SHELL_USERS = {"tallybus.common.service.runner", "tallybus.embedded"}  # besides the services
 WRITING_OS = {
     "fallocate",
     "fdatasync",
@@ -88,29 +94,6 @@ WRITING_OS = {
 }
 READING_FLAGS = {"O_RDONLY", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"}
 WRITING_METHODS = {"write_bytes", "write_text", "touch", "tofile", "memmap", "copyfile", "rmtree"}
-
-
-def modules() -> dict[str, Path]:
-    """Every module of ours by its import name, each file once."""
-    found: dict[str, Path] = {}
-    for folder, package in (
-        ("common", "tallybus.common"),
-        ("services", "tallybus.services"),
-        ("tallybus", "tallybus"),
-    ):
-        root = PROJECT / folder
-        for path in sorted(root.rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            if folder == "tallybus" and parts[0] in ("common", "services"):
-                continue  # the symlinks
-            name = ".".join((package, *parts)).removesuffix(".__init__")
-            found[name] = path
-    return found
-
-
-MODULES = modules()
-PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
-TREES = {name: ast.parse(path.read_bytes(), str(path)) for name, path in MODULES.items()}
 
 
 def imports(name: str) -> Iterator[tuple[str, int]]:
@@ -313,6 +296,29 @@ def test_cores_do_no_input_and_output() -> None:
         if is_pure(name)
         for target, line in imports(name)
         if any(within(target, impure) for impure in IMPURE)
+    ]
+    assert wrong == []
+
+
+def test_cores_know_of_a_service_what_cores_are_and_nothing_else() -> None:
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name in MODULES
+        if is_pure(name)
+        for target, line in imports(name)
+        if within(target, "tallybus.common.service") and target != CORES
+    ]
+    assert wrong == []
+
+
+def test_the_parts_of_a_service_do_not_know_it() -> None:
+    """Each can be made and tested without the others; services and who runs one know the whole."""
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name in MODULES
+        if name not in SHELL_USERS and not re.fullmatch(r"tallybus\.services\.\w+\.service", name)
+        for target, line in imports(name)
+        if target == SHELL
     ]
     assert wrong == []
 

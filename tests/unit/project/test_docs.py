@@ -2,23 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import pytest
 
 from tallybus.cli import main
 from tallybus.common.settings.sections import CONFIG_VARIABLE, ENDPOINT_VARIABLE, SETTINGS
-from tests.support.folders import DOCS, PROJECT
-
-PAGES = sorted(
-    [
-        *PROJECT.glob("*.md"),
-        *DOCS.rglob("*.md"),
-        *(PROJECT / "examples").rglob("*.md"),
-        *(PROJECT / "deploy").rglob("*.md"),
-    ]
-)
+from tests.support.folders import DOCS
 
 
 def documented_settings() -> dict[str, tuple[str, str, str]]:
@@ -98,47 +88,3 @@ def test_every_option_is_documented(name: str) -> None:
     ]
     missing = [option for option in options if not re.search(rf"{option}\b(?!-)", text)]
     assert missing == [], f"docs/cli.md lacks options of `{name}`"
-
-
-def dead_links(page: Path) -> list[str]:
-    """Links to a file that is not there, or to a heading that the page has not."""
-    dead = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
-        if link.startswith(("https:", "http:", "mailto:")):
-            continue
-        path, _, heading = link.partition("#")
-        target = page.parent / path if path else page
-        if not target.exists():
-            dead.append(link)
-        elif heading and target.suffix == ".md":
-            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
-            if heading not in {
-                re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles
-            }:
-                dead.append(link)
-    return dead
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    assert dead_links(page) == []
-
-
-def test_a_dead_link_is_found(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(
-        "# A title, `quoted`\n[a](gone.md) [b](#a-title-quoted) [c](#other) [d](page.md)"
-    )
-    assert dead_links(page) == ["gone.md", "#other"]
-
-
-def test_source_paths_in_pages_exist() -> None:
-    named = re.compile(r"`((?:common|services|tallybus|tests|scripts|benchmarks|docs)/[\w./-]+)`")
-    missing = [
-        f"{page.relative_to(PROJECT)}: {path}"
-        for page in PAGES
-        if page.name != "CHANGELOG.md"  # it tells of files that are gone by now
-        for path in named.findall(page.read_text("utf-8"))
-        if not (PROJECT / path).exists()
-    ]
-    assert missing == []

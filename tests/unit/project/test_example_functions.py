@@ -14,8 +14,7 @@ import pytest
 import wasmtime
 
 from tallybus.common.record import Status
-from tallybus.services.transactor.functions.module import ModuleLimits, inspect
-from tallybus.services.transactor.functions.trial import try_function
+from tallybus.services.transactor.functions.module import ModuleLimits, parts
 from tests.support.example_functions import (
     HALF,
     LANGUAGES,
@@ -27,6 +26,7 @@ from tests.support.example_functions import (
     expected,
 )
 from tests.support.folders import FUNCTION_EXAMPLES
+from tests.support.trials import try_function
 
 CALLS = 8000
 BINARIES = [pytest.param(name, lang, id=f"{name}-{lang}") for name in ORACLES for lang in LANGUAGES]
@@ -93,38 +93,11 @@ def test_examples_of_the_pages(
     assert {account: change for account, change in changes.items() if change} == moved
 
 
-@pytest.mark.parametrize("name", ORACLES)
-def test_the_session_on_each_page_ends_as_it_says(name: str) -> None:
-    text = (FUNCTION_EXAMPLES / name / "README.md").read_text("utf-8")
-    session = text[text.index("```console") :]
-    balances = [0] * 1_000_000
-    sandbox = Sandbox(binary_path(name, "wat").read_bytes())
-    try:
-        for line in session.splitlines():
-            match re.sub(r"^\$ tallybus | +#.*", "", line).split():
-                case ["deposit", account, amount]:
-                    balances[int(account)] += int(amount)
-                case ["call", called, *words]:
-                    assert called == name
-                    params = [int(word) for word in words]
-                    outcome = sandbox.run(params + [0] * (8 - len(params)), balances)
-                    rejected = re.search(r"# rejected with (\d+)", line)
-                    assert outcome.status == (int(rejected[1]) if rejected else 0)
-                    balances = outcome.balances
-    finally:
-        sandbox.close()
-    told = re.findall(r"(\d+) has (-?\d+)", session)
-    assert told
-    assert {int(account): int(balance) for account, balance in told} == {
-        account: balance for account, balance in enumerate(balances) if balance
-    } | {int(account): 0 for account, balance in told if int(balance) == 0}
-
-
 @pytest.mark.parametrize(("name", "language"), BINARIES)
 def test_no_binary_writes_state(name: str, language: str) -> None:
     """So that a ledger needs no fresh instance for each call."""
     one_page = ModuleLimits(memory_bytes=65_536, table_elements=0)
-    facts = inspect(binary_path(name, language).read_bytes(), one_page)
+    facts = parts(binary_path(name, language).read_bytes(), one_page).facts
     assert not facts.writes_state
     assert sorted(facts.imports) == ["credit", "debit", "get_balance"]
 

@@ -1,4 +1,7 @@
-"""`docs/python.md` names all that is public, and its examples run as they stand."""
+"""`docs/python.md` names all that is public, and its recipes run as they stand.
+
+Its other examples are run by `tests/documents/test_examples.py`.
+"""
 
 import asyncio
 import importlib
@@ -21,7 +24,6 @@ from tests.support.folders import DOCS
 
 PAGE = (DOCS / "python.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python(?: recipe=(\w+))?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-EXAMPLES = [source for recipe, source in BLOCKS if not recipe]
 RECIPES = {recipe: source for recipe, source in BLOCKS if recipe}
 # Of clients, and of a ledger on this machine's disk; the rest is of networks, processes, commands.
 CAUGHT = re.compile(
@@ -53,7 +55,8 @@ def test_no_method_is_documented_that_is_not_there() -> None:
     for name, arguments in documented:
         if name in operations | {"Client", "AsyncClient"}:
             continue
-        parameters = inspect.signature(getattr(Client, name)).parameters
+        called = getattr(Client, name, None) or getattr(tallybus, name)
+        parameters = inspect.signature(called).parameters
         for argument in filter(None, re.split(r",\s*", arguments)):
             assert argument.partition("=")[0] in parameters, f"{name}({arguments})"
 
@@ -70,15 +73,6 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
             if "timeout" in ours:
                 assert ours["timeout"].kind is inspect.Parameter.KEYWORD_ONLY, name
             assert "level" not in ours, f"{name}: what a call waits for is called wait"
-
-
-@pytest.mark.parametrize("source", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_examples_run(
-    source: str, gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    compiled = source.replace("tcp://127.0.0.1:5550", gateway.endpoint)
-    exec(compile(compiled, "docs/python.md", "exec"), {"__name__": "example"})  # noqa: S102
 
 
 def errors() -> list[type[TallybusError]]:

@@ -9,16 +9,10 @@ import msgpack
 import pytest
 
 from tallybus import Status, WaitLevel
-from tallybus.client.codec import (
-    ErrorCode,
-    ErrorReply,
-    read_answer,
-    read_error,
-    read_header,
-    read_pong,
-)
+from tallybus.client.codec import ErrorReply, read_answer, read_error, read_header, read_pong
 from tallybus.client.submit import SubmitBatch
 from tallybus.common.bus import messages as bus
+from tallybus.common.protocol import REVISION, ErrorCode
 from tallybus.errors import NotRegistered, TransactionNotFound
 from tallybus.services.gateway.clients import protocol
 from tests import vectors
@@ -111,7 +105,7 @@ def test_the_client_reads_the_stored_replies(exchanges: list[Exchange]) -> None:
     assert read_as["index"].sequenced == 1006
     assert [each.stage for each in read_as["services"]][-1] == "gateway"
     info = read_as["ping"]
-    assert (info.role, info.limits["rate"], info.revision) == ("submit", 5_000, protocol.REVISION)
+    assert (info.role, info.limits["rate"], info.revision) == ("submit", 5_000, REVISION)
     assert read_as["ping for requests"] == [3, 2**64 - 1]
 
 

@@ -90,22 +90,22 @@ def test_the_first_key_makes_the_folder_and_all_pairs(folder: Path, tmp_path: Pa
     (tmp_path / "alice.key").chmod(0o600)
     assert read_client_key(tmp_path / "alice.key") == made.key
     assert made.key == ClientKey("alice", made.key.pair, gateway.public)
-    assert made.grant == Grant(
-        "alice", made.key.pair.public, Role.ADMIN, "2026-03-01T09:30:00Z", "", 1, 2, 3
-    )
-    assert read_grants(folder) == {made.grant.public: made.grant}
+    grant = Grant("alice", made.key.pair.public, Role.ADMIN, "2026-03-01T09:30:00Z", "", 1, 2, 3)
+    assert read_grants(folder) == {made.key.pair.public: grant}
 
 
 def test_a_key_may_be_for_some_functions_alone(folder: Path) -> None:
-    made = keyring(folder).create(
+    keyring(folder).create(
         "payroll", Role.SUBMIT, {"max_rate": 7}, lambda _: None, ["pay", "fee_*", "pay"], False
     )
-    assert (made.grant.functions, made.grant.builtins) == (("pay", "fee_*"), False)
-    assert read_grants(folder) == {made.grant.public: made.grant}
-    none = keyring(folder).create("plain", Role.SUBMIT, {}, lambda _: None, [])
-    assert (none.grant.functions, none.grant.builtins) == ((), True)
-    usual = keyring(folder).create("usual", Role.SUBMIT, {}, lambda _: None)
-    assert (usual.grant.functions, usual.grant.builtins) == (None, True)
+    keyring(folder).create("plain", Role.SUBMIT, {}, lambda _: None, [])
+    keyring(folder).create("usual", Role.SUBMIT, {}, lambda _: None)
+    made = {each.name: (each.functions, each.builtins) for each in read_grants(folder).values()}
+    assert made == {
+        "payroll": (("pay", "fee_*"), False),
+        "plain": ((), True),
+        "usual": (None, True),
+    }
     revoked, _ = keyring(folder).revoke("payroll")
     assert (revoked.functions, revoked.builtins, revoked.max_rate) == (("pay", "fee_*"), False, 7)
 
@@ -226,7 +226,7 @@ def test_revoking_keeps_everything_but_the_time(folder: Path, tmp_path: Path) ->
     assert grant == read_grant(grant_path(folder, "alice"))
     assert grant.revoked == "2026-03-02T09:00:00Z"
     assert (grant.created, grant.role, grant.max_rate) == ("2026-03-01T09:30:00Z", Role.READ, 7)
-    assert grant.public == made.grant.public
+    assert grant.public == made.key.pair.public
     # The first time stays.
     assert keyring(folder).revoke("alice") == (grant, False)
 

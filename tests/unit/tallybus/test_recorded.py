@@ -15,12 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tallybus.cli import main
+from tallybus.common.batch import Batch
 from tallybus.common.functions.binaries import binary_path
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
 from tallybus.common.snapshot.balances import AccountLimitTooLow, prune_snapshots, snapshot_path
 from tallybus.common.wal.reader import ACTIVE_NAME, DamagedLog, closed_path
 from tallybus.recorded import BinaryMissing, NoRecordedCall, differences, recorded_call
-from tallybus.services.transactor.engine import Executed
+from tallybus.services.transactor.outcome import Outcome
 from tallybus.trials import TriedModule, trial_limits
 from tests.support.example_functions import binary_path as example_path
 from tests.support.function_modules import TRAPS, crc_of, module, to_binary
@@ -418,14 +419,15 @@ def logged(
     record["amount"], record["entry_count"] = len(params), len(entries)
     if ran:
         record["function"], record["account"] = live.crc32c, live.transaction_id
-    nothing = np.empty(0, np.uint64)
     return ledger.write(
-        Executed(
-            record,
+        Outcome(
+            Batch(
+                1,
+                record,
+                params=np.array(params, np.int64),
+                entries=np.array(list(entries), ENTRY_DTYPE),
+            ),
             np.empty(0, np.void),
-            nothing,
-            np.array(params, np.int64),
-            np.array(list(entries), ENTRY_DTYPE),
         )
     )
 
@@ -498,8 +500,7 @@ def test_a_call_of_a_registration_that_is_none_is_refused(
     ledger.registrar.registry.live("f")
     record = np.zeros(1, RECORD_DTYPE)
     record["kind"], record["function"], record["account"] = Kind.FUNCTION, 5, 1
-    nothing = np.empty(0, np.uint64)
-    wrong = ledger.write(Executed(record, np.empty(0, np.void), nothing))
+    wrong = ledger.write(Outcome(Batch(1, record), np.empty(0, np.void)))
     assert again(folder, call) == []
     with pytest.raises(NoRecordedCall, match="00000005"):
         recorded_call(folder, wrong, LIMIT)

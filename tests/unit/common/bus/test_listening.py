@@ -32,21 +32,11 @@ from tallybus.common.files import Storage
 from tallybus.common.security.curve import new_key_pair
 from tallybus.common.security.doorkeeper import Doorkeeper
 from tallybus.common.security.pairs import Security
-from tests.unit.common.bus.test_encrypted_sockets import LOG, eventually, passes
+from tests.support.networks import has_ipv6, needs_ipv6
+from tests.support.waiting import eventually
+from tests.unit.common.bus.passing import LOG, passes
 
 MIB = 1 << 20
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 @contextmanager
@@ -423,7 +413,7 @@ def test_whoever_does_not_greet_as_zmtp_3_is_cut_off_in_time(
     where: str,
     secret: bool,
 ) -> None:
-    if where == "tcp6" and not _has_ipv6():
+    if where == "tcp6" and not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback")
     monkeypatch.setattr(bus_module, "HANDSHAKE_MS", 500)
     endpoint = {

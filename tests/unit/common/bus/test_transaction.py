@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallybus.common.batch import Batch
 from tallybus.common.bus.messages import Answer, FrameError, decode, encode
 from tallybus.common.bus.transaction import (
     LoggedTransaction,
@@ -18,9 +19,10 @@ from tallybus.common.bus.transaction import (
     transaction_in,
     transaction_of,
 )
-from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, name_words
+from tallybus.common.functions.registry import FunctionVersion, name_words
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.common.wal.replay import replay_balances
+from tests.support.registries import registry_of
 
 NO_PARAMS = np.empty(0, np.int64)
 NO_ENTRIES = np.empty(0, ENTRY_DTYPE)
@@ -45,7 +47,7 @@ def test_derived_entries_are_what_replay_does(kind: int, amount: int) -> None:
     before = np.zeros(10, np.int64)
     before[3] = amount if kind != Kind.DEPOSIT else 0
     after = before.copy()
-    replay_balances(row, NO_ENTRIES, after, np.zeros(1, np.uint8), 1)
+    replay_balances(Batch(1, row), after, np.zeros(1, np.uint8))
     entries = derived_entries(row[0])
     assert len(entries) == 2
     assert entries["amount"].tolist() == [-amount, amount], "the giver's credit comes first"
@@ -73,9 +75,7 @@ def logged(row: Any, params: Any = NO_PARAMS, entries: Any = NO_ENTRIES, link: i
     return LoggedTransaction(9, row[0], link, params, entries, 77, 3)
 
 
-REGISTRY = FunctionRegistry(
-    [FunctionVersion("fee", 1, 0xABCD, 2), FunctionVersion("fee", 2, 0xBCDE, 8)]
-)
+REGISTRY = registry_of([FunctionVersion("fee", 1, 0xABCD, 2), FunctionVersion("fee", 2, 0xBCDE, 8)])
 
 
 def test_a_function_is_told_with_its_version_params_and_entries() -> None:

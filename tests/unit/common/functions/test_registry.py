@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.functions.registry import (
     FunctionRegistry,
     FunctionVersion,
@@ -17,11 +18,11 @@ from tallybus.common.functions.registry import (
     name_words,
     registration_of,
     registrations,
-    registrations_in,
     shown_name,
 )
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.wal.batch import make_payload
+from tallybus.common.record import RECORD_DTYPE, Kind, Status
+from tests.support.batches import batch_of
+from tests.support.registries import registry_of
 
 NAMES = ("a", "fee", "x" * 32)
 CRCS = (11, 22, 33)
@@ -73,7 +74,7 @@ def test_the_registry_knows_what_was_live_when(made: tuple[list[FunctionVersion]
         registry.apply(version)
     assert registry.versions() == tuple(versions)
     assert len(registry) == len(versions)
-    assert registry == FunctionRegistry(versions)
+    assert registry == registry_of(versions)
     for name in NAMES:
         live = registry.live(name)
         assert (live and (live.version, live.crc32c)) == model.live.get(name)
@@ -89,13 +90,13 @@ def test_the_registry_knows_what_was_live_when(made: tuple[list[FunctionVersion]
 
 def test_the_same_binary_under_two_names_is_told_apart() -> None:
     versions = [FunctionVersion("old", 1, 7, 1), FunctionVersion("new", 1, 7, 5)]
-    registry = FunctionRegistry(versions)
+    registry = registry_of(versions)
     assert [registry.resolve(place, 7, 9) for place in (1, 5)] == versions
 
 
 @pytest.mark.parametrize("registration", [0, 1, 3, 6, 2**64 - 1])
 def test_what_registered_nothing_is_not_resolved(registration: int) -> None:
-    registry = FunctionRegistry([FunctionVersion("f", 1, 7, 2), FunctionVersion("f", 2, 7, 5)])
+    registry = registry_of([FunctionVersion("f", 1, 7, 2), FunctionVersion("f", 2, 7, 5)])
     assert registry.resolve(registration, 7, 9) is None
     assert FunctionRegistry().resolve(registration, 7, 9) is None
 
@@ -115,16 +116,16 @@ def test_what_cannot_come_next_is_refused_and_changes_nothing(
     version: FunctionVersion, reason: str
 ) -> None:
     first = FunctionVersion("f", 1, 4, 10)
-    registry = FunctionRegistry([first])
+    registry = registry_of([first])
     with pytest.raises(RegistrationError, match=reason) as caught:
         registry.apply(version)
     assert caught.value.transaction_id == version.transaction_id
     assert not caught.value.restart
-    assert registry == FunctionRegistry([first])
+    assert registry == registry_of([first])
 
 
 def test_a_function_is_not_ended_twice() -> None:
-    registry = FunctionRegistry([FunctionVersion("f", 1, 4, 1), FunctionVersion("f", 2, 0, 2)])
+    registry = registry_of([FunctionVersion("f", 1, 4, 1), FunctionVersion("f", 2, 0, 2)])
     with pytest.raises(RegistrationError, match="not registered"):
         registry.apply(FunctionVersion("f", 3, 0, 3))
     registry.apply(FunctionVersion("f", 3, 4, 3))
@@ -254,7 +255,7 @@ def test_registrations_are_found_between_everything_else(
     run = Run(shape, first_id)
     assert registrations(run) == run.expected
     links = np.ones(int(np.count_nonzero(run.records["status"] == Status.DUPLICATE)), "<u8")
-    make_payload(run.records, links, run.params, np.empty(0, ENTRY_DTYPE))  # it can be logged
+    batch_of(run.first_id, run.records, links, run.params)  # it can be logged
 
 
 def test_a_run_cut_anywhere_has_the_same_registrations() -> None:
@@ -263,6 +264,6 @@ def test_a_run_cut_anywhere_has_the_same_registrations() -> None:
         run.records["kind"].tolist(), run.records["amount"].tolist(), strict=True
     ))]  # fmt: skip
     for cut in range(len(run.records) + 1):
-        head = registrations_in(50, run.records[:cut], run.params[: ends[cut]])
-        tail = registrations_in(50 + cut, run.records[cut:], run.params[ends[cut] :])
+        head = registrations(Batch(50, run.records[:cut], params=run.params[: ends[cut]]))
+        tail = registrations(Batch(50 + cut, run.records[cut:], params=run.params[ends[cut] :]))
         assert head + tail == run.expected

@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 
 from tallybus.common.errors import SettingsError
 from tallybus.common.metrics.counters import (
-    METRICS,
     SIZES,
     TIMES_NS,
     Histogram,
     Outcomes,
     Sample,
     kind_label,
-    metrics_of,
     status_label,
     times,
 )
+from tallybus.common.metrics.table import METRICS, metrics_of
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
 from tallybus.common.settings.sections import Settings, load, metrics_address
 from tallybus.common.stages import PORTS, SERVICES

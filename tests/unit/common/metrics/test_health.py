@@ -48,16 +48,16 @@ def running(stage: str = "transactor") -> FakeShell:
 
 
 def reasons(shell: FakeShell, now_ns: int = START_NS) -> list[str]:
-    verdict = readiness(shell, now_ns)  # type: ignore[arg-type]
-    assert verdict.good == verdict.facts["ready"] == (not verdict.facts["reasons"])
-    told: list[str] = verdict.facts["reasons"]
+    answer = readiness(shell, now_ns)  # type: ignore[arg-type]
+    assert answer.good == answer.facts["ready"] == (not answer.facts["reasons"])
+    told: list[str] = answer.facts["reasons"]
     return told
 
 
 def alive(shell: FakeShell, now_ns: int) -> bool:
-    verdict = health(shell, now_ns)  # type: ignore[arg-type]
-    assert verdict.facts["alive"] == verdict.good
-    return verdict.good
+    answer = health(shell, now_ns)  # type: ignore[arg-type]
+    assert answer.facts["alive"] == answer.good
+    return answer.good
 
 
 @pytest.mark.parametrize("stage", PORTS)

@@ -5,12 +5,14 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tallybus.common.metrics import server as module
 from tallybus.common.metrics.server import MAX_CONNECTIONS, MetricsServer, Response
+from tests.support.listening import listens
+from tests.support.waiting import eventually
 
 LOG = logging.getLogger("tallybus.test")
 PATIENCE_S = 20.0
@@ -34,7 +36,7 @@ def respond(path: str, accept: str) -> Response | None:
 def server() -> Iterator[MetricsServer]:
     running = MetricsServer(("127.0.0.1", 0), respond, LOG)
     running.start()
-    assert running.wait_bound(PATIENCE_S)
+    assert listens(running, PATIENCE_S)
     yield running
     running.close()
     assert not any(thread.name == "metrics" for thread in threading.enumerate())
@@ -183,13 +185,6 @@ def server_took(server: MetricsServer) -> bool:
     return ask(server, "/metrics")[0] == 200
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
 def test_many_silent_connections_do_not_keep_others_out(server: MetricsServer) -> None:
     silent = [connected(server) for _ in range(3 * MAX_CONNECTIONS)]
     try:
@@ -211,8 +206,8 @@ def test_a_taken_port_is_tried_again_until_it_is_free(
         other.listen()
         server = MetricsServer(("127.0.0.1", other.getsockname()[1]), respond, LOG)
         server.start()
-        assert not server.wait_bound(0.2)
-    assert server.wait_bound(PATIENCE_S)
+        assert not listens(server, 0.2)
+    assert listens(server, PATIENCE_S)
     assert ask(server, "/metrics")[0] == 200
     server.close()
     told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
@@ -238,7 +233,7 @@ def test_an_address_that_is_not_ours_is_no_error(caplog: pytest.LogCaptureFixtur
 def test_closing_drops_who_is_connected() -> None:
     server = MetricsServer(("127.0.0.1", 0), respond, LOG)
     server.start()
-    assert server.wait_bound(PATIENCE_S)
+    assert listens(server, PATIENCE_S)
     with connected(server) as client:
         client.sendall(b"GET ")
         eventually(lambda: bool(server._connections))

@@ -1,11 +1,11 @@
-"""Who is let in: verdicts on every kind of request, and the thread that gives them."""
+"""Who is let in: decisions on every kind of request, and the thread that gives them."""
 
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from tallybus.common.security.keys import (
     grant_text,
 )
 from tallybus.common.security.pairs import BUS, CLIENTS, Security
+from tests.support.waiting import eventually
 
 GATEWAY = new_key_pair()
 SERVICES = new_key_pair()
@@ -66,7 +67,7 @@ def request(pair: KeyPair, domain: str = CLIENTS) -> list[bytes]:
     return [b"1.0", b"7", domain.encode(), b"10.0.0.9", b"", b"CURVE", key]
 
 
-# The verdict
+# The decision
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,9 @@ def request(pair: KeyPair, domain: str = CLIENTS) -> list[bytes]:
     [(ALICE, CLIENTS, "alice"), (GATEWAY, CLIENTS, "gateway"), (SERVICES, BUS, "")],
 )
 def test_good_keys_are_let_in_and_named(pair: KeyPair, domain: str, name: str) -> None:
-    verdict = decide(request(pair, domain), ADMISSION)
-    assert (verdict.status, verdict.reason, verdict.name) == (ALLOWED, "", name)
-    assert verdict.reply() == [b"1.0", b"7", b"200", b"", pair.public, b""]
+    decision = decide(request(pair, domain), ADMISSION)
+    assert (decision.status, decision.reason, decision.name) == (ALLOWED, "", name)
+    assert decision.reply() == [b"1.0", b"7", b"200", b"", pair.public, b""]
 
 
 @pytest.mark.parametrize(
@@ -95,11 +96,11 @@ def test_good_keys_are_let_in_and_named(pair: KeyPair, domain: str, name: str) -
     ],
 )
 def test_all_others_are_refused(pair: KeyPair, domain: str, reason: str, name: str) -> None:
-    verdict = decide(request(pair, domain), ADMISSION)
-    assert (verdict.status, verdict.reason, verdict.name) == (REFUSED, reason, name)
-    assert (verdict.key, verdict.domain, verdict.address) == (pair.public, domain, "10.0.0.9")
+    decision = decide(request(pair, domain), ADMISSION)
+    assert (decision.status, decision.reason, decision.name) == (REFUSED, reason, name)
+    assert (decision.key, decision.domain, decision.address) == (pair.public, domain, "10.0.0.9")
     # No user: nothing that arrives could be taken for theirs.
-    assert verdict.reply() == [b"1.0", b"7", b"400", reason.encode(), b"", b""]
+    assert decision.reply() == [b"1.0", b"7", b"400", reason.encode(), b"", b""]
 
 
 def test_without_keys_nobody_is_let_in() -> None:
@@ -115,9 +116,9 @@ def test_without_keys_nobody_is_let_in() -> None:
 def test_other_mechanisms_are_refused(mechanism: bytes) -> None:
     frames = request(ALICE)
     frames[5] = mechanism
-    verdict = decide(frames, ADMISSION)
-    assert (verdict.status, verdict.reason) == (REFUSED, "mechanism")
-    assert verdict.reply()[1] == b"7"
+    decision = decide(frames, ADMISSION)
+    assert (decision.status, decision.reason) == (REFUSED, "mechanism")
+    assert decision.reply()[1] == b"7"
 
 
 @pytest.mark.parametrize(
@@ -133,15 +134,15 @@ def test_other_mechanisms_are_refused(mechanism: bytes) -> None:
     ],
 )
 def test_anything_but_one_key_is_refused(key: list[bytes]) -> None:
-    verdict = decide([*request(ALICE)[:6], *key], ADMISSION)
-    assert (verdict.status, verdict.reason) == (REFUSED, "mechanism")
+    decision = decide([*request(ALICE)[:6], *key], ADMISSION)
+    assert (decision.status, decision.reason) == (REFUSED, "mechanism")
 
 
 @pytest.mark.parametrize("frames", [request(ALICE)[:length] for length in range(6)])
 def test_a_request_that_is_too_short_is_an_error(frames: list[bytes]) -> None:
-    verdict = decide(frames, ADMISSION)
-    assert (verdict.status, verdict.reason) == (FAILED, "error")
-    assert verdict.reply()[1] == (b"7" if len(frames) > 1 else b"")
+    decision = decide(frames, ADMISSION)
+    assert (decision.status, decision.reason) == (FAILED, "error")
+    assert decision.reply()[1] == (b"7" if len(frames) > 1 else b"")
 
 
 @pytest.mark.parametrize("version", [b"", b"1", b"1.1", b"2.0", b"1.0\0"])
@@ -151,10 +152,10 @@ def test_another_version_of_the_protocol_is_an_error(version: bytes) -> None:
 
 @given(st.lists(st.binary(max_size=40), max_size=9))
 def test_garbage_gets_an_answer_and_is_never_let_in(frames: list[bytes]) -> None:
-    verdict = decide(frames, ADMISSION)
-    assert verdict.status in (REFUSED, FAILED)
-    assert verdict.reason in REASONS
-    assert len(verdict.reply()) == 6
+    decision = decide(frames, ADMISSION)
+    assert decision.status in (REFUSED, FAILED)
+    assert decision.reason in REASONS
+    assert len(decision.reply()) == 6
 
 
 @given(st.integers(0, 6), st.binary(max_size=40))
@@ -169,8 +170,8 @@ def test_an_error_inside_lets_nobody_in() -> None:
         def get(self, *_: Any) -> Any:
             raise RuntimeError("broken")
 
-    verdict = decide(request(ALICE), Admission(SERVICES.public, Broken()))
-    assert (verdict.status, verdict.reason, verdict.request) == (FAILED, "error", b"7")
+    decision = decide(request(ALICE), Admission(SERVICES.public, Broken()))
+    assert (decision.status, decision.reason, decision.request) == (FAILED, "error", b"7")
     not_bytes: Any = [b"1.0", b"7", None, b"", b"", b"CURVE", b""]
     assert decide(not_bytes, ADMISSION).status == FAILED
 
@@ -221,13 +222,6 @@ def write(folder: Path, made: Grant) -> None:
     path = grant_path(folder, made.name)
     path.with_name(".new").write_text(grant_text(made))
     os.replace(path.with_name(".new"), path)
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    limit = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < limit, what
-        time.sleep(0.005)
 
 
 class House:
@@ -463,7 +457,7 @@ def test_a_folder_that_cannot_be_read_lets_nobody_in(
     house.let_in(ALICE)
 
 
-def test_an_error_in_a_verdict_is_answered_and_the_next_is_given(
+def test_an_error_in_a_decision_is_answered_and_the_next_is_given(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(_: bytes) -> Any:
@@ -482,7 +476,7 @@ def test_an_error_in_the_thread_ends_it_not(house: House, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(Doorkeeper, "_answer", fails)
         house.connect(ALICE)
-        message = "whether to let somebody in could not be answered"
+        message = "a handshake could not be judged, and was refused"
         eventually(lambda: house.log.said(message), "it was told")
         assert not house.sockets[CLIENTS].poll(50)
     assert "RuntimeError: broken" in house.log.said(message)[0]["exception"]

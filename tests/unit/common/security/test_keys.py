@@ -383,7 +383,9 @@ def test_a_service_reads_no_file_that_it_does_not_need(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["gateway.key", "bus.key"])
-@pytest.mark.parametrize("public", [new_key_pair().public, b"#" * 40, b"0" * 40])
+@pytest.mark.parametrize(
+    "public", [new_key_pair().public, b"#" * 40, b"0" * 40], ids=["of another pair", "#", "0"]
+)
 def test_a_public_key_must_belong_to_its_secret(folder: Path, public: bytes, file: str) -> None:
     write(folder / file, text_of(replace(PAIR, public=public)))
     with pytest.raises(KeyFileError, match=f"{file} has a public key that does not belong"):

@@ -183,7 +183,7 @@ def test_room_is_found_out_without_taking_it() -> None:
 
 SERVICE = """
 import sys
-from tallybus.common.service.process import run_service
+from tallybus.common.service.runner import run_service
 from tallybus.services.gateway.service import GatewayService
 sys.exit(run_service(GatewayService))
 """

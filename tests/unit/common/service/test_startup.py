@@ -118,7 +118,7 @@ def test_output_on_a_full_disk_is_told_with_a_code_of_its_own(arguments: list[st
     assert done.returncode == 5
     assert done.stderr == (
         "Error: standard output cannot be written: No space left on device; "
-        "what the command did stands, its output is lost\n"
+        "the command did its work, and its output is lost\n"
     )
 
 

@@ -24,18 +24,18 @@ from tallybus.common.snapshot.balances import (
     SnapshotUnreadable,
     UnbalancedSnapshot,
     chunk_count,
-    exact_sum,
     freeze_balances,
     list_snapshots,
     load_latest_snapshot,
     prune_snapshots,
     sidecar_path,
     snapshot_path,
+    sum_of_balances,
     verify_snapshot,
-    write_snapshot,
 )
 from tallybus.common.snapshot.format import sidecar_line
 from tests.support.folders import PROJECT
+from tests.support.snapshots import write_snapshot
 
 CLUSTER = 0xFEED_0123_4567_89AB
 N = 100
@@ -150,7 +150,14 @@ def test_a_sum_that_is_zero_only_by_wrapping_is_not_zero(tmp_path: Path) -> None
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=40))
 def test_sums_are_exact(values: list[int]) -> None:
-    assert exact_sum(np.array(values, np.int64)) == sum(values)
+    assert sum_of_balances(np.array(values, np.int64)) == sum(values)
+
+
+@pytest.mark.parametrize("largest", [1, 2**63 - 1])
+def test_sums_of_many_balances_are_exact(largest: int) -> None:
+    balances = np.full(300_000, largest, np.int64)
+    balances[-1] = -(2**63)
+    assert sum_of_balances(balances) == 299_999 * largest - 2**63
 
 
 @pytest.mark.parametrize(
@@ -535,6 +542,7 @@ import numpy as np
 from tallybus.common.files import Storage
 from tallybus.common.memory import lazy_zeros
 from tallybus.common.snapshot.balances import *
+from tests.support.snapshots import write_snapshot
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -10,7 +10,7 @@ import pytest
 from crc32c import crc32c
 
 from tallybus.common.files import Buffer, Storage, StorageError
-from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion
+from tallybus.common.functions.registry import FunctionVersion
 from tallybus.common.snapshot.balances import (
     DamagedSnapshot,
     Snapshot,
@@ -23,10 +23,11 @@ from tallybus.common.snapshot.balances import (
     sidecar_path,
     snapshot_path,
     verify_snapshot,
-    write_snapshot,
 )
 from tallybus.common.snapshot.format import sidecar_line
 from tallybus.common.snapshot.functions import read_function_snapshot, write_function_snapshot
+from tests.support.registries import registry_of
+from tests.support.snapshots import write_snapshot
 
 CLUSTER = 0xFEED_0123_4567_89AB
 N = 100
@@ -131,7 +132,7 @@ def test_functions_come_back_as_they_were_written(tmp_path: Path, count: int) ->
     write(tmp_path, 2, VERSIONS[:count])
     found, registry = read_function_snapshot(function_snapshot_path(tmp_path, 2))
     assert found == fields(2)
-    assert registry == FunctionRegistry(VERSIONS[:count])
+    assert registry == registry_of(VERSIONS[:count])
     snapshot, rejected = load(tmp_path)
     assert snapshot is not None
     assert rejected == []

@@ -2,6 +2,7 @@
 
 import random
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,28 +10,22 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallybus.common.batch import Batch, InvalidBatch, segment_of
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.wal.batch import (
-    EMPTY_PAYLOAD,
-    InvalidPayload,
-    Payload,
-    make_payload,
-    segment_of,
-    split_at_segments,
-)
 from tallybus.common.wal.block import (
     HEADER_FIELDS,
     HEADER_SIZE,
     BlockHeader,
     Chain,
     InvalidBlock,
+    batch_in,
     checksum,
     find_evidence,
     parse_header,
-    payload_views,
     verify_payload,
 )
-from tests.support.log_samples import plain_payload, same, sample_payload
+from tests.support.batches import batch_of
+from tests.support.log_samples import plain_batch, same, sample_batch
 
 CLUSTER = 2**64 - 3
 
@@ -38,13 +33,13 @@ CLUSTER = 2**64 - 3
 def opened(size: int = 100) -> Chain:
     """A chain behind the opening marker of a new log."""
     chain = Chain(size, cluster_id=CLUSTER)
-    chain.advance(chain.seal(EMPTY_PAYLOAD)[0])
+    chain.advance(chain.seal_marker()[0])
     return chain
 
 
-def block_bytes(chain: Chain, payload: Payload, **fields: int) -> bytes:
-    _, packed = chain.seal(payload, **fields)
-    return packed + b"".join(payload.buffers())
+def block_bytes(chain: Chain, batch: Batch) -> bytes:
+    _, packed = chain.seal(batch)
+    return packed + b"".join(batch.buffers())
 
 
 def test_every_header_field_stands_where_the_format_says() -> None:
@@ -60,14 +55,13 @@ def test_every_header_field_stands_where_the_format_says() -> None:
 
 def test_sealed_block_reads_back() -> None:
     chain = opened()
-    payload = sample_payload(1, 23)
-    fields = {"term": 3, "timestamp_ns": 5, "durable_index": 0, "gateway": 2**64 - 1, "request": 7}
-    packed = block_bytes(chain, payload, **fields)
+    batch = replace(sample_batch(1, 23), term=3, timestamp_ns=5, gateway=2**64 - 1, request=7)
+    packed = block_bytes(chain, batch)
     data = memoryview(bytes(chain.offset) + packed)
     header = parse_header(data, chain.offset)
     assert chain.problem(header) is None
     verify_payload(data, header)
-    assert same(payload_views(data, header), payload)
+    assert same(batch_in(data, header), batch)
     assert header.last_id == 23
     assert header.end == len(data)
     assert (header.term, header.gateway, header.request) == (3, 2**64 - 1, 7)
@@ -81,42 +75,41 @@ def test_checksum_over_parts_is_that_of_the_whole() -> None:
 
 @given(st.integers(0, 60), st.integers(1, 40))
 def test_splitting_keeps_every_part_with_its_transaction(cut: int, first_id: int) -> None:
-    payload = sample_payload(first_id, 60)
-    left, right = payload.split(cut)
-    assert same(left, sample_payload(first_id, cut))
-    assert same(right, sample_payload(first_id + cut, 60 - cut))
+    batch = sample_batch(first_id, 60)
+    left, right = batch.split(cut)
+    assert same(left, sample_batch(first_id, cut))
+    assert same(right, sample_batch(first_id + cut, 60 - cut))
 
 
 @given(st.integers(1, 30), st.integers(1, 50), st.integers(1, 13))
 def test_batches_are_cut_at_segment_ends(first_id: int, count: int, size: int) -> None:
-    parts = split_at_segments(sample_payload(first_id, count), first_id, size)
+    parts = list(sample_batch(first_id, count).split_at_segments(size))
     at = first_id
     for part in parts:
-        length = len(part.payload.records)
+        length = part.count
         assert length >= 1
-        assert same(part.payload, sample_payload(at, length))
+        assert same(part, sample_batch(at, length))
         assert segment_of(at, size) == segment_of(at + length - 1, size)
-        assert part.fills_segment == ((at + length - 1) % size == 0)
         at += length
     assert at == first_id + count
-    assert all(part.fills_segment for part in parts[:-1])
+    assert all(part.last_id % size == 0 for part in parts[:-1])
 
 
 def test_slicing_takes_the_middle() -> None:
-    assert same(sample_payload(10, 20).slice(3, 11), sample_payload(13, 8))
-    assert same(sample_payload(10, 20).slice(0, 20), sample_payload(10, 20))
+    assert same(sample_batch(10, 20).clip(13, 20), sample_batch(13, 8))
+    assert same(sample_batch(10, 20).clip(1, 99), sample_batch(10, 20))
 
 
 def test_parts_that_do_not_fit_together_are_refused() -> None:
-    good = sample_payload(1, 20)
-    with pytest.raises(InvalidPayload, match="links=4"):
-        make_payload(good.records, good.links[:-1], good.params, good.entries)
-    with pytest.raises(InvalidPayload):
-        make_payload(good.records, good.links, good.params[1:], good.entries)
-    with pytest.raises(InvalidPayload):
-        make_payload(good.records, good.links, good.params)
-    with pytest.raises(InvalidPayload, match="no multiple of 40"):
-        make_payload(good.records.tobytes()[:-1])
+    good = sample_batch(1, 20)
+    with pytest.raises(InvalidBatch, match="links=4"):
+        batch_of(1, good.records, good.links[:-1], good.params, good.entries)
+    with pytest.raises(InvalidBatch):
+        batch_of(1, good.records, good.links, good.params[1:], good.entries)
+    with pytest.raises(InvalidBatch):
+        batch_of(1, good.records, good.links, good.params)
+    with pytest.raises(InvalidBatch, match="no multiple of 40"):
+        batch_of(1, good.records.tobytes()[:-1])
 
 
 @pytest.mark.parametrize("amount", [9, 2**32, 2**63, 2**64 - 1])
@@ -124,20 +117,20 @@ def test_impossible_parameter_counts_are_refused_and_do_not_wrap(amount: int) ->
     records = np.zeros(2, RECORD_DTYPE)
     records["kind"] = Kind.FUNCTION
     records["amount"] = (amount, (2**64 - amount) % 2**64)
-    with pytest.raises(InvalidPayload, match="parameter words"):
-        make_payload(records)
+    with pytest.raises(InvalidBatch, match="parameter words"):
+        batch_of(1, records)
 
 
 def test_payload_is_taken_from_any_buffer_without_copying() -> None:
-    payload = sample_payload(1, 10)
-    raw = [bytearray(part.tobytes()) for part in payload]
-    made = make_payload(raw[0], memoryview(raw[1]), bytes(raw[2]), raw[3])
-    assert same(made, payload)
+    batch = sample_batch(1, 10)
+    raw = [bytearray(part.tobytes()) for part in batch.parts]
+    made = batch_of(1, raw[0], memoryview(raw[1]), bytes(raw[2]), raw[3])
+    assert same(made, batch)
     assert np.shares_memory(made.records, np.frombuffer(raw[0], np.uint8))
     assert made.entries.dtype == ENTRY_DTYPE
     strided = np.zeros(20, RECORD_DTYPE)[::2]
     strided["kind"] = Kind.DEPOSIT
-    assert len(make_payload(strided).records) == 10
+    assert len(batch_of(1, strided).records) == 10
 
 
 def test_only_successful_functions_own_entries() -> None:
@@ -145,12 +138,12 @@ def test_only_successful_functions_own_entries() -> None:
     records["kind"] = (Kind.FUNCTION, Kind.FUNCTION, Kind.TRANSFER)
     records["status"] = (Status.NONE, 200, Status.NONE)
     records["entry_count"] = (3, 5, 2)
-    make_payload(records, entries=np.zeros(3, ENTRY_DTYPE))
+    batch_of(1, records, entries=np.zeros(3, ENTRY_DTYPE))
 
 
 def test_every_bit_of_a_block_is_checked() -> None:
     chain = opened()
-    packed = block_bytes(chain, sample_payload(1, 4))
+    packed = block_bytes(chain, sample_batch(1, 4))
     prefix = bytes(chain.offset)
     for bit in range(len(packed) * 8):
         damaged = bytearray(packed)
@@ -162,7 +155,7 @@ def test_every_bit_of_a_block_is_checked() -> None:
 
 def test_truncated_blocks_are_invalid() -> None:
     chain = opened()
-    packed = bytes(chain.offset) + block_bytes(chain, sample_payload(1, 4))
+    packed = bytes(chain.offset) + block_bytes(chain, sample_batch(1, 4))
     for length in range(chain.offset, len(packed)):
         data = memoryview(packed)[:length]
         with pytest.raises(InvalidBlock):
@@ -188,7 +181,7 @@ def test_blocks_that_do_not_continue_the_log_are_refused(
 ) -> None:
     chain = opened()
     chain.term = 2
-    header, _ = chain.seal(plain_payload(1, 3))
+    header, _ = chain.seal(plain_batch(1, 3, term=2))
     assert chain.problem(header) is None
     changed = header._replace(**{field: value})
     problem = chain.problem(changed)
@@ -198,7 +191,7 @@ def test_blocks_that_do_not_continue_the_log_are_refused(
 
 
 def test_a_valid_header_of_another_version_is_never_taken_for_a_torn_write() -> None:
-    packed = bytearray(block_bytes(opened(), plain_payload(1, 1)))
+    packed = bytearray(block_bytes(opened(), plain_batch(1, 1)))
     packed[4] = 2
     packed[124:128] = struct.pack("<I", crc32c(bytes(packed[:124])))
     with pytest.raises(InvalidBlock, match="version 2") as caught:
@@ -209,33 +202,33 @@ def test_a_valid_header_of_another_version_is_never_taken_for_a_torn_write() -> 
 def test_a_segment_opens_with_a_marker() -> None:
     chain = Chain(10, cluster_id=CLUSTER)
     with pytest.raises(ValueError, match="opens with a marker"):
-        chain.seal(plain_payload(1, 1))
+        chain.seal(plain_batch(1, 1))
 
 
 def test_nothing_follows_in_a_full_segment_and_nothing_crosses_its_end() -> None:
     chain = opened(5)
     with pytest.raises(ValueError, match="goes beyond id 5"):
-        chain.seal(plain_payload(1, 6))
-    chain.advance(chain.seal(plain_payload(1, 5))[0])
+        chain.seal(plain_batch(1, 6))
+    chain.advance(chain.seal(plain_batch(1, 5))[0])
     with pytest.raises(ValueError, match="goes beyond id 5"):
-        chain.seal(EMPTY_PAYLOAD, durable_index=5)
+        chain.seal_marker(5)
     chain = chain.next_segment()
-    chain.advance(chain.seal(EMPTY_PAYLOAD, durable_index=5)[0])
-    assert chain.seal(plain_payload(6, 5))[0].last_id == 10
+    chain.advance(chain.seal_marker(5)[0])
+    assert chain.seal(plain_batch(6, 5))[0].last_id == 10
 
 
 def test_the_durable_index_in_the_log_never_goes_back() -> None:
     chain = opened()
     for durable, expected in ((0, 0), (3, 3), (2, 3), (6, 6)):
-        header, _ = chain.seal(plain_payload(chain.next_id, 3), durable_index=durable)
+        header, _ = chain.seal(plain_batch(chain.next_id, 3), durable_index=durable)
         assert header.durable_index == expected
         chain.advance(header)
 
 
 def test_evidence_is_a_whole_header_of_this_cluster_only() -> None:
     chain = opened()
-    chain.advance(chain.seal(plain_payload(1, 3))[0])
-    _, marker = chain.seal(EMPTY_PAYLOAD, durable_index=3)
+    chain.advance(chain.seal(plain_batch(1, 3))[0])
+    _, marker = chain.seal_marker(3)
     data = b"TBLKxxxx" * 40 + marker
     assert find_evidence(memoryview(data), 0, CLUSTER, 3) == 320
     assert find_evidence(memoryview(data)[8:], 0, CLUSTER, 3) == 312

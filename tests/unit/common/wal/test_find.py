@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tallybus.common.batch import Batch
 from tallybus.common.files import Storage
 from tallybus.common.record import RECORD_DTYPE, Kind
 from tallybus.common.wal import find as module
-from tallybus.common.wal.batch import EMPTY_PAYLOAD, Payload, make_payload
 from tallybus.common.wal.block import FORMAT_VERSION, HEADER_SIZE, MAGIC, BlockHeader, Chain
 from tallybus.common.wal.find import find_block, find_transaction
 from tallybus.common.wal.reader import (
@@ -18,10 +18,10 @@ from tallybus.common.wal.reader import (
     DamagedLog,
     ForeignLog,
     LogEndsEarly,
-    LogRun,
     closed_path,
 )
 from tallybus.services.wal.log import Log
+from tests.support.batches import batch_of
 from tests.support.faulty_storage import MemoryStorage
 from tests.support.log_samples import (
     CLUSTER,
@@ -29,10 +29,9 @@ from tests.support.log_samples import (
     headers_of,
     joined,
     make_log,
-    plain_payload,
+    plain_batch,
     same,
     sample_batch,
-    sample_payload,
 )
 
 FIRST_WORD = int.from_bytes(
@@ -42,14 +41,13 @@ FIRST_WORD = int.from_bytes(
 
 def find(
     tx_id: int, last_id: int, n: int, *, storage: Storage | None = None, folder: Path = FOLDER
-) -> LogRun:
+) -> Batch:
     return find_transaction(folder, tx_id, n, cluster_id=CLUSTER, last_id=last_id, storage=storage)
 
 
-def check(run: LogRun, tx_id: int, expected: Payload | None = None) -> None:
+def check(run: Batch, tx_id: int, expected: Batch | None = None) -> None:
     assert (run.first_id, run.last_id) == (tx_id, tx_id)
-    assert same(joined([run]), expected or sample_payload(tx_id, 1))
-    assert run.header.first_id <= tx_id <= run.header.last_id
+    assert same(joined([run]), expected or sample_batch(tx_id, 1))
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 60, (60,), (1, 1, 30, 2, 7, 1, 18), (7,) * 8 + (4,)])
@@ -77,17 +75,17 @@ class Segment:
         self.headers: list[BlockHeader] = []
         markers = random.Random(5)
 
-        def add(payload: Payload) -> None:
-            header, packed = chain.seal(payload, timestamp_ns=chain.next_id)
+        def add(batch: Batch | None) -> None:
+            header, packed = chain.seal_marker() if batch is None else chain.seal(batch)
             chain.advance(header)
             self.headers.append(header)
-            parts.extend((packed, *(part.tobytes() for part in payload)))
+            parts.extend((packed, *(() if batch is None else batch.buffers())))
 
-        add(EMPTY_PAYLOAD)
+        add(None)
         while chain.next_id <= last:
-            add(plain_payload(chain.next_id, min(next(sizes), last - chain.next_id + 1)))
+            add(plain_batch(chain.next_id, min(next(sizes), last - chain.next_id + 1)))
             if chain.next_id <= last and markers.random() < 0.05:
-                add(EMPTY_PAYLOAD)
+                add(None)
         self.content = b"".join(parts)
         self.last = last
 
@@ -96,7 +94,7 @@ class Segment:
 
     def find(self, tx_id: int, storage: MemoryStorage, last_id: int | None = None) -> None:
         run = find(tx_id, last_id or self.last, self.last, storage=storage)
-        check(run, tx_id, plain_payload(tx_id, 1))
+        check(run, tx_id, plain_batch(tx_id, 1))
 
 
 def uneven() -> Iterator[int]:
@@ -192,14 +190,14 @@ def test_what_clients_write_is_not_taken_for_a_header() -> None:
     older = b""
     tx = 1
 
-    def add(payload: Payload) -> None:
+    def add(batch: Batch | None) -> None:
         nonlocal older
-        header, packed = chain.seal(payload)
+        header, packed = chain.seal_marker() if batch is None else chain.seal(batch)
         chain.advance(header)
-        parts.extend((packed, *(part.tobytes() for part in payload)))
+        parts.extend((packed, *(() if batch is None else batch.buffers())))
         older = packed
 
-    add(EMPTY_PAYLOAD)
+    add(None)
     while tx <= 8000:
         records = np.zeros(500, RECORD_DTYPE)
         records["kind"], records["status"] = Kind.TRANSFER, 5
@@ -207,12 +205,13 @@ def test_what_clients_write_is_not_taken_for_a_header() -> None:
         words[:, 1:] = FIRST_WORD
         copies = np.frombuffer(older, "<u8")[:15]
         words[:400, 1:].reshape(-1)[: 15 * 100] = np.tile(copies, 100)
-        add(make_payload(records))
+        add(batch_of(tx, records))
         tx += 500
     storage = MemoryStorage({FOLDER / ACTIVE_NAME: b"".join(parts)})
     for tx_id in range(1, 8001, 37):
-        run = find(tx_id, 8000, 10_000, storage=storage)
-        assert run.header.first_id == (tx_id - 1) // 500 * 500 + 1
+        assert find(tx_id, 8000, 10_000, storage=storage).first_id == tx_id
+        block = find_block(FOLDER, tx_id, 10_000, cluster_id=CLUSTER, last_id=8000, storage=storage)
+        assert (block.first_id, block.count) == ((tx_id - 1) // 500 * 500 + 1, 500)
 
 
 def test_a_block_comes_whole_and_no_cluster_need_be_known(large: Segment) -> None:
@@ -223,7 +222,7 @@ def test_a_block_comes_whole_and_no_cluster_need_be_known(large: Segment) -> Non
                 FOLDER, header.last_id, large.last, last_id=large.last, storage=storage
             )
             assert (run.first_id, run.last_id) == (header.first_id, header.last_id)
-            assert same(joined([run]), plain_payload(header.first_id, header.record_count))
+            assert same(joined([run]), plain_batch(header.first_id, header.record_count))
 
 
 def test_a_block_whose_records_call_for_other_extras_is_damaged() -> None:
@@ -231,16 +230,16 @@ def test_a_block_whose_records_call_for_other_extras_is_damaged() -> None:
     records["kind"] = Kind.FUNCTION
     records["amount"] = (1, 0)
     words = np.array([5], "<i8")
-    payload = make_payload(records, params=words)
+    batch = batch_of(1, records, params=words)
     records["amount"] = (1, 1)
     chain = Chain(100, cluster_id=CLUSTER, previous_crc=0)
     parts = []
-    for each in (EMPTY_PAYLOAD, payload):
-        header, packed = chain.seal(each)
-        chain.advance(header)
-        parts += [packed, *(part.tobytes() for part in each)]
+    header, packed = chain.seal_marker()
+    chain.advance(header)
+    parts += [packed, chain.seal(batch)[1]]
+    parts += [part.tobytes() for part in batch.parts]
     storage = MemoryStorage({FOLDER / ACTIVE_NAME: b"".join(parts)})
-    with pytest.raises(DamagedLog, match="other extras"):
+    with pytest.raises(DamagedLog, match="the records call for"):
         find(1, 2, 100, storage=storage)
 
 

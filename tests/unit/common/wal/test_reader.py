@@ -4,12 +4,14 @@ import random
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tallybus.common.batch import Batch
 from tallybus.common.files import Storage
 from tallybus.common.wal.block import InvalidBlock
 from tallybus.common.wal.check import check_log
@@ -21,14 +23,12 @@ from tallybus.common.wal.reader import (
     ForeignLog,
     KernelPolicy,
     LogEndsEarly,
-    LogRun,
     chain_at,
     closed_path,
     closed_segment_number,
     read_log,
-    read_segment,
 )
-from tallybus.services.wal.log import Log, LogBatch
+from tallybus.services.wal.log import Log
 from tests.support.faulty_storage import MemoryStorage
 from tests.support.log_samples import (
     CLUSTER,
@@ -37,10 +37,8 @@ from tests.support.log_samples import (
     joined,
     make_log,
     plain_batch,
-    plain_payload,
     same,
     sample_batch,
-    sample_payload,
 )
 
 KERNEL = pytest.mark.parametrize("kernel", [False, True])
@@ -70,12 +68,12 @@ def test_every_range_of_ids_comes_exactly(disk: MemoryStorage, kernel: bool) -> 
                 continue
             assert runs[0].first_id == first_id
             assert runs[-1].last_id == last_id
-            wanted = sample_payload(first_id, last_id - first_id + 1)
+            wanted = sample_batch(first_id, last_id - first_id + 1)
             assert same(joined(runs), wanted), (first_id, last_id)
 
 
-def test_without_merging_each_run_is_one_block(disk: MemoryStorage) -> None:
-    runs = list(read_log(FOLDER, 1, LAST, 16, storage=disk, merge_small=False, kernel=True))
+def test_without_the_fast_path_each_run_is_one_block(disk: MemoryStorage) -> None:
+    runs = list(read_log(FOLDER, 1, LAST, 16, storage=disk, kernel=False))
     assert [(run.first_id, len(run.records)) for run in runs][:7] == [
         (1, 1),
         (2, 1),
@@ -85,13 +83,32 @@ def test_without_merging_each_run_is_one_block(disk: MemoryStorage) -> None:
         (14, 1),
         (15, 2),
     ]
-    assert all(run.first_id == run.header.first_id for run in runs)
-    assert all(run.header.cluster_id == CLUSTER for run in runs)
+    assert all(run.sources is None for run in runs)
+    written = sample_batch(7, 1)
+    assert (runs[4].term, runs[4].timestamp_ns) == (written.term, written.timestamp_ns)
+    assert (runs[4].gateway, runs[4].request) == (written.gateway, written.request)
 
 
-def test_merged_runs_carry_the_last_header(disk: MemoryStorage) -> None:
-    for run in read_log(FOLDER, 1, LAST, 16, storage=disk, kernel=True):
-        assert run.header.last_id == run.last_id
+def test_merged_batches_tell_the_time_of_the_last_block_and_whose_each_was(
+    disk: MemoryStorage,
+) -> None:
+    blocks = {
+        block.first_id: block for block in read_log(FOLDER, 1, LAST, 16, storage=disk, kernel=False)
+    }
+    merged = [
+        batch
+        for batch in read_log(FOLDER, 1, LAST, 16, storage=disk, kernel=True)
+        if batch.sources is not None
+    ]
+    assert merged
+    for batch in merged:
+        own = [blocks[first] for first in batch.sources[:, 2].tolist()]
+        assert own[-1].last_id == batch.last_id
+        assert (batch.term, batch.timestamp_ns) == (own[-1].term, own[-1].timestamp_ns)
+        assert (batch.gateway, batch.request) == (own[-1].gateway, own[-1].request)
+        assert batch.sources.tolist() == [
+            [block.gateway, block.request, block.first_id, block.count] for block in own
+        ]
 
 
 def test_an_empty_range_reads_nothing() -> None:
@@ -104,11 +121,11 @@ def test_an_empty_range_reads_nothing() -> None:
 def test_asking_beyond_the_end_gives_what_is_there_and_then_says_so(
     disk: MemoryStorage, kernel: bool
 ) -> None:
-    runs: list[LogRun] = []
+    runs: list[Batch] = []
     reading = read_log(FOLDER, 60, 75, 16, storage=disk, kernel=kernel)
     with pytest.raises(LogEndsEarly, match="before id 74"):
         runs.extend(iter(lambda: next(reading), None))
-    assert same(joined(runs), sample_payload(60, 14))
+    assert same(joined(runs), sample_batch(60, 14))
     with pytest.raises(LogEndsEarly, match="segment 7 is not begun"):
         list(read_log(FOLDER, 97, 97, 16, storage=disk))
 
@@ -119,7 +136,7 @@ def test_the_unfinished_tail_behind_the_wanted_ids_is_not_looked_at() -> None:
     content = storage.contents()[FOLDER / ACTIVE_NAME]
     torn = MemoryStorage({FOLDER / ACTIVE_NAME: content + b"TBLK half a block"})
     runs = list(read_log(FOLDER, 3, 8, 16, storage=torn))
-    assert same(joined(runs), sample_payload(3, 6))
+    assert same(joined(runs), sample_batch(3, 6))
 
 
 def test_damage_in_wanted_blocks_names_file_and_offset(disk: MemoryStorage) -> None:
@@ -179,7 +196,7 @@ def test_a_segment_that_is_closed_while_it_is_opened_is_found() -> None:
     log = Log.open(FOLDER, storage, 16, CLUSTER)
     log.append(sample_batch(1, 20), 0)
     storage.log = log
-    assert same(joined(list(read_log(FOLDER, 17, 20, 16, storage=storage))), sample_payload(17, 4))
+    assert same(joined(list(read_log(FOLDER, 17, 20, 16, storage=storage))), sample_batch(17, 4))
     assert log.segment == 3
 
 
@@ -196,17 +213,6 @@ def test_progress_runs_from_start_to_total(disk: MemoryStorage, kernel: bool) ->
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
         assert len({total for _, total in seen}) == 1
         assert seen[-1][0] == seen[-1][1] > 0
-
-
-@KERNEL
-def test_one_file_alone_can_be_read(disk: MemoryStorage, kernel: bool) -> None:
-    path = closed_path(FOLDER, 3)
-    seen: list[tuple[int, int]] = []
-    runs = list(
-        read_segment(path, 3, 16, storage=disk, kernel=kernel, progress=lambda *at: seen.append(at))
-    )
-    assert same(joined(runs), sample_payload(33, 16))
-    assert seen[-1] == (len(disk.contents()[path]),) * 2
 
 
 def test_names_of_closed_segments() -> None:
@@ -229,7 +235,9 @@ def test_views_of_big_blocks_are_not_copied(tmp_path: Path) -> None:
     assert not first.records.flags.owndata
     assert not first.records.flags.writeable
     first_at, second_at = (run.records.__array_interface__["data"][0] for run in (first, second))
-    assert second_at - first_at == second.header.offset - first.header.offset, "one mapping"
+    content = (tmp_path / ACTIVE_NAME).read_bytes()
+    blocks = [each for each in headers_of(content, 1, 1000) if each.record_count]
+    assert second_at - first_at == blocks[1].offset - blocks[0].offset, "one mapping"
 
 
 def scan_both(data: bytes) -> tuple[list[object], list[object]]:
@@ -254,11 +262,10 @@ def small_blocks() -> bytes:
     log = Log.open(FOLDER, storage, 1000, CLUSTER)
     rng = random.Random(3)
     while log.next_id < 60:
-        payload = sample_payload(log.next_id, rng.choice((1, 1, 2, 5)))
-        log.append(
-            LogBatch(log.next_id, log.next_id, 7, rng.randrange(4), log.next_id, *payload),
-            max(log.next_id - 3, 0),
+        batch = sample_batch(
+            log.next_id, rng.choice((1, 1, 2, 5)), term=log.next_id, timestamp_ns=7
         )
+        log.append(replace(batch, gateway=rng.randrange(4)), max(log.next_id - 3, 0))
     log.close()
     return storage.contents()[FOLDER / ACTIVE_NAME]
 
@@ -368,7 +375,7 @@ def test_gathered_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = list(read_log(FOLDER, 1, 900, 10_000, storage=storage, kernel=True))
     assert max(len(run.records) for run in runs) <= 100
     assert 9 <= len(runs) < 100
-    assert same(joined(runs), sample_payload(1, 900))
+    assert same(joined(runs), sample_batch(1, 900))
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 50, (210,), (1, 210, 1, 1, 210, 210, 1)])
@@ -377,7 +384,7 @@ def test_small_and_big_blocks_may_alternate(sizes: Sequence[int]) -> None:
     log = Log.open(FOLDER, storage, 100_000, CLUSTER)
     for size in sizes:
         log.append(plain_batch(log.next_id, size), 0)
-    assert plain_payload(1, 210).byte_length > MAX_SMALL_PAYLOAD
+    assert plain_batch(1, 210).byte_length > MAX_SMALL_PAYLOAD
     runs = list(read_log(FOLDER, 1, sum(sizes), 100_000, storage=storage, kernel=True))
     amounts = np.concatenate([run.records["amount"] for run in runs])
     assert amounts.tolist() == list(range(1, sum(sizes) + 1))
@@ -386,4 +393,4 @@ def test_small_and_big_blocks_may_alternate(sizes: Sequence[int]) -> None:
 def test_a_copy_of_the_folder_reads_the_same(tmp_path: Path) -> None:
     make_log(Storage(), SIZES, 16, folder=tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert same(joined(list(read_log(tmp_path / "b", 1, LAST, 16))), sample_payload(1, LAST))
+    assert same(joined(list(read_log(tmp_path / "b", 1, LAST, 16))), sample_batch(1, LAST))

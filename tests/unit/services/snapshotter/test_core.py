@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.buffers import as_buffer
 from tallybus.common.bus.messages import Answer, Executed, Hello, Query, StageStatus, Welcome
 from tallybus.common.bus.transaction import LoggedTransaction, transaction_in
@@ -130,7 +131,7 @@ def test_it_asks_the_log_stage_and_is_silent_until_it_has_a_state() -> None:
     core.recovered(ReadState(20, SEGMENT))
     assert not core.recovering
     assert core.range_to_read(0) == (1, 7)
-    assert not core.caught_up
+    assert core.awaits == "7 transactions of the log are still to be read"
 
 
 def test_it_goes_on_where_its_snapshot_ends() -> None:
@@ -176,12 +177,12 @@ def test_a_gap_makes_it_read_the_files_then_go_on_with_the_stream() -> None:
     assert core.range_to_read(0) is None, "nothing of it is known to be durable yet"
     core.on_status(log_status(4), 0)
     assert core.range_to_read(0) == (1, 4)
-    core.on_log(1, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
+    core.on_log(Batch(1, deposits(2)), 0)
     assert core.range_to_read(0) == (3, 4)
-    assert not core.caught_up
-    core.on_log(3, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
+    assert core.awaits == "2 transactions of the log are still to be read"
+    core.on_log(Batch(3, deposits(2)), 0)
     assert core.range_to_read(0) is None
-    assert core.caught_up
+    assert core.awaits == ""
     assert not core.status().gap
     core.on_executed(executed(5, deposits(1)), 0)
     assert (state.index, state.balances[1]) == (5, 50)
@@ -199,7 +200,7 @@ def test_a_silent_stream_makes_it_read_the_files_after_a_while() -> None:
 def test_the_stream_may_overtake_the_reading() -> None:
     core, state = running(durable=4)
     assert core.range_to_read(0) == (1, 4)
-    core.on_log(1, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
+    core.on_log(Batch(1, deposits(2)), 0)
     core.on_executed(executed(3, deposits(3)), 0)
     assert state.index == 5
     assert core.range_to_read(0) is None
@@ -239,7 +240,7 @@ def test_batches_across_segment_ends_keep_their_duplicates() -> None:
     for place in duplicates:
         records["status"][place] = Status.DUPLICATE
         records["entry_count"][place] = 0
-    core.on_log(1, records, np.array([4, 5, 6, 7, 8, 15], np.uint64), NO_PARAMS, NONE, 0)
+    core.on_log(Batch(1, records, np.array([4, 5, 6, 7, 8, 15], np.uint64)), 0)
     rows = state.get_statuses(np.array([place + 1 for place in duplicates], "<u8"))
     assert rows["duplicate_of"].tolist() == [4, 5, 6, 7, 8, 15]
     assert frozen_segments(core) == [(1, 80), (2, 150)]
@@ -260,7 +261,7 @@ def test_functions_are_followed_in_the_stream_and_in_the_files() -> None:
     core.on_executed(executed_functions(1, 9), 0)
     assert list(state.functions.versions()) == versions(9)
     records, params = calls_and_registrations(10, 40)
-    core.on_log(10, records, NO_LINKS, np.array(params), NONE, 0)
+    core.on_log(Batch(10, records, params=np.array(params)), 0)
     assert list(state.functions.versions()) == versions(49)
     assert [list(frozen.functions) for _, frozen in core.frozen] == [
         versions(end) for end in (10, 20, 30, 40)
@@ -273,7 +274,7 @@ def test_a_registration_that_cannot_be_ends_the_service() -> None:
     records, params = calls_and_registrations(4, 5)
     records["account"][0] = 2
     with pytest.raises(RegistrationError) as caught:
-        core.on_log(4, records, NO_LINKS, np.array(params), NONE, 0)
+        core.on_log(Batch(4, records, params=np.array(params)), 0)
     assert caught.value.transaction_id == 4
     assert state.index == 3
 
@@ -328,10 +329,10 @@ def test_a_query_waits_for_what_was_readable_once() -> None:
     core.on_query(b"g", balances_query(1, query=3))
     core.tick(0)
     assert [message.query for message in answers(core)] == [3]
-    core.on_log(1, deposits(3), NO_LINKS, NO_PARAMS, NONE, 0)
+    core.on_log(Batch(1, deposits(3)), 0)
     core.tick(0)
     assert [(message.query, message.index) for message in answers(core)] == [(2, 3)]
-    core.on_log(4, deposits(2), NO_LINKS, NO_PARAMS, NONE, 0)
+    core.on_log(Batch(4, deposits(2)), 0)
     core.tick(0)
     assert [(message.query, message.index) for message in answers(core)] == [(1, 5)]
     core.tick(0)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tallybus.common.batch import Batch
 from tallybus.common.files import Storage
 from tallybus.common.functions.registry import FunctionVersion, RegistrationError, name_words
 from tallybus.common.record import (
@@ -30,7 +31,7 @@ from tallybus.services.snapshotter.read_state import (
     ReadState,
     StatusOutOfWindow,
 )
-from tallybus.services.wal.log import Log, LogBatch
+from tallybus.services.wal.log import Log
 from tests.support.folders import PROJECT
 
 ACCOUNTS = 3 * 4096 + 7
@@ -45,7 +46,7 @@ def u64(*values: int) -> NDArray[np.uint64]:
 
 
 @dataclass
-class Batch:
+class Rows:
     """Records as the log holds them, and what stands behind them."""
 
     rows: list[tuple[int, ...]] = field(default_factory=list)
@@ -53,51 +54,54 @@ class Batch:
     params: list[int] = field(default_factory=list)
     entries: list[tuple[int, int]] = field(default_factory=list)
 
-    def deposit(self, account: int, amount: int) -> "Batch":
+    def deposit(self, account: int, amount: int) -> "Rows":
         self.rows.append((Kind.DEPOSIT, Status.NONE, 2, 0, 0, 0, account, 0, amount))
         return self
 
-    def transfer(self, source: int, target: int, amount: int) -> "Batch":
+    def transfer(self, source: int, target: int, amount: int) -> "Rows":
         moved = 0 if source == target else 2
         self.rows.append((Kind.TRANSFER, Status.NONE, moved, 0, 0, 0, source, target, amount))
         return self
 
-    def failed(self, status: int) -> "Batch":
+    def failed(self, status: int) -> "Rows":
         self.rows.append((Kind.TRANSFER, status, 0, 0, 0, 0, 1, 2, 3))
         return self
 
-    def duplicate(self, first: int) -> "Batch":
+    def duplicate(self, first: int) -> "Rows":
         self.rows.append((Kind.DEPOSIT, Status.DUPLICATE, 0, 0, 0, 77, 1, 0, 3))
         self.links.append(first)
         return self
 
-    def function(self, *entries: tuple[int, int]) -> "Batch":
+    def function(self, *entries: tuple[int, int]) -> "Rows":
         self.rows.append((Kind.FUNCTION, Status.NONE, len(entries), 0, 9, 0, 0, 0, 0))
         self.entries += entries
         return self
 
-    def registered(self, name: str, version: int, crc: int, status: int = 0) -> "Batch":
+    def registered(self, name: str, version: int, crc: int, status: int = 0) -> "Rows":
         words = name_words(name).tolist()
         self.rows.append((Kind.FUNCTION_REGISTERED, status, 0, 0, crc, 0, version, 0, len(words)))
         self.params += words
         return self
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.int64], NDArray[Any]]:
-        return (
+    def batch(self, first_id: int) -> Batch:
+        return Batch(
+            first_id,
             np.array(self.rows, RECORD_DTYPE),
             np.array(self.links, np.uint64),
             np.array(self.params, np.int64),
             np.array(self.entries, ENTRY_DTYPE),
+            term=1,
+            timestamp_ns=first_id,
         )
 
 
-def apply(state: ReadState, batch: Batch) -> None:
-    state.apply(state.index + 1, *batch.arrays())
+def apply(state: ReadState, rows: Rows) -> None:
+    state.apply(rows.batch(state.index + 1))
 
 
 def test_everything_that_moves_money_is_applied() -> None:
     state = ReadState(ACCOUNTS, N)
-    batch = Batch().deposit(1, 100).transfer(1, 5000, 30).failed(Status.INSUFFICIENT_FUNDS)
+    batch = Rows().deposit(1, 100).transfer(1, 5000, 30).failed(Status.INSUFFICIENT_FUNDS)
     apply(state, batch.transfer(2, 2, 9).function((1, -20), (9000, 15), (3, 5)))
     assert state.index == 5
     assert state.get_balances(u64(0, 1, 2, 3, 5000, 9000, 1)).tolist() == [
@@ -108,8 +112,8 @@ def test_everything_that_moves_money_is_applied() -> None:
 
 def test_functions_are_followed() -> None:
     state = ReadState(ACCOUNTS, N)
-    apply(state, Batch().deposit(1, 1).registered("fee", 1, 5).registered("fee", 0, 9, status=5))
-    apply(state, Batch().registered("fee", 2, 0).registered("x" * 32, 1, 7))
+    apply(state, Rows().deposit(1, 1).registered("fee", 1, 5).registered("fee", 0, 9, status=5))
+    apply(state, Rows().registered("fee", 2, 0).registered("x" * 32, 1, 7))
     assert state.functions.versions() == (
         FunctionVersion("fee", 1, 5, 2),
         FunctionVersion("fee", 2, 0, 4),
@@ -120,11 +124,11 @@ def test_functions_are_followed() -> None:
 
 def test_a_registration_that_cannot_be_is_final() -> None:
     state = ReadState(ACCOUNTS, N)
-    apply(state, Batch().deposit(1, 1))
+    apply(state, Rows().deposit(1, 1))
     with pytest.raises(RegistrationError):
-        apply(state, Batch().deposit(1, 1).registered("fee", 2, 5))
+        apply(state, Rows().deposit(1, 1).registered("fee", 2, 5))
     with pytest.raises(RegistrationError):
-        apply(state, Batch().deposit(1, 1))
+        apply(state, Rows().deposit(1, 1))
     assert state.index == 1
 
 
@@ -132,21 +136,16 @@ def test_reads_of_nothing_are_answered() -> None:
     state = ReadState(ACCOUNTS, N)
     assert len(state.get_balances(u64())) == 0
     assert len(state.get_statuses(u64())) == 0
-    state.apply(1, np.empty(0, RECORD_DTYPE), NO_LINKS, NO_PARAMS, NO_ENTRIES)
+    state.apply(Batch(1, np.empty(0, RECORD_DTYPE)))
     assert state.index == 0
 
 
 def test_batches_may_lie_in_read_only_frames_at_any_address() -> None:
-    records, links, params, entries = Batch().deposit(1, 7).duplicate(1).arrays()
-    frame = b"x" + records.tobytes()
+    batch = Rows().deposit(1, 7).duplicate(1).batch(1)
+    frame = b"x" + batch.records.tobytes()
     state = ReadState(ACCOUNTS, N)
-    state.apply(
-        1,
-        np.frombuffer(frame, RECORD_DTYPE, 2, 1),
-        np.frombuffer(b"y" + links.tobytes(), np.uint64, 1, 1),
-        params,
-        entries,
-    )
+    links = np.frombuffer(b"y" + batch.links.tobytes(), np.uint64, 1, 1)
+    state.apply(Batch(1, np.frombuffer(frame, RECORD_DTYPE, 2, 1), links))
     assert state.get_balances(u64(1)).tolist() == [7]
 
 
@@ -162,8 +161,8 @@ def test_an_account_out_of_range_is_named(account: int) -> None:
 
 def test_statuses_tell_stage_outcome_and_link() -> None:
     state = ReadState(ACCOUNTS, N)
-    apply(state, Batch().deposit(1, 5).failed(Status.ACCOUNT_LIMIT_EXCEEDED).failed(200))
-    apply(state, Batch().duplicate(2).deposit(1, 1))
+    apply(state, Rows().deposit(1, 5).failed(Status.ACCOUNT_LIMIT_EXCEEDED).failed(200))
+    apply(state, Rows().duplicate(2).deposit(1, 1))
     rows = state.get_statuses(u64(5, 4, 3, 2, 1, 4, 0, 6, 2**64 - 1))
     assert [(row["stage"], row["status"], row["duplicate_of"]) for row in rows] == [
         (Stage.ON_SNAPSHOT, 0, 0),
@@ -182,10 +181,10 @@ def test_statuses_tell_stage_outcome_and_link() -> None:
 def test_without_a_log_older_statuses_are_refused() -> None:
     state = ReadState(ACCOUNTS, N)
     for _ in range(2 * N):
-        apply(state, Batch().deposit(1, 1))
+        apply(state, Rows().deposit(1, 1))
     assert state.oldest_status == 1
     assert state.get_statuses(u64(1))["stage"].tolist() == [Stage.ON_SNAPSHOT]
-    apply(state, Batch().deposit(1, 1))
+    apply(state, Rows().deposit(1, 1))
     assert state.oldest_status == 2
     with pytest.raises(StatusOutOfWindow) as caught:
         state.get_statuses(u64(2, 1))
@@ -197,7 +196,7 @@ def test_statuses_of_any_batches_are_those_of_the_window(sizes: list[int], rando
     state = ReadState(ACCOUNTS, N)
     expected: dict[int, tuple[int, int, int]] = {}
     for size in sizes:
-        batch = Batch()
+        batch = Rows()
         for tx_id in range(state.index + 1, state.index + 1 + size):
             first = random.randint(max(1, (tx_id - 1) // N * N - N + 1), tx_id)
             status = random.choice([0, 0, 1, 128, 255, 7])
@@ -236,7 +235,7 @@ def test_balances_are_those_of_a_plain_ledger(
     state = ReadState(ACCOUNTS, N)
     ledger: dict[int, int] = {0: 0}
     for moves in batches:
-        batch = Batch()
+        batch = Rows()
         for source, target, amount in moves:
             low, high = ledger.get(source, 0) - amount, ledger.get(target, 0) + amount
             possible = low >= -(2**63) and high < 2**63 and (source == 0 or low >= 0)
@@ -260,9 +259,9 @@ def test_balances_are_those_of_a_plain_ledger(
 @pytest.mark.parametrize("first_id", [0, 2, 4, 2**64 - 1])
 def test_only_the_next_transaction_is_applied(first_id: int) -> None:
     state = ReadState(ACCOUNTS, N)
-    apply(state, Batch().deposit(1, 5).deposit(1, 5))
+    apply(state, Rows().deposit(1, 5).deposit(1, 5))
     with pytest.raises(ReplayError) as caught:
-        state.apply(first_id, *Batch().deposit(1, 5).arrays())
+        state.apply(Rows().deposit(1, 5).batch(first_id))
     assert caught.value.transaction_id == first_id
     assert state.get_balances(u64(1)).tolist() == [10]
 
@@ -274,9 +273,9 @@ def test_only_the_next_transaction_is_applied(first_id: int) -> None:
 def test_a_duplicate_is_linked_within_the_window_only(tx_id: int, first: int) -> None:
     state = ReadState(ACCOUNTS, N)
     while state.index < tx_id - 1:
-        apply(state, Batch().deposit(1, 1))
+        apply(state, Rows().deposit(1, 1))
     with pytest.raises(ReplayError) as caught:
-        apply(state, Batch().duplicate(first))
+        apply(state, Rows().duplicate(first))
     assert caught.value.transaction_id == tx_id
 
 
@@ -284,15 +283,15 @@ def test_a_duplicate_is_linked_within_the_window_only(tx_id: int, first: int) ->
 def test_a_duplicate_reaches_back_to_the_generation_before(tx_id: int, first: int) -> None:
     state = ReadState(ACCOUNTS, N)
     while state.index < tx_id - 1:
-        apply(state, Batch().deposit(1, 1))
-    apply(state, Batch().duplicate(first))
+        apply(state, Rows().deposit(1, 1))
+    apply(state, Rows().duplicate(first))
     assert state.get_statuses(u64(tx_id))["duplicate_of"].tolist() == [first]
 
 
 @pytest.mark.parametrize("links", [[], [1, 1]])
 def test_links_belong_to_the_duplicates(links: list[int]) -> None:
     state = ReadState(ACCOUNTS, N)
-    batch = Batch().deposit(1, 1).duplicate(1)
+    batch = Rows().deposit(1, 1).duplicate(1)
     batch.links = links
     with pytest.raises(ReplayError, match="links"):
         apply(state, batch)
@@ -301,13 +300,13 @@ def test_links_belong_to_the_duplicates(links: list[int]) -> None:
 @pytest.mark.parametrize(
     "batch",
     [
-        Batch().deposit(1, 1).deposit(ACCOUNTS, 1),
-        Batch().deposit(1, 1).transfer(2, 1, 1),
-        Batch().deposit(1, 2**63 - 1).deposit(1, 1),
-        Batch().deposit(1, 1).function((1, 1)),
+        Rows().deposit(1, 1).deposit(ACCOUNTS, 1),
+        Rows().deposit(1, 1).transfer(2, 1, 1),
+        Rows().deposit(1, 2**63 - 1).deposit(1, 1),
+        Rows().deposit(1, 1).function((1, 1)),
     ],
 )
-def test_what_cannot_have_been_executed_ends_the_state(batch: Batch) -> None:
+def test_what_cannot_have_been_executed_ends_the_state(batch: Rows) -> None:
     state = ReadState(ACCOUNTS, N)
     with pytest.raises(ReplayError) as caught:
         apply(state, batch)
@@ -315,26 +314,17 @@ def test_what_cannot_have_been_executed_ends_the_state(batch: Batch) -> None:
     assert state.index == 0
     # A part of the batch may have been applied: nothing may be built on it.
     with pytest.raises(ReplayError):
-        apply(state, Batch().deposit(1, 1))
+        apply(state, Rows().deposit(1, 1))
     with pytest.raises(ReplayError):
         state.freeze()
 
 
-def test_a_copy_in_steps_answers_reads_in_between_and_applies_nothing() -> None:
+def test_a_copy_stays_as_it_was_when_the_state_goes_on() -> None:
     state = ReadState(ACCOUNTS, N)
-    apply(state, Batch().deposit(1, 5).deposit(5000, 6).deposit(ACCOUNTS - 1, 7))
-    freezing = state.begin_freeze()
-    assert freezing.last_tx_id == 3
-    for _ in range(2):
-        assert not freezing.step(1)
-        assert state.get_balances(u64(5000)).tolist() == [6]
-        with pytest.raises(ValueError, match="finish the copy"):
-            apply(state, Batch().deposit(1, 1))
-        with pytest.raises(ValueError, match="not copied yet"):
-            freezing.result()
-    assert freezing.step(1)
-    apply(state, Batch().deposit(1, 1))
-    frozen = freezing.result()
+    apply(state, Rows().deposit(1, 5).deposit(5000, 6).deposit(ACCOUNTS - 1, 7))
+    frozen = state.freeze()
+    apply(state, Rows().deposit(1, 1).deposit(9000, 2))
+    assert state.get_balances(u64(1, 9000)).tolist() == [6, 2]
     assert frozen.chunks.tolist() == [0, 1, 3]
     assert frozen.balances[:, [0, 1, 6, 5000 - 4096]].tolist() == [
         [-18, 5, 0, 0],
@@ -346,8 +336,8 @@ def test_a_copy_in_steps_answers_reads_in_between_and_applies_nothing() -> None:
 def test_the_state_goes_on_from_its_snapshot(tmp_path: Path) -> None:
     state = ReadState(ACCOUNTS, N)
     for amount in range(1, N - 1):
-        apply(state, Batch().deposit(amount * 1000, amount))
-    apply(state, Batch().registered("fee", 1, 5).registered("split", 1, 6))
+        apply(state, Rows().deposit(amount * 1000, amount))
+    apply(state, Rows().registered("fee", 1, 5).registered("split", 1, 6))
     fields = SnapshotFields(1, 1, N, 1, 1)
     write_frozen(Storage(), tmp_path, fields, state.freeze())
     snapshot, _ = load_latest_snapshot(
@@ -362,7 +352,7 @@ def test_the_state_goes_on_from_its_snapshot(tmp_path: Path) -> None:
     assert (again.index, again.oldest_status) == (N, N + 1)
     assert again.functions == state.functions
     for each in (state, again):
-        apply(each, Batch().transfer(6000, 12_000, 3).duplicate(1).registered("fee", 2, 0))
+        apply(each, Rows().transfer(6000, 12_000, 3).duplicate(1).registered("fee", 2, 0))
     assert again.functions == state.functions
     assert again.functions is not state.functions
     assert len(again.functions) == 3
@@ -380,11 +370,11 @@ class Logged:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.expected: dict[int, tuple[int, int, int]] = {}
-        self.batches: list[tuple[int, Batch]] = []
+        self.batches: list[tuple[int, Rows]] = []
         log = Log.open(folder, Storage(), N, 5)
         first = 1
         for size in (3, 1, 6, 7, 2, 9, 1, 4, 5):
-            batch = Batch()
+            batch = Rows()
             for tx_id in range(first, first + size):
                 if tx_id % 5 == 0:
                     batch.duplicate(tx_id - 3)
@@ -395,7 +385,7 @@ class Logged:
                 else:
                     batch.deposit(1, 1)
                     self.expected[tx_id] = (Stage.ON_SNAPSHOT, 0, 0)
-            log.append(LogBatch(1, first, first, 0, 0, *batch.arrays()), 0)
+            log.append(batch.batch(first), 0)
             self.batches.append((first, batch))
             first += size
         log.close()
@@ -464,7 +454,8 @@ def test_a_large_limit_takes_memory_only_for_what_is_used() -> None:
     program = """
 from pathlib import Path
 import numpy as np
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE
+from tallybus.common.batch import Batch
+from tallybus.common.record import RECORD_DTYPE
 from tallybus.services.snapshotter.read_state import ReadState
 
 def resident():
@@ -474,8 +465,7 @@ def apply(state, accounts):
     records = np.zeros(len(accounts), RECORD_DTYPE)
     records["kind"], records["entry_count"], records["amount"] = 1, 2, 5
     records["account"] = accounts
-    nothing = [np.empty(0, dtype) for dtype in (np.uint64, np.int64, ENTRY_DTYPE)]
-    state.apply(state.index + 1, records, *nothing)
+    state.apply(Batch(state.index + 1, records))
 
 apply(ReadState(1000, 1000), np.arange(1, 1000))
 start = resident()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tallybus.common.buffers import Buffer
 from tallybus.common.files import Storage, StorageError
 from tallybus.common.snapshot.balances import (
     FrozenBalances,
@@ -16,7 +17,6 @@ from tallybus.common.snapshot.balances import (
     list_snapshots,
     load_latest_snapshot,
 )
-from tallybus.common.wal.block import Buffer
 from tallybus.services.snapshotter.snapshot_writer import SnapshotWriter
 
 DEADLINE = 30.0
@@ -62,7 +62,8 @@ def test_closing_writes_what_was_taken(tmp_path: Path) -> None:
     writer.close(DEADLINE)
     assert writer.error is None
     assert not writer.busy
-    assert writer.last_segment == 1
+    assert writer.last is not None
+    assert writer.last.segment == 1
     snapshot, rejected = load_latest_snapshot(
         tmp_path, cluster_id=1, transactions_per_segment=10, max_accounts=10_000, durable_index=10
     )
@@ -84,7 +85,8 @@ def test_at_most_one_job_waits(tmp_path: Path) -> None:
         storage.go_on.release()
     writer.close(DEADLINE)
     assert segments(tmp_path) == ["000002", "000001"]
-    assert writer.last_segment == 2
+    assert writer.last is not None
+    assert writer.last.segment == 2
 
 
 def test_old_snapshots_go_when_new_ones_are_durable(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_storage_error_is_final(tmp_path: Path) -> None:
     writer.close(DEADLINE)
     assert isinstance(writer.error, StorageError)
     assert not writer.busy
-    assert writer.last_segment == 0
+    assert writer.last is None
     assert storage.calls == 1
     with pytest.raises(StorageError):
         writer.offer(*job(2))

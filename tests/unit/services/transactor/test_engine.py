@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tallybus.common.record import FAILURE_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.snapshot.balances import sum_of_balances
 from tallybus.common.wal.replay import (
     apply_entries,
     record_words,
@@ -14,7 +15,7 @@ from tallybus.common.wal.replay import (
 from tallybus.services.transactor import kernel
 from tallybus.services.transactor.engine import Engine, EngineOrderError
 from tallybus.services.transactor.window import DuplicateWindow, table_slots
-from tests.support.engine_runs import outcomes, run
+from tests.support.engine_runs import outcomes, parts, reference_count, run
 from tests.support.oracle import (
     Operation,
     Oracle,
@@ -31,10 +32,10 @@ ANY = 2**64 - 1
 
 def statuses(engine: Engine, *operations: Operation) -> list[int]:
     executed = run(engine, *operations)
-    result = [int(status) for status in executed.records["status"]]
+    result = [int(status) for status in executed.batch.records["status"]]
     sparse = {int(row["offset"]): int(row["status"]) for row in executed.failures}
     assert sparse == {i: status for i, status in enumerate(result) if status}
-    assert engine.sum_of_balances() == 0
+    assert sum_of_balances(engine.balances) == 0
     return result
 
 
@@ -45,9 +46,9 @@ def engine() -> Engine:
 
 def test_deposit_debits_the_account_and_credits_the_system(engine: Engine) -> None:
     executed = run(engine, deposit(3, 100))
-    assert executed.records[0]["status"] == Status.NONE
-    assert executed.records[0]["entry_count"] == 2
-    assert len(executed.failures) == len(executed.links) == 0
+    assert executed.batch.records[0]["status"] == Status.NONE
+    assert executed.batch.records[0]["entry_count"] == 2
+    assert len(executed.failures) == len(executed.batch.links) == 0
     assert engine.balances[3] == 100
     assert engine.balances[0] == -100
     assert engine.next_id == 2
@@ -60,8 +61,8 @@ def test_withdrawal_and_transfer_move_the_amount(engine: Engine) -> None:
 
 def test_a_failure_moves_nothing_and_has_no_entries(engine: Engine) -> None:
     executed = run(engine, transfer(1, 2, 1))
-    assert executed.records[0]["status"] == Status.INSUFFICIENT_FUNDS
-    assert executed.records[0]["entry_count"] == 0
+    assert executed.batch.records[0]["status"] == Status.INSUFFICIENT_FUNDS
+    assert executed.batch.records[0]["entry_count"] == 0
     assert not engine.balances.any()
 
 
@@ -110,8 +111,8 @@ def test_a_deposit_does_not_look_at_the_counterparty(engine: Engine) -> None:
 
 def test_self_transfer_succeeds_and_moves_nothing(engine: Engine) -> None:
     executed = run(engine, transfer(4, 4, 10), deposit(0, 10), withdrawal(0, LARGEST))
-    assert executed.records["status"].tolist() == [0, 0, 0]
-    assert executed.records["entry_count"].tolist() == [0, 0, 0]
+    assert executed.batch.records["status"].tolist() == [0, 0, 0]
+    assert executed.batch.records["entry_count"].tolist() == [0, 0, 0]
     assert not engine.balances.any()
 
 
@@ -153,29 +154,33 @@ def test_the_output_is_the_input_with_its_outcome(engine: Engine) -> None:
     before = records.tobytes()
     executed = engine.execute(records, 1)
     assert records.tobytes() == before
-    assert executed.records["status"].tolist() == [0, Status.DUPLICATE, Status.INVALID_OPERATION]
-    assert executed.records["entry_count"].tolist() == [2, 0, 0]
-    assert executed.records["reason"].tolist() == [0, 0, 0]
-    assert executed.records["function"].tolist() == [0, 0, 0]
+    assert executed.batch.records["status"].tolist() == [
+        0,
+        Status.DUPLICATE,
+        Status.INVALID_OPERATION,
+    ]
+    assert executed.batch.records["entry_count"].tolist() == [2, 0, 0]
+    assert executed.batch.records["reason"].tolist() == [0, 0, 0]
+    assert executed.batch.records["function"].tolist() == [0, 0, 0]
     for name in ("kind", "user_ref", "account", "counterparty", "amount"):
-        assert (executed.records[name] == records[name]).all()
+        assert (executed.batch.records[name] == records[name]).all()
 
 
 def test_read_only_and_unaligned_input_is_taken(engine: Engine) -> None:
     raw = b"123" + to_records([deposit(1, 5), transfer(1, 2, 2)]).tobytes()
     executed = engine.execute(np.frombuffer(raw, RECORD_DTYPE, 2, 3), 1)
-    assert executed.records["status"].tolist() == [0, 0]
-    assert executed.records.flags.writeable
+    assert executed.batch.records["status"].tolist() == [0, 0]
+    assert executed.batch.records.flags.writeable
     assert engine.balances[1:3].tolist() == [3, 2]
 
 
 def test_results_of_a_batch_outlive_the_next_one(engine: Engine) -> None:
     one = run(engine, withdrawal(1, 1), deposit(1, 1, 5), deposit(1, 1, 5))
-    copies = (one.records.copy(), one.failures.copy(), one.links.copy())
+    copies = (one.batch.records.copy(), one.failures.copy(), one.batch.links.copy())
     run(engine, deposit(1, 9, 6), deposit(1, 9, 6), deposit(1, 9, 6))
-    assert (one.records == copies[0]).all()
+    assert (one.batch.records == copies[0]).all()
     assert (one.failures == copies[1]).all()
-    assert (one.links == copies[2]).all()
+    assert (one.batch.links == copies[2]).all()
     assert one.failures.dtype == FAILURE_DTYPE
 
 
@@ -189,7 +194,7 @@ def test_a_duplicate_is_linked_to_the_first(engine: Engine) -> None:
         Outcome(3, Status.DUPLICATE, 1, 0),
         Outcome(4, 0),
     ]
-    assert executed.links.tolist() == [1, 1]
+    assert executed.batch.links.tolist() == [1, 1]
     assert engine.balances[:3].tolist() == [-10, 10, 0]
 
 
@@ -209,13 +214,13 @@ def test_failed_transactions_use_their_reference_up(engine: Engine) -> None:
         (3, Status.ACCOUNT_LIMIT_EXCEEDED),
         (4, Status.INVALID_OPERATION),
     ]
-    assert again.links.tolist() == [1, 2, 3, 4]
+    assert again.batch.links.tolist() == [1, 2, 3, 4]
     assert not engine.balances.any()
 
 
 def test_no_reference_is_never_a_duplicate(engine: Engine) -> None:
     assert statuses(engine, *[deposit(1, 5)] * 4) == [0, 0, 0, 0]
-    assert engine.window.ref_count == 0
+    assert reference_count(engine) == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])
@@ -308,7 +313,7 @@ def test_results_do_not_depend_on_the_seed() -> None:
     results = set()
     for seed in (0, 1, 2**64 - 1, 0x0123456789ABCDEF):
         executed = Engine(10, 700, seed).execute(records, 1)
-        results.add(tuple(array.tobytes() for array in executed))
+        results.add((*parts(executed.batch), executed.failures.tobytes()))
     assert len(results) == 1
 
 
@@ -332,7 +337,8 @@ def test_many_random_operations_agree_with_the_oracle() -> None:
 
 def test_an_empty_batch_changes_nothing(engine: Engine) -> None:
     executed = engine.execute(np.zeros(0, RECORD_DTYPE), 1)
-    assert [len(array) for array in executed] == [0, 0, 0, 0, 0]
+    assert parts(executed.batch) == (b"", b"", b"", b"")
+    assert len(executed.failures) == 0
     assert engine.next_id == 1
 
 
@@ -390,7 +396,7 @@ def test_a_large_limit_takes_no_memory_until_used() -> None:
 
 
 def statuses_without_sum(engine: Engine, *operations: Operation) -> list[int]:
-    return [int(status) for status in run(engine, *operations).records["status"]]
+    return [int(status) for status in run(engine, *operations).batch.records["status"]]
 
 
 def test_random_bytes_are_executed_without_harm() -> None:

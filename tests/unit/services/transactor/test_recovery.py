@@ -1,5 +1,6 @@
 """Outcomes that a starting transactor makes again from the log, however its blocks come."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tallybus.services.transactor import recovery
 from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.recovery import recover_engine
-from tallybus.services.wal.log import Log, LogBatch
+from tallybus.services.wal.log import Log
 
 SEGMENT = 3_000
 ACCOUNTS = 100
@@ -45,16 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gateway = int(random_.choice([11, 12]))
         requests[gateway] += 1
         log.append(
-            LogBatch(
+            replace(
+                done.batch,
                 term=1,
-                first_id=log.next_id,
                 timestamp_ns=log.next_id,
                 gateway=gateway,
                 request=requests[gateway],
-                records=done.records,
-                links=done.links,
-                params=np.empty(0, np.int64),
-                entries=b"",
             ),
             log.next_id - 1,
         )

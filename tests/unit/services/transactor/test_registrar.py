@@ -23,9 +23,8 @@ from tallybus.common.bus.messages import (
     Prepared,
     Sequenced,
 )
-from tallybus.common.functions.registry import FunctionRegistry, FunctionVersion, registrations_in
+from tallybus.common.functions.registry import FunctionVersion, registrations
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Reason, Status
-from tallybus.common.wal.batch import make_payload
 from tallybus.services.transactor import core as module
 from tallybus.services.transactor.core import TransactorCore
 from tallybus.services.transactor.engine import Engine
@@ -33,7 +32,8 @@ from tallybus.services.transactor.functions.codefiles import CodeFiles, identity
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.registrar import Registrar
 from tests.support.compilers import InProcess, one_for_all
-from tests.unit.services.transactor.test_core import (
+from tests.support.registries import registry_of
+from tests.unit.services.transactor.rig import (
     GATEWAY,
     HEARTBEAT,
     ME,
@@ -141,9 +141,7 @@ def rig() -> Rig:
 def test_a_registration_goes_to_the_log_with_its_binary(rig: Rig) -> None:
     (executed,) = rig.send(rig.registration("move", MOVE))
     assert bytes(executed.binary) == MOVE
-    records = np.frombuffer(executed.records, RECORD_DTYPE)
-    params = np.frombuffer(executed.extras, "<i8")
-    assert registrations_in(1, records, params) == [FunctionVersion("move", 1, crc32c(MOVE), 1)]
+    assert registrations(executed.batch()) == [FunctionVersion("move", 1, crc32c(MOVE), 1)]
     assert rig.registrar.registry.live("move") == FunctionVersion("move", 1, crc32c(MOVE), 1)
 
 
@@ -194,11 +192,11 @@ def test_a_batch_that_became_large_goes_to_the_log_in_pieces(
     for piece in pieces:
         assert piece.first == following
         following += piece.count
-        words = piece.params * 8
-        payload = make_payload(piece.records, b"", piece.extras[:words], piece.extras[words:])
-        assert len(payload.entries) == 200 * piece.count
-        assert payload.entries["amount"].sum() == 0
-        assert payload.byte_length <= 20_000
+        batch = piece.batch()
+        batch.check()
+        assert len(batch.entries) == 200 * piece.count
+        assert batch.entries["amount"].sum() == 0
+        assert batch.byte_length <= 20_000
     assert following == 22
     (told,) = results_of(rig.core)
     assert (told.first, told.count) == (2, 20)
@@ -252,7 +250,7 @@ def test_functions_are_as_before_after_a_restart(rig: Rig) -> None:
     rig.send(rig.registration("move", MOVE))
     rig.send(rig.registration("many", MANY))
     again = Rig()
-    again.registrar.restore(FunctionRegistry(rig.registrar.registry.versions()), {1: MOVE, 2: MANY})
+    again.registrar.restore(registry_of(rig.registrar.registry.versions()), {1: MOVE, 2: MANY})
     (executed,) = again.send(again.calls(rows((1, 2, 5)), ["move"]))
     assert np.frombuffer(executed.records, RECORD_DTYPE)["account"][0] == 1
     entries = np.frombuffer(executed.extras, ENTRY_DTYPE, executed.entries, executed.params * 8)
@@ -264,7 +262,7 @@ def test_a_registered_function_that_cannot_run_here_stops_nothing(rig: Rig) -> N
         FunctionVersion("move", 1, crc32c(MOVE), 1),
         FunctionVersion("broken", 1, crc32c(b"\0asm"), 2),
     ]
-    unusable = rig.registrar.restore(FunctionRegistry(versions), {1: MOVE, 2: b"\0asm"})
+    unusable = rig.registrar.restore(registry_of(versions), {1: MOVE, 2: b"\0asm"})
     ((version, reason),) = unusable
     assert version == versions[1]
     assert "version of the binary format" in reason
@@ -282,7 +280,7 @@ def test_a_registered_function_that_cannot_run_here_stops_nothing(rig: Rig) -> N
 def test_what_cannot_run_can_be_replaced_and_unregistered(rig: Rig) -> None:
     rig.send(rig.calls(rows((), ()), ["nobody"]))
     versions = [FunctionVersion(name, 1, crc32c(b"\0asm"), n + 1) for n, name in enumerate("ab")]
-    rig.registrar.restore(FunctionRegistry(versions), {1: b"\0asm", 2: b"\0asm"})
+    rig.registrar.restore(registry_of(versions), {1: b"\0asm", 2: b"\0asm"})
     (executed,) = rig.send(rig.registration("a", MOVE, override=True))
     assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
     (executed,) = rig.send(rig.registration("b", b""))
@@ -296,7 +294,7 @@ def test_what_cannot_run_can_be_replaced_and_unregistered(rig: Rig) -> None:
 def test_limits_that_were_lowered_take_no_function_away() -> None:
     lower = Rig(FunctionLimits(max_functions=1, compile_total_seconds=0, binaries_bytes=1))
     versions = [FunctionVersion(f"f{n}", 1, crc32c(MOVE), n) for n in (1, 2, 3)]
-    assert lower.registrar.restore(FunctionRegistry(versions), dict.fromkeys((1, 2, 3), MOVE)) == []
+    assert lower.registrar.restore(registry_of(versions), dict.fromkeys((1, 2, 3), MOVE)) == []
     for name in ("f1", "f2", "f3"):
         (executed,) = lower.send(lower.calls(rows((1, 2, 5)), [name]))
         assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE
@@ -342,7 +340,7 @@ def test_a_restart_compiles_each_module_once_and_tells_how_far_it_is(rig: Rig) -
     versions = [FunctionVersion(f"f{n}", 1, crc32c(MOVE), n) for n in range(1, 6)]
     told: list[tuple[int, int]] = []
     rig.registrar.restore(
-        FunctionRegistry(versions),
+        registry_of(versions),
         {version.transaction_id: MOVE for version in versions},
         lambda done, total: told.append((done, total)),
     )
@@ -362,7 +360,7 @@ def test_a_start_that_has_to_wait_for_the_compiler_goes_on_telling(rig: Rig) -> 
             rig.compiler.may_go_on.set()
 
     versions = [FunctionVersion("move", 1, crc32c(MOVE), 1)]
-    assert rig.registrar.restore(FunctionRegistry(versions), {1: MOVE}, begins) == []
+    assert rig.registrar.restore(registry_of(versions), {1: MOVE}, begins) == []
     assert told >= 5
     assert min(rig.compiler.allowances) > 0
 
@@ -374,9 +372,7 @@ def test_a_restart_with_kept_code_compiles_nothing(tmp_path: Path) -> None:
     first.send(first.registration("many", MANY))
     assert len(first.compiler.compiled) == 2
     second = Rig(files=files)
-    second.registrar.restore(
-        FunctionRegistry(first.registrar.registry.versions()), {1: MOVE, 2: MANY}
-    )
+    second.registrar.restore(registry_of(first.registrar.registry.versions()), {1: MOVE, 2: MANY})
     assert second.compiler.compiled == []
     (executed,) = second.send(second.calls(rows((1, 2, 5)), ["move"]))
     assert np.frombuffer(executed.records, RECORD_DTYPE)["status"][0] == Status.NONE

@@ -51,7 +51,7 @@ class Notes:
 
     def __call__(self) -> None:
         assert self.committer is not None
-        self.seen.append(self.committer.durable)
+        self.seen.append(self.committer.durable_index)
         self._arrived.release()
 
     def wait(self) -> None:
@@ -80,14 +80,14 @@ def test_what_is_written_during_a_sync_waits_for_the_next(held: HeldLog) -> None
     assert held.began.acquire(timeout=WAIT)
     held.write(2)
     held.write(3)
-    assert committer.durable == 0
+    assert committer.durable_index == 0
     held.may_end.release()
     notes.wait()
     assert held.began.acquire(timeout=WAIT)
-    assert committer.durable == 1
+    assert committer.durable_index == 1
     held.may_end.release()
     notes.wait()
-    assert committer.durable == 3
+    assert committer.durable_index == 3
     held.may_end.release()
     committer.close()
     assert notes.seen == [1, 3]
@@ -100,7 +100,7 @@ def test_a_marker_is_synced_without_an_advance(held: HeldLog) -> None:
     assert held.began.acquire(timeout=WAIT)
     held.may_end.release()
     committer.close()
-    assert (held.syncs, notes.seen, committer.durable) == (1, [], 0)
+    assert (held.syncs, notes.seen, committer.durable_index) == (1, [], 0)
 
 
 def test_closing_syncs_what_is_written(held: HeldLog) -> None:
@@ -110,7 +110,7 @@ def test_closing_syncs_what_is_written(held: HeldLog) -> None:
     held.may_end.release()
     committer.start()
     committer.close()
-    assert committer.durable == 5
+    assert committer.durable_index == 5
     assert held.on_written is None
 
 
@@ -118,7 +118,7 @@ def test_closing_before_the_start_is_harmless(held: HeldLog) -> None:
     committer = Committer(held, lambda: None)
     held.write(1)
     committer.close()
-    assert committer.durable == 0
+    assert committer.durable_index == 0
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_first_error_is_the_last_thing_it_does(held: HeldLog, error: Excepti
     held.may_end.release()
     committer.close()
     assert committer.failure is error
-    assert committer.durable == 1
+    assert committer.durable_index == 1
     assert held.syncs == 2, "never tried again"
     assert notes.seen == [1, 1], "told once of the advance, once of the failure"
 
@@ -161,10 +161,10 @@ def test_durable_is_on_disk_at_every_moment_over_rotations() -> None:
     log = Log.open(FOLDER, disk, 7, CLUSTER)
     committer, notes = started(log)
     for size in (1, 3, 10, 2, 20, 1, 5) * 5:
-        log.append(sample_batch(log.next_id, size), committer.durable)
+        log.append(sample_batch(log.next_id, size), committer.durable_index)
     committer.close()
     assert committer.failure is None
-    assert committer.durable == log.next_id - 1 == 210
+    assert committer.durable_index == log.next_id - 1 == 210
     assert notes.seen == sorted(set(notes.seen))
     assert_log_holds(disk.after_crash("synced"), 210, 7)
 
@@ -179,7 +179,7 @@ class Checking(MemoryStorage):
 
     def _sys_fdatasync(self, descriptor: int) -> None:
         if self.committer is not None:
-            durable = self.committer.durable
+            durable = self.committer.durable_index
             reopened = Log.open(FOLDER, self.after_crash("synced"), 5, CLUSTER)
             assert reopened.next_id > durable
         super()._sys_fdatasync(descriptor)
@@ -191,10 +191,10 @@ def test_a_rotation_between_reading_the_index_and_syncing_loses_nothing() -> Non
     committer, _ = started(log)
     disk.committer = committer
     for _ in range(60):
-        log.append(sample_batch(log.next_id, 2), committer.durable)
+        log.append(sample_batch(log.next_id, 2), committer.durable_index)
     committer.close()
     assert committer.failure is None
-    assert committer.durable == 120
+    assert committer.durable_index == 120
 
 
 class HeldSync(MemoryStorage):
@@ -275,12 +275,12 @@ def test_a_failure_of_either_side_stops_both(operation: str) -> None:
 
     def append_until_it_fails() -> None:
         for _ in range(100):
-            log.append(sample_batch(log.next_id, 4), committer.durable)
+            log.append(sample_batch(log.next_id, 4), committer.durable_index)
 
     with pytest.raises(StorageError):
         append_until_it_fails()
     committer.close()
-    durable = committer.durable
+    durable = committer.durable_index
     assert log.failure is not None
     log.abandon()
     reopened = Log.open(FOLDER, disk, 10, CLUSTER)

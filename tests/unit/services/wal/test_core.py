@@ -8,6 +8,7 @@ import pytest
 from tallybus.common.buffers import as_buffer
 from tallybus.common.bus.messages import Executed, Hello, Message, Refused, StageStatus, Welcome
 from tallybus.common.record import RECORD_DTYPE
+from tallybus.common.service.core import Channel, Source
 from tallybus.services.wal.core import FOLLOWER_GRACE_NS, FOLLOWER_HEARTBEATS, WalCore
 
 ME = 100
@@ -41,11 +42,12 @@ def executed(
 def write(core: WalCore, first: int, count: int = 1, **more: int) -> int | None:
     """What the shell does with a message."""
     message = executed(first, count, **more)
-    skip = core.accept(message)
-    if skip is not None:
-        records = bytes(message.records)[skip * 40 :]
-        core.written(replace(message, first=first + skip, count=count - skip, records=records))
-    return skip
+    core.on_message(Source(Channel.DATA), message, 0)
+    if not core.due:
+        return None
+    (due,) = core.due
+    core.written()
+    return due.batch.first_id - first
 
 
 def follower(next_id: int, *, life: int = SNAPSHOTTER, gap: bool = False) -> StageStatus:
@@ -72,7 +74,7 @@ def replied(core: WalCore) -> list[Message]:
 def test_nothing_is_taken_before_a_hello() -> None:
     core = make()
     assert not core.wants_input()
-    assert core.accept(executed(8)) is None
+    assert write(core, 8) is None
     assert core.status().next == 8
 
 
@@ -94,7 +96,6 @@ def test_a_new_transactor_fences_the_one_before_it() -> None:
     assert isinstance(message, Welcome)
     assert message.next == 2, "what was written counts, durable or not"
     assert write(core, 2) is None
-    assert core.stale == 1
     assert write(core, 2, transactor=201) == 0
     core.on_hello(PEER, Hello("transactor", TRANSACTOR))
     assert [type(m) for m in replied(core)] == [Refused]
@@ -199,12 +200,12 @@ def test_the_commit_index_moves_with_the_sync_alone() -> None:
     write(core, 4, 2)
     assert (core.status().index, core.status().durable) == (0, 0)
     assert core.next_data() is None, "the snapshotter applies durable transactions only"
-    core.synced(4)
+    core.on_durable(4)
     assert core.status().durable == 4
     assert [m.first for m in taken(core)] == [1], "a batch is handed on whole"
-    core.synced(3)
+    core.on_durable(3)
     assert core.status().durable == 4
-    core.synced(5)
+    core.on_durable(5)
     assert [(m.first, m.count) for m in taken(core)] == [(4, 2)]
 
 
@@ -213,7 +214,7 @@ def test_the_snapshotter_takes_from_the_log_whoever_filled_it() -> None:
     write(core, 1)
     core.on_hello(b"new", Hello("transactor", 201))
     write(core, 2, transactor=201)
-    core.synced(2)
+    core.on_durable(2)
     assert [m.incarnation for m in taken(core)] == [ME, ME]
 
 
@@ -235,7 +236,7 @@ def test_unsynced_transactions_are_bounded() -> None:
     assert not core.wants_input()
     assert core.status().full
     assert core.status().retained == 8
-    core.synced(8)
+    core.on_durable(8)
     core.on_status(follower(9), 0)
     assert core.wants_input()
 
@@ -247,7 +248,7 @@ def test_a_snapshotter_that_is_away_does_not_hold_commits_back() -> None:
     core = running(capacity=3)
     for first in range(1, 30):
         assert write(core, first) == 0
-        core.synced(first)
+        core.on_durable(first)
         core.tick(first * FOLLOWER_GRACE_NS * 2)
         assert core.wants_input()
     assert core.status().retained <= 3
@@ -257,7 +258,7 @@ def test_a_snapshotter_that_is_slow_is_waited_for_a_while() -> None:
     core = running(capacity=3)
     core.on_status(follower(1), 0)
     write(core, 1, 3)
-    core.synced(3)
+    core.on_durable(3)
     assert len(taken(core)) == 1
     for now_ns in range(0, FOLLOWER_GRACE_NS, HEARTBEAT):
         core.on_status(follower(1), now_ns)
@@ -271,14 +272,14 @@ def test_a_snapshotter_that_dies_is_waited_for_no_longer_than_its_heartbeats() -
     core = running(capacity=3)
     core.on_status(follower(1), 0)
     write(core, 1, 3)
-    core.synced(3)
+    core.on_durable(3)
     silence = FOLLOWER_HEARTBEATS * HEARTBEAT
     core.tick(silence)
     assert not core.wants_input()
     core.tick(silence + 1)
     assert core.wants_input()
     write(core, 4, 3)
-    core.synced(6)
+    core.on_durable(6)
     core.tick(silence + 2)
     assert core.wants_input(), "not once more for each that follows"
 
@@ -286,10 +287,10 @@ def test_a_snapshotter_that_dies_is_waited_for_no_longer_than_its_heartbeats() -
 def test_one_that_reads_the_files_is_not_waited_for() -> None:
     core = running(capacity=3)
     write(core, 1, 3)
-    core.synced(3)
+    core.on_durable(3)
     core.tick(FOLLOWER_GRACE_NS + 1)
     write(core, 4, 3)
-    core.synced(6)
+    core.on_durable(6)
     core.on_status(follower(1), FOLLOWER_GRACE_NS + 2)
     core.tick(FOLLOWER_GRACE_NS + 3)
     assert core.wants_input()
@@ -300,7 +301,7 @@ def test_a_restarted_snapshotter_is_sent_what_is_still_here() -> None:
     core.on_status(follower(1), 0)
     for first in (1, 2, 3):
         write(core, first)
-    core.synced(3)
+    core.on_durable(3)
     assert len(taken(core)) == 3
     core.on_status(follower(3), 0)
     core.on_status(follower(1, life=301), 0)
@@ -313,9 +314,9 @@ def test_one_that_read_ahead_of_the_stream_is_no_error() -> None:
     core = running()
     write(core, 1, 2)
     write(core, 3, 2)
-    core.synced(3)
+    core.on_durable(3)
     core.on_status(follower(4), 0)
-    core.synced(4)
+    core.on_durable(4)
     core.on_status(follower(5), 0)
     assert core.status().retained == 0
     assert taken(core) == []
@@ -326,7 +327,7 @@ def test_statuses_of_others_are_ignored() -> None:
     for stage in ("transactor", "sequencer", "wal", ""):
         core.on_status(replace(follower(50), stage=stage), 0)
     write(core, 1)
-    core.synced(1)
+    core.on_durable(1)
     assert [m.first for m in taken(core)] == [1]
 
 
@@ -336,6 +337,6 @@ def test_a_new_commit_index_is_told_at_once(durable: int) -> None:
     write(core, 1, 5)
     core.tick(0)
     core.broadcasts.clear()
-    core.synced(durable)
+    core.on_durable(durable)
     core.tick(1)
     assert [m.durable for _, m in core.broadcasts if isinstance(m, StageStatus)] == [durable]

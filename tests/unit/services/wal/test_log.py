@@ -3,18 +3,20 @@
 import errno
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tallybus.common.batch import Batch, InvalidBatch
 from tallybus.common.files import LockHeld, Storage, StorageError
 from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
-from tallybus.common.wal.batch import InvalidPayload
 from tallybus.common.wal.block import HEADER_FIELDS, Chain
 from tallybus.common.wal.check import check_log
 from tallybus.common.wal.reader import ACTIVE_NAME, closed_path
-from tallybus.services.wal.log import AppendRefused, Log, LogBatch, check_append
+from tallybus.services.wal.log import AppendRefused, Log, check_append
+from tests.support.batches import batch_of
 from tests.support.faulty_storage import Fault, FaultyStorage, MemoryStorage
 from tests.support.folders import DOCS
 from tests.support.log_samples import (
@@ -56,9 +58,12 @@ def test_each_batch_becomes_one_block() -> None:
     assert [h.term for h in headers] == [0, 1, 4, 5]
     assert headers[-1].timestamp_ns == 1_700_000_000_000_000_005
     assert log.term == 5
-    assert log.last_crc == headers[-1].header_crc
     assert log.written.last_id == 24
     assert log.written.position == headers[-1].end - 128
+    log.append(sample_batch(25, 1, term=25), durable_index=24)
+    *before, last = headers_of(disk.contents()[FOLDER / ACTIVE_NAME], 1, 100)
+    assert before == headers
+    assert last.previous_crc == headers[-1].header_crc, "the chain goes on"
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 10])
@@ -105,9 +110,9 @@ def test_marker_carries_a_newer_durable_index_once() -> None:
     assert not log.write_marker(2)
     headers = headers_of(disk.contents()[FOLDER / ACTIVE_NAME], 1, 10)
     assert [(h.record_count, h.durable_index) for h in headers] == [(0, 0), (4, 0), (0, 4)]
-    assert log.certified_index == 4
+    assert log.durable_index == 4
     log.append(sample_batch(5, 1), 3)
-    assert log.certified_index == 4
+    assert log.durable_index == 4
 
 
 def test_a_marker_keeps_a_higher_term_before_any_batch_of_it() -> None:
@@ -129,7 +134,7 @@ def test_gateways_are_known_again_after_reopening() -> None:
     disk = MemoryStorage()
     log = Log.open(FOLDER, disk, 4, CLUSTER)
     for first, gateway, request in ((1, 7, 1), (2, 2**64 - 1, 9), (3, 7, 2), (4, 0, 5), (5, 8, 1)):
-        log.append(LogBatch(1, first, 0, gateway, request, plain_batch(first, 1).records), 0)
+        log.append(replace(plain_batch(first, 1, gateway=gateway), request=request), 0)
     expected = {7: 2, 2**64 - 1: 9, 8: 1}
     assert log.gateways == expected
     log.close()
@@ -147,7 +152,7 @@ def test_gateways_are_known_again_after_reopening() -> None:
     ],
 )
 def test_what_does_not_belong_at_the_end_is_refused_and_harmless(
-    batch: LogBatch, durable: int, field: str
+    batch: Batch, durable: int, field: str
 ) -> None:
     disk, log = open_memory()
     log.append(plain_batch(1, 3, term=3), 0)
@@ -163,13 +168,8 @@ def test_batches_whose_parts_do_not_fit_are_refused_and_harmless() -> None:
     disk, log = open_memory()
     good = sample_batch(1, 5)
     before = disk.contents()
-    for bad in (
-        LogBatch(1, 1, 0, 1, 1, good.records),
-        LogBatch(1, 1, 0, 1, 1, np.zeros(0, RECORD_DTYPE)),
-        LogBatch(1, 1, 0, 1, 1, b""),
-        LogBatch(1, 1, 0, 1, 1, bytes(39)),
-    ):
-        with pytest.raises(InvalidPayload):
+    for bad in (Batch(1, good.records, term=1), Batch(1, np.zeros(0, RECORD_DTYPE), term=1)):
+        with pytest.raises(InvalidBatch):
             log.append(bad, 0)
     assert disk.contents() == before
     log.append(good, 0)
@@ -185,16 +185,13 @@ def test_batches_are_taken_as_raw_frames() -> None:
     disk, log = open_memory(3)
     batch = sample_batch(1, 8)
     log.append(
-        LogBatch(
-            1,
-            1,
-            0,
-            1,
+        batch_of(
             1,
             memoryview(bytes(np.asarray(batch.records).tobytes())),
             bytearray(np.asarray(batch.links).tobytes()),
             np.asarray(batch.params).tobytes(),
             memoryview(np.asarray(batch.entries).tobytes()),
+            term=1,
         ),
         0,
     )
@@ -334,7 +331,9 @@ def test_the_worked_example_of_the_docs_is_real() -> None:
     records = np.zeros(2, RECORD_DTYPE)
     records[0] = (Kind.DEPOSIT, 0, 2, 0, 0, 42, 1, 0, 1000)
     records[1] = (Kind.TRANSFER, 0, 2, 0, 0, 43, 1, 2, 300)
-    log.append(LogBatch(1, 1, 1_700_000_000_000_000_000, 5, 1, records), 0)
+    log.append(
+        Batch(1, records, term=1, timestamp_ns=1_700_000_000_000_000_000, gateway=5, request=1), 0
+    )
     log.sync()
     records = np.zeros(2, RECORD_DTYPE)
     records[0] = (Kind.DEPOSIT, Status.DUPLICATE, 0, 0, 0, 42, 1, 0, 1000)
@@ -342,7 +341,8 @@ def test_the_worked_example_of_the_docs_is_real() -> None:
     links = np.array([1], "<u8")
     params = np.array([1, 2, 50], "<i8")
     entries = np.array([(1, -50), (2, 50)], ENTRY_DTYPE)
-    log.append(LogBatch(1, 3, 1_700_000_000_000_500_000, 5, 2, records, links, params, entries), 2)
+    batch = Batch(3, records, links, params, entries, 1, 1_700_000_000_000_500_000, 5, 2)
+    log.append(batch, 2)
     log.close()
     assert disk.contents()[FOLDER / ACTIVE_NAME] == shown
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tallybus.common.wal.batch import EMPTY_PAYLOAD
 from tallybus.common.wal.block import BlockHeader, Chain
 from tallybus.common.wal.check import check_log
 from tallybus.common.wal.reader import (
@@ -33,7 +32,7 @@ from tests.support.log_samples import (
     joined,
     make_log,
     same,
-    sample_payload,
+    sample_batch,
 )
 
 SIZE = 4
@@ -332,7 +331,7 @@ def test_forged_evidence_needs_the_cluster_id() -> None:
     """What a client may have chosen, in the shape of a header, in a tail that is really torn."""
     headers = active_headers(CRASHED)
     chain = Chain(SIZE, CLUSTER ^ 1, 3, 128, 9, 0, 1, 8)
-    forged = chain.seal(EMPTY_PAYLOAD, durable_index=8)[0]._replace(durable_index=2**60).pack()
+    forged = chain.seal_marker(8)[0]._replace(durable_index=2**60).pack()
     torn = CRASHED[ACTIVE][: headers[-1].offset + 60] + forged
     assert recovered({**CRASHED, ACTIVE: torn}) == 9
 
@@ -376,7 +375,7 @@ def test_readers_never_hand_out_damaged_transactions(files: Files) -> None:
             except LogRefused:
                 pass
             got = joined(runs)
-            assert same(got, sample_payload(1, len(got.records)))
+            assert same(got, sample_batch(1, len(got.records)))
 
 
 def test_the_chain_starts_anywhere_but_only_once() -> None:

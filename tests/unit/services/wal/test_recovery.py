@@ -8,7 +8,6 @@ from contextlib import suppress
 import pytest
 
 from tallybus.common.files import StorageError
-from tallybus.common.wal.batch import EMPTY_PAYLOAD
 from tallybus.common.wal.block import Chain
 from tallybus.common.wal.check import check_log
 from tallybus.common.wal.reader import ACTIVE_NAME, FRESH_NAME, LOCK_NAME, DamagedLog, closed_path
@@ -58,7 +57,7 @@ def reopen_and_check(disk: MemoryStorage, durable: int) -> int:
     last = log.next_id - 1
     assert last >= durable, "something durable was lost"
     assert_log_holds(disk, last, SIZE)
-    assert log.certified_index == last
+    assert log.durable_index == last
     # What recovery found is durable and certified at once.
     after = disk.after_crash("synced")
     state = check_log(FOLDER, SIZE, storage=after)
@@ -236,7 +235,7 @@ def test_a_full_segment_in_doubt_is_written_again_before_it_is_closed() -> None:
 @pytest.mark.parametrize("length", [0, 1, 100, 127, 128])
 def test_an_interrupted_first_start_begins_again(length: int) -> None:
     chain = Chain(SIZE, cluster_id=5)
-    marker = chain.seal(EMPTY_PAYLOAD)[1]
+    marker = chain.seal_marker()[1]
     disk = MemoryStorage({FRESH: marker[:length]})
     log = Log.open(FOLDER, disk, SIZE, CLUSTER)
     assert (log.next_id, log.cluster_id) == (1, CLUSTER)

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from tallybus.cli import connect, main
 from tallybus.pipeline import LedgerTime
+from tests.support.folders import DOCS
 from tests.unit.tallybus.cli.fake_ledger import FakeLedger
 
 NOON = 1_700_000_000 * 10**9
@@ -47,6 +48,8 @@ def test_a_jump_is_shown_with_what_to_do_and_accepted_on_demand_only(ledger: Fak
     shown = run().stdout
     assert "3600.000 s ahead" in shown
     assert "tallybus clock accept" in shown
+    documented = (DOCS / "concepts.md").read_text("utf-8").replace("18000.000 s", "3600.000 s")
+    assert shown.splitlines()[2] in documented.splitlines()
     assert ledger.time.held
     done = run("accept")
     assert "difference   none" in done.stdout

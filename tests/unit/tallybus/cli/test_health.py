@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from tallybus.cli import main
 from tallybus.common import logs
 from tallybus.common.metrics.server import MetricsServer, Response
+from tests.support.listening import listens
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def serving(respond: Callable[[str, str], Response | None]) -> Iterator[int]:
         port: int = probe.getsockname()[1]
     server = MetricsServer(("127.0.0.1", port), respond, logs.get("test"))
     server.start()
-    assert server.wait_bound(10)
+    assert listens(server, 10)
     try:
         yield port
     finally:

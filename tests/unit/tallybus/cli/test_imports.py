@@ -520,7 +520,7 @@ def test_who_is_interrupted_is_warned_of_a_file_that_has_changed_since(
     done = run(path, "--batch", 2)
     assert done.exit_code == 3
     assert "rows 1 to 2 of 4" in done.stderr
-    assert "has changed since it was read: do not go on with it" in done.stderr
+    assert "has changed since it was read. Restore it before you go on" in done.stderr
     assert "to go on: tallybus" not in done.stderr
 
 

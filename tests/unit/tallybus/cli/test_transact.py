@@ -174,7 +174,7 @@ def test_every_error_is_one_line_and_has_its_exit_code(
 def test_an_unknown_outcome_says_when_a_retry_is_safe(ledger: FakeLedger) -> None:
     ledger.failures[0] = OutcomeUnknown("cut off", count=1, retry_safe=True)
     done = run("deposit", 1, 5, "--user-ref", 3)
-    assert "cannot apply it twice" in done.stderr
+    assert "is not applied twice" in done.stderr
 
 
 def test_a_defect_keeps_its_traceback(ledger: FakeLedger) -> None:

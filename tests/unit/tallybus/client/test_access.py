@@ -26,7 +26,7 @@ from tallybus.client.access import (
     Look,
 )
 from tallybus.client.codec import ReadIndex, Request, WaitFor
-from tallybus.client.core import MILLISECOND, SECOND, Call, Core
+from tallybus.client.core import MILLISECOND, SECOND, Call, Core, new_call
 from tallybus.client.registration import RegisterFunction
 from tallybus.client.submit import SubmitOne
 from tallybus.operations import Deposit, encode_operation
@@ -45,7 +45,8 @@ class Sim:
         self.sent: list[dict[str, Any]] = []
 
     def start(self, request: Request[Any], seconds: float = 30.0) -> Call[Any]:
-        call = self.core.start(request, self.now, seconds)
+        call = new_call(request, self.now, seconds)
+        self.core.begin(call, self.now)
         self.pump()
         return call
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from tallybus.common.buffers import Buffer
 from tallybus.common.bus.sockets import Bus, BusLimits, new_context
+from tallybus.common.protocol import ErrorCode
 from tallybus.common.record import (
     ENTRY_DTYPE,
     MAX_BALANCE,
@@ -33,6 +33,7 @@ from tallybus.services.gateway.page.lookup import (
     Reply,
     transaction_json,
 )
+from tests.support.waiting import eventually
 
 PATIENCE_S = 20.0
 MAX_U64 = 2**64 - 1
@@ -102,13 +103,6 @@ def status_row(stage: Stage, status: int = 0) -> bytes:
     return rows.tobytes()
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
 # -- questions and answers -------------------------------------------------------------------------
 
 
@@ -132,11 +126,11 @@ def test_a_balance_is_asked_for_as_a_client_does(loop: Loop, balance: int) -> No
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        (protocol.INVALID_REQUEST, 400),
-        (protocol.TIMEOUT, 504),
-        (protocol.OVERLOADED, 503),
-        (protocol.UNAVAILABLE, 503),
-        (protocol.INTERNAL, 500),
+        (ErrorCode.INVALID_REQUEST, 400),
+        (ErrorCode.TIMEOUT, 504),
+        (ErrorCode.OVERLOADED, 503),
+        (ErrorCode.UNAVAILABLE, 503),
+        (ErrorCode.INTERNAL, 500),
         ("something new", 500),
     ],
 )
@@ -157,7 +151,7 @@ def test_a_transaction_that_is_not_readable_yet_is_waited_for(loop: Loop, stage:
             return protocol.reply(header["id"], {"count": 1}, status_row(stage))
         assert header["min_tx_id"] == header["tx_id"] == 5
         if not readable:
-            return protocol.error_reply(header["id"], protocol.TIMEOUT, "not answered in time")
+            return protocol.error_reply(header["id"], ErrorCode.TIMEOUT, "not answered in time")
         return protocol.reply(header["id"], reply_to(5), *payloads_of(Kind.DEPOSIT))
 
     loop.answer = answer
@@ -194,7 +188,7 @@ def test_a_silent_read_side_is_no_missing_transaction(loop: Loop) -> None:
     def answer(header: dict[str, Any], payloads: list[Buffer]) -> list[Buffer]:
         if header["op"] == "status":
             return protocol.reply(header["id"], {"count": 1}, status_row(Stage.ON_SNAPSHOT))
-        return protocol.error_reply(header["id"], protocol.TIMEOUT, "not answered in time")
+        return protocol.error_reply(header["id"], ErrorCode.TIMEOUT, "not answered in time")
 
     loop.answer = answer
     status, told = found(loop.lookups.look_up("transaction", 5, here))
@@ -222,7 +216,7 @@ def test_who_has_gone_is_not_waited_for_and_the_answer_is_dropped(loop: Loop) ->
     assert loop.lookups.look_up("balance", 7, lambda: True) is None
     eventually(lambda: len(loop.asked) == 1 or not loop.lookups._open)
     if loop.asked:
-        loop.lookups.answered(protocol.error_reply(loop.asked[0]["id"], "timeout", "late"))
+        loop.lookups.answered(protocol.error_reply(loop.asked[0]["id"], ErrorCode.TIMEOUT, "late"))
     assert not loop.lookups._open
 
 
@@ -234,7 +228,7 @@ def test_a_bounded_number_is_with_the_core_even_if_nobody_waits_for_them(loop: L
     assert status == 503
     assert str(MAX_LOOKUPS) in told["error"]
     for header in list(loop.asked):
-        loop.lookups.answered(protocol.error_reply(header["id"], protocol.TIMEOUT, "late"))
+        loop.lookups.answered(protocol.error_reply(header["id"], ErrorCode.TIMEOUT, "late"))
     loop.answer = lambda header, _: protocol.reply(header["id"], {"snapshot": 1}, b"\x01" * 8)
     assert found(loop.lookups.look_up("balance", 7, here))[0] == 200
 
@@ -273,8 +267,8 @@ def test_closing_ends_every_wait(loop: Loop) -> None:
 
 
 def test_an_answer_to_nobody_is_dropped(loop: Loop) -> None:
-    loop.lookups.answered(protocol.error_reply(99, protocol.TIMEOUT, "late"))
-    loop.lookups.answered(protocol.error_reply(None, protocol.INTERNAL, "to nobody"))
+    loop.lookups.answered(protocol.error_reply(99, ErrorCode.TIMEOUT, "late"))
+    loop.lookups.answered(protocol.error_reply(None, ErrorCode.INTERNAL, "to nobody"))
 
 
 @pytest.mark.parametrize("announced", [PAGE_CLIENT, b"\x00\x00\x00\x00\x07", b"a" * 16])

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallybus.common.buffers import size
-from tallybus.common.bus.messages import MAX_HEADER_BYTES, PARAMS_SIZE, Request, decode, encode
-from tallybus.common.record import RECORD_DTYPE, RECORD_SIZE, Kind, Level
+from tallybus.common.bus.messages import Request, decode, encode
+from tallybus.common.protocol import MAX_HEADER_BYTES
+from tallybus.common.record import PARAMS_SIZE, RECORD_DTYPE, RECORD_SIZE, Kind, Level
 from tallybus.services.gateway.clients.protocol import Submit
-from tallybus.services.gateway.pipeline.batches import JOIN_BYTES, Batch, Gatherer
+from tallybus.services.gateway.pipeline.batches import JOIN_BYTES, Gatherer, PendingBatch
 
 GATEWAY = 42
 MAX_BATCH = 4000
@@ -51,7 +52,7 @@ def calls(names: Sequence[str], functions: Sequence[int | None]) -> Submit:
 
 def cut(
     submits: Sequence[Submit], max_batch: int = MAX_BATCH, next_request: int = 1
-) -> list[tuple[Batch, Request]]:
+) -> list[tuple[PendingBatch, Request]]:
     gatherer = Gatherer(GATEWAY, max_batch)
     for one in submits:
         gatherer.add(one)

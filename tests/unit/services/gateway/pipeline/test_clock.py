@@ -6,7 +6,7 @@ import pytest
 
 from tallybus.common.bus.messages import ClockAnswer, ClockQuery
 from tallybus.services.gateway.pipeline.clock import ASK_AGAIN_NS
-from tests.unit.services.gateway.test_core import Rig
+from tests.unit.services.gateway.rig import Rig
 
 
 def asked(rig: Rig) -> list[ClockQuery]:

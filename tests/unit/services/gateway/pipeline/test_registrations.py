@@ -12,7 +12,6 @@ from tallybus.common.bus.messages import (
     Answer,
     FunctionsAnswer,
     FunctionsQuery,
-    Message,
     Prepare,
     Prepared,
 )
@@ -20,30 +19,7 @@ from tallybus.common.functions.names import MAX_BINARY_BYTES
 from tallybus.common.record import RECORD_DTYPE, Kind, Level, Status
 from tallybus.services.gateway.pipeline import registrations as module
 from tallybus.services.gateway.pipeline.registrations import ASK_AGAIN_NS
-from tests.unit.services.gateway.test_core import Rig
-
-BINARY = b"\0asm\x01\0\0\0 a module"
-
-
-class FunctionRig(Rig):
-    """A gateway, and what it asks the transactor about functions."""
-
-    def register(
-        self, request: int, binary: bytes = BINARY, level: int = Level.COMMITTED, **fields: Any
-    ) -> None:
-        fields = {"name": "pay", "user_ref": 9, "wait": int(level)} | fields
-        self.ask("register", request, binary, **fields)
-
-    def questions(self) -> list[Message]:
-        self.core.tick(self.now)
-        asked = list(self.core.registrations.questions)
-        self.core.registrations.questions.clear()
-        return asked
-
-    def prepared(self, reason: str = "") -> None:
-        """The transactor answers the only question about a module."""
-        (question,) = [each for each in self.questions() if isinstance(each, Prepare)]
-        self.core.on_prepared(Prepared(question.query, bool(reason), reason))
+from tests.unit.services.gateway.rig import BINARY, FunctionRig
 
 
 @pytest.fixture

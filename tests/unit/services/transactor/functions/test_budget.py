@@ -9,12 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from tallybus.common.batch import Batch
 from tallybus.common.record import RECORD_DTYPE, Kind, Reason, Status
-from tallybus.services.transactor.engine import Engine, Executed
+from tallybus.common.snapshot.balances import sum_of_balances
+from tallybus.services.transactor.engine import Engine
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.functions.watcher import FunctionWatcher
+from tallybus.services.transactor.outcome import Outcome
 from tests.support.function_modules import EMPTY, ENDLESS, MANY, TRAPS, install, module
 from tests.support.oracle import Operation, call, deposit, to_batch
 
@@ -43,7 +46,7 @@ def run(
     budget: WorkBudget = UNBOUNDED,
     counts: tuple[int, ...] = (),
     slice_ns: int = 2**60,
-) -> list[Executed]:
+) -> list[Outcome]:
     """The slices of a batch."""
     given = to_batch(operations)
     batch = engine.begin(given.records, engine.next_id, given.names, given.params, counts, budget)
@@ -53,8 +56,8 @@ def run(
     return slices
 
 
-def outcomes(slices: list[Executed]) -> list[tuple[int, int]]:
-    records = np.concatenate([each.records for each in slices])
+def outcomes(slices: list[Outcome]) -> list[tuple[int, int]]:
+    records = np.concatenate([each.batch.records for each in slices])
     found: list[tuple[int, int]] = list(
         zip(records["status"].tolist(), records["reason"].tolist(), strict=True)
     )
@@ -91,7 +94,7 @@ def test_submits_without_calls_among_others_count_for_nobody(engine: Engine) -> 
         given.records, 1, given.names, given.params, (1, 2, 2), WorkBudget(1, 10**6)
     )
     executed = engine.go_on(batch)
-    assert executed.records["status"].tolist() == [0, 0, 0, 0, Status.NOT_RUN]
+    assert executed.batch.records["status"].tolist() == [0, 0, 0, 0, Status.NOT_RUN]
     first, second, third = batch.times
     assert second == 0
     assert first > 0
@@ -110,7 +113,7 @@ def test_replay_leaves_the_references_of_the_not_run_free(engine: Engine) -> Non
     (executed,) = run(engine, operations, WorkBudget(1, 10**6))
     replayed = made()
     install(replayed, "empty", EMPTY.text)
-    replayed.apply(executed.records, 1)
+    replayed.apply(Batch(1, executed.batch.records))
     assert [s for s, _ in outcomes(run(replayed, operations))] == [Status.DUPLICATE, 0]
     replayed.close()
 
@@ -120,7 +123,7 @@ def test_a_reserved_status_in_an_old_log_was_the_functions_own(status: int) -> N
     records = np.zeros(1, RECORD_DTYPE)
     records["kind"], records["status"], records["user_ref"] = Kind.FUNCTION, status, 9
     engine = made()
-    engine.apply(records, 1)
+    engine.apply(Batch(1, records))
     executed = engine.execute(to_batch([deposit(1, 5, 9)]).records, 2)
     assert executed.failures["duplicate_of"].tolist() == [1]
     assert executed.failures["original_status"].tolist() == [status]
@@ -130,18 +133,18 @@ def test_entries_of_a_submit_are_bounded(engine: Engine) -> None:
     install(engine, "many", MANY.text)
     calls = [call("many", 100, 1, 2, 1) for _ in range(6)]
     (executed,) = run(engine, calls, WorkBudget(2**62, 500))
-    assert executed.records["status"].tolist() == [0, 0, 0, *[Status.NOT_RUN] * 3]
-    assert executed.records["reason"].tolist() == [0, 0, 0, *[Reason.ENTRIES] * 3]
+    assert executed.batch.records["status"].tolist() == [0, 0, 0, *[Status.NOT_RUN] * 3]
+    assert executed.batch.records["reason"].tolist() == [0, 0, 0, *[Reason.ENTRIES] * 3]
     assert executed.failures["reason"].tolist() == [Reason.ENTRIES] * 3
 
 
 def test_a_slice_ends_when_its_entries_fill_four_mebibytes(engine: Engine) -> None:
     install(engine, "many", MANY.text)
     slices = run(engine, [call("many", 127, 1, 2, 1) for _ in range(3000)], slice_ns=2**61)
-    assert [len(each.entries) <= 1 << 18 for each in slices] == [True] * len(slices)
+    assert [len(each.batch.entries) <= 1 << 18 for each in slices] == [True] * len(slices)
     assert len(slices) == 3
-    assert sum(len(each.entries) for each in slices) == 3000 * 254
-    assert engine.sum_of_balances() == 0
+    assert sum(len(each.batch.entries) for each in slices) == 3000 * 254
+    assert sum_of_balances(engine.balances) == 0
 
 
 @pytest.mark.parametrize("slice_ns", [1, 3 * CALL_NS, 10**9])
@@ -162,7 +165,12 @@ def test_slices_change_nothing_that_is_recorded(slice_ns: int) -> None:
         install(engine, "empty", EMPTY.text)
         install(engine, "many", MANY.text)
         found = run(engine, operations, slice_ns=slices)
-        parts.append([np.concatenate([each[i] for each in found]).tobytes() for i in (0, 2, 3, 4)])
+        parts.append(
+            [
+                np.concatenate([getattr(each.batch, name) for each in found]).tobytes()
+                for name in ("records", "links", "params", "entries")
+            ]
+        )
         assert (len(found) > 1) == (slices < 10**9)
         parts[-1].append(engine.balances.tobytes())
         engine.close()
@@ -175,7 +183,7 @@ def test_offsets_of_failures_count_from_the_slice(engine: Engine) -> None:
     failed = []
     for each in slices:
         failed += [at + offset for offset in each.failures["offset"].tolist()]
-        at += len(each.records)
+        at += len(each.batch.records)
     assert failed == [1, 3]
 
 
@@ -220,8 +228,8 @@ def test_suspended_calls_are_recorded_and_not_run(engine: Engine) -> None:
     stopped = (Status.SUSPENDED, Reason.STOPPED)
     (executed,) = run(engine, operations)
     assert outcomes([executed]) == [stopped, RAN]
-    assert executed.params.tolist() == [1]
-    assert executed.records["function"].tolist()[0] == 0
+    assert executed.batch.params.tolist() == [1]
+    assert executed.batch.records["function"].tolist()[0] == 0
     engine.functions.suspend(frozenset())
     assert [s for s, _ in outcomes(run(engine, operations))] == [0, Status.DUPLICATE]
 
@@ -265,7 +273,7 @@ def test_a_call_that_was_interrupted_by_mistake_is_made_again(engine: Engine) ->
         engine.functions.interrupt()
         executed = run(engine, [call("empty", 7), deposit(1, 1), call("empty", 8)])
         assert outcomes(executed) == [RAN] * 3
-        assert executed[0].params.tolist() == [7, 8]
+        assert executed[0].batch.params.tolist() == [7, 8]
 
 
 def test_an_interruption_in_the_middle_of_a_batch_changes_nothing() -> None:
@@ -283,7 +291,7 @@ def test_an_interruption_in_the_middle_of_a_batch_changes_nothing() -> None:
         for _ in range(50):
             executed = run(engine, [call("many", 50, 1, 2, i + 1) for i in range(200)])
             assert outcomes(executed) == [RAN] * 200
-            assert sum(len(each.entries) for each in executed) == 200 * 100
+            assert sum(len(each.batch.entries) for each in executed) == 200 * 100
     finally:
         done.set()
         other.join()

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,12 @@ import pytest
 from tallybus.services.transactor.functions.compiler import Compiler, CompilerStopped, TooSlow
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
-from tallybus.services.transactor.functions.trial import try_function
 from tests.support.function_modules import EMPTY, FEE_TRANSFER, to_binary
 from tests.support.hostile import making
 from tests.support.hostile.expensive import SLOW
 from tests.support.hostile.refused import REFUSED
+from tests.support.trials import try_function
+from tests.support.waiting import eventually
 
 TIMEOUT_S = 60
 LIMITS = FunctionLimits(compile_mib=256)
@@ -113,7 +114,7 @@ def test_stopping_ends_what_is_under_way(compiler: Compiler) -> None:
 
     thread = threading.Thread(target=compile_)
     thread.start()
-    until(lambda: compiler._process is not None)
+    eventually(lambda: compiler._process is not None)
     compiler.stop()
     thread.join(TIMEOUT_S)
     assert not thread.is_alive()
@@ -129,13 +130,6 @@ def test_resting_ends_the_process_until_it_is_needed(compiler: Compiler) -> None
     compiler.rest()
     assert first.poll() == 0
     compiler.compile(FINE, 10)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.001)
 
 
 def test_a_trial_is_bounded_as_a_registration_is() -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -25,29 +24,25 @@ from tallybus.services.transactor.functions.module import (
     MAX_BINARY_BYTES,
     ModuleFacts,
     ModuleLimits,
-    inspect,
+    parts,
 )
 from tests.support.hostile import making
-from tests.support.hostile.expensive import ALLOWED
-from tests.support.hostile.failing import FAILING
 from tests.support.hostile.refused import REFUSED
 from tests.support.hostile.remembering import FORGETTING_TRAPS, REMEMBERING, STATELESS
+from tests.support.hostile.valid import VALID
 
 LIMITS = ModuleLimits(memory_bytes=16 << 20, table_elements=10_000)
-VALID: dict[str, Callable[[], bytes]] = {
-    **ALLOWED,
-    **REMEMBERING,
-    **STATELESS,
-    **{name: failing.binary for name, failing in FAILING.items()},
-    **{name: binary for name, (binary, _) in FORGETTING_TRAPS.items()},
-}
 SMALL = sorted(name for name in VALID if len(VALID[name]()) < 1_000)
+
+
+def facts_of(binary: bytes, limits: ModuleLimits) -> ModuleFacts:
+    return parts(binary, limits).facts
 
 
 def inspected(binary: bytes) -> ModuleFacts | None:
     """None if refused; whatever else it raises is a failure of the test."""
     try:
-        return inspect(binary, LIMITS)
+        return facts_of(binary, LIMITS)
     except InvalidFunction as error:
         refusal = error
     assert refusal.reason
@@ -63,32 +58,32 @@ def test_refuses_with_a_reason_what_is_not_a_function(name: str) -> None:
         assert inspected(refused.binary()) is not None
         return
     with pytest.raises(InvalidFunction) as caught:
-        inspect(refused.binary(), LIMITS)
+        facts_of(refused.binary(), LIMITS)
     assert refused.reason in str(caught.value)
 
 
 @pytest.mark.parametrize("name", VALID)
 def test_takes_what_is_allowed(name: str) -> None:
-    assert inspect(VALID[name](), LIMITS).functions >= 1
+    assert facts_of(VALID[name](), LIMITS).functions >= 1
 
 
 def test_facts_of_a_module() -> None:
     text = f"""(module {making.DEBIT} {making.BALANCE} {making.DEBIT.replace("$debit", "")}
         (memory 2 9) (table 3 funcref) (table 4 externref)
         (func $s) {making.EXECUTE} (i32.const 0)))"""
-    facts = inspect(making.wat(text), LIMITS)
+    facts = facts_of(making.wat(text), LIMITS)
     assert facts.imports == ("debit", "get_balance", "debit")
     assert (facts.functions, facts.memory_bytes, facts.table_elements) == (5, 2 * 65_536, 7)
     assert not facts.has_start
     assert not facts.writes_state
     assert facts.start_fuel == 0
-    assert inspect(making.wat(text.replace("(func $s)", "(func $s) (start $s)")), LIMITS).has_start
+    assert facts_of(making.wat(text.replace("(func $s)", "(func $s) (start $s)")), LIMITS).has_start
 
 
 def test_an_error_tells_where() -> None:
     binary = REFUSED["SIMD"].binary()
     with pytest.raises(InvalidFunction) as caught:
-        inspect(binary, LIMITS)
+        facts_of(binary, LIMITS)
     error = caught.value
     assert error.section == "code"
     assert error.offset is not None
@@ -100,16 +95,16 @@ def test_an_error_tells_where() -> None:
 def test_limits_of_memory_are_those_given(memory: int) -> None:
     binary = making.function("(i32.const 0)", f"(memory {memory})")
     exactly = ModuleLimits(memory * 65_536, 0)
-    assert inspect(binary, exactly).memory_bytes == memory * 65_536
+    assert facts_of(binary, exactly).memory_bytes == memory * 65_536
     if memory:
         with pytest.raises(InvalidFunction, match="bytes of memory"):
-            inspect(binary, ModuleLimits(memory * 65_536 - 1, 0))
+            facts_of(binary, ModuleLimits(memory * 65_536 - 1, 0))
 
 
 def test_the_largest_binary() -> None:
-    assert inspect(making.of_size(MAX_BINARY_BYTES), LIMITS).functions == 1
+    assert facts_of(making.of_size(MAX_BINARY_BYTES), LIMITS).functions == 1
     with pytest.raises(InvalidFunction, match="4194305 bytes"):
-        inspect(making.of_size(MAX_BINARY_BYTES + 1), LIMITS)
+        facts_of(making.of_size(MAX_BINARY_BYTES + 1), LIMITS)
 
 
 # Every instruction that writes, alone in an otherwise empty function.
@@ -164,13 +159,13 @@ def test_every_instruction_that_writes_is_found(instruction: str) -> None:
         making.function(done, f"{around} (func {code})"),
         making.function("(return (i32.const 0)) " + code + done, around),
     ):
-        assert inspect(binary, LIMITS).writes_state
-    assert not inspect(making.function(done, around), LIMITS).writes_state
+        assert facts_of(binary, LIMITS).writes_state
+    assert not facts_of(making.function(done, around), LIMITS).writes_state
 
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_what_cannot_write_is_known(name: str) -> None:
-    assert not inspect(STATELESS[name](), LIMITS).writes_state
+    assert not facts_of(STATELESS[name](), LIMITS).writes_state
 
 
 def _called_on_one_instance(binary: bytes, times: int) -> list[int | None]:
@@ -215,11 +210,13 @@ def test_whatever_differs_at_a_second_call_is_known_to_write(name: str) -> None:
     binary = VALID[name]()
     results = _called_on_one_instance(binary, 3)
     if len(set(results)) > 1:
-        assert inspect(binary, LIMITS).writes_state
+        assert facts_of(binary, LIMITS).writes_state
 
 
 # A start function remembers only when an instance is started twice, which no caller can do.
-@pytest.mark.parametrize("name", [*REMEMBERING.keys() - {"in a start function"}, *FORGETTING_TRAPS])
+@pytest.mark.parametrize(
+    "name", [*sorted(REMEMBERING.keys() - {"in a start function"}), *FORGETTING_TRAPS]
+)
 def test_the_modules_that_remember_do_so_on_one_instance(name: str) -> None:
     # Otherwise the tests that no state survives would show nothing.
     first, second, _ = _called_on_one_instance(VALID[name](), 3)
@@ -314,7 +311,7 @@ def test_instructions_are_as_long_as_the_compiler_takes_them(
         writes = code[0] in (0x24, 0x26, 0x40, *range(0x36, 0x3F)) or (
             code[0] == 0xFC and 8 <= code[1] <= 17 and code[1] != 16
         )
-        assert inspect(binary, LIMITS).writes_state == writes, immediate
+        assert facts_of(binary, LIMITS).writes_state == writes, immediate
 
 
 @given(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +11,7 @@ from tallybus.services.transactor.functions import prepared as module
 from tallybus.services.transactor.functions.compiler import CompilerStopped, TooSlow
 from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.prepared import PreparedModules
+from tests.support.waiting import eventually
 
 TIMEOUT_S = 30
 MOST_SECONDS = 10.0
@@ -95,13 +95,6 @@ def alone(rig: Rig) -> Rig:
     return rig
 
 
-def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.001)
-
-
 def test_what_was_prepared_is_not_compiled_again(rig: Rig) -> None:
     rig.modules.ask(1, b"pay")
     assert rig.done(1) == [(1, None)]
@@ -181,7 +174,7 @@ def test_what_is_needed_now_goes_first(alone: Rig) -> None:
     alone.modules.begin(b"live", 100.0)
     taker = threading.Thread(target=alone.modules.take, args=(b"needed",))
     taker.start()
-    until(lambda: alone.modules._queues[0]._urgent.__len__() == 2)
+    eventually(lambda: alone.modules._queues[0]._urgent.__len__() == 2)
     alone.quick.may_go_on.set()
     taker.join(TIMEOUT_S)
     alone.done(4)
@@ -234,7 +227,7 @@ def test_nobody_takes_all_the_room_for_waiting_modules(
     assert len(alone.modules._jobs) == alone.modules.waiting.modules
     alone.quick.may_go_on.set()
     alone.slow.may_go_on.set()
-    until(lambda: alone.modules.waiting == (0, 0))
+    eventually(lambda: alone.modules.waiting == (0, 0))
     assert not alone.modules._waiting_of
 
 

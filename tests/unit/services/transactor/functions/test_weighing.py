@@ -15,10 +15,10 @@ from tallybus.services.transactor.functions.errors import InvalidFunction
 from tallybus.services.transactor.functions.limits import FunctionLimits
 from tallybus.services.transactor.functions.module import ModuleLimits
 from tallybus.services.transactor.functions.once import Call
-from tallybus.services.transactor.functions.trial import try_function
 from tallybus.services.transactor.functions.weighing import weigh
 from tests.support.function_modules import to_binary
-from tests.unit.services.transactor.functions.test_module import VALID
+from tests.support.hostile.valid import VALID
+from tests.support.trials import try_function
 
 EXECUTE = '(func $x (export "execute") (param i64 i64 i64 i64 i64 i64 i64 i64) (result i32)'
 BALANCE = '(import "ledger" "get_balance" (func $balance (param i64) (result i64)))'
