@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tallybus.common.buffers import EMPTY, Buffer, as_buffer, size
+from tallybus.common.buffers import Buffer, as_buffer, size
 from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, RECORD_DTYPE, Kind, Status
 
 MAX_COUNT: Final = 2**32 - 1
@@ -75,8 +75,9 @@ class Batch:
     sources: npt.NDArray[np.uint64] | None = None
     """uint64[b, 4] where it was read from several blocks: gateway, request, first id and count of
     each."""
-    _extras: Buffer | None = field(default=None, repr=False, compare=False)
-    """The frame that links, params and entries came in together."""
+    _frames: tuple[Buffer, Buffer] | None = field(default=None, repr=False, compare=False)
+    """The frames that it came in. They are passed on as they are: a socket hands on by reference
+    what it received, and has to be told when a view of it has gone out."""
 
     @classmethod
     def from_frames(
@@ -115,18 +116,16 @@ class Batch:
             gateway,
             request,
             None,
-            extras,
+            (records, extras),
         )
 
     def to_frames(self) -> tuple[Buffer, Buffer]:
         """The records, and links, params and entries together, as `from_frames` takes them."""
-        if self._extras is None:
+        if self._frames is None:
             parts = [as_buffer(part) for part in self.parts[1:] if part.size]
-            if len(parts) > 1:
-                self._extras = b"".join(parts)
-            else:
-                self._extras = parts[0] if parts else EMPTY
-        return as_buffer(self.records), self._extras
+            extras = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._frames = as_buffer(self.records), extras
+        return self._frames
 
     @property
     def count(self) -> int:

@@ -4,14 +4,10 @@ import random
 import struct
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from crc32c import crc32c
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tallybus.common.batch import Batch, InvalidBatch, segment_of
-from tallybus.common.record import ENTRY_DTYPE, RECORD_DTYPE, Kind, Status
+from tallybus.common.batch import Batch
 from tallybus.common.wal.block import (
     HEADER_FIELDS,
     HEADER_SIZE,
@@ -24,7 +20,6 @@ from tallybus.common.wal.block import (
     parse_header,
     verify_payload,
 )
-from tests.support.batches import batch_of
 from tests.support.log_samples import plain_batch, same, sample_batch
 
 CLUSTER = 2**64 - 3
@@ -71,74 +66,6 @@ def test_sealed_block_reads_back() -> None:
 
 def test_checksum_over_parts_is_that_of_the_whole() -> None:
     assert checksum([b"1234", b"", memoryview(b"56789")]) == 0xE3069283
-
-
-@given(st.integers(0, 60), st.integers(1, 40))
-def test_splitting_keeps_every_part_with_its_transaction(cut: int, first_id: int) -> None:
-    batch = sample_batch(first_id, 60)
-    left, right = batch.split(cut)
-    assert same(left, sample_batch(first_id, cut))
-    assert same(right, sample_batch(first_id + cut, 60 - cut))
-
-
-@given(st.integers(1, 30), st.integers(1, 50), st.integers(1, 13))
-def test_batches_are_cut_at_segment_ends(first_id: int, count: int, size: int) -> None:
-    parts = list(sample_batch(first_id, count).split_at_segments(size))
-    at = first_id
-    for part in parts:
-        length = part.count
-        assert length >= 1
-        assert same(part, sample_batch(at, length))
-        assert segment_of(at, size) == segment_of(at + length - 1, size)
-        at += length
-    assert at == first_id + count
-    assert all(part.last_id % size == 0 for part in parts[:-1])
-
-
-def test_slicing_takes_the_middle() -> None:
-    assert same(sample_batch(10, 20).clip(13, 20), sample_batch(13, 8))
-    assert same(sample_batch(10, 20).clip(1, 99), sample_batch(10, 20))
-
-
-def test_parts_that_do_not_fit_together_are_refused() -> None:
-    good = sample_batch(1, 20)
-    with pytest.raises(InvalidBatch, match="links=4"):
-        batch_of(1, good.records, good.links[:-1], good.params, good.entries)
-    with pytest.raises(InvalidBatch):
-        batch_of(1, good.records, good.links, good.params[1:], good.entries)
-    with pytest.raises(InvalidBatch):
-        batch_of(1, good.records, good.links, good.params)
-    with pytest.raises(InvalidBatch, match="no multiple of 40"):
-        batch_of(1, good.records.tobytes()[:-1])
-
-
-@pytest.mark.parametrize("amount", [9, 2**32, 2**63, 2**64 - 1])
-def test_impossible_parameter_counts_are_refused_and_do_not_wrap(amount: int) -> None:
-    records = np.zeros(2, RECORD_DTYPE)
-    records["kind"] = Kind.FUNCTION
-    records["amount"] = (amount, (2**64 - amount) % 2**64)
-    with pytest.raises(InvalidBatch, match="parameter words"):
-        batch_of(1, records)
-
-
-def test_payload_is_taken_from_any_buffer_without_copying() -> None:
-    batch = sample_batch(1, 10)
-    raw = [bytearray(part.tobytes()) for part in batch.parts]
-    made = batch_of(1, raw[0], memoryview(raw[1]), bytes(raw[2]), raw[3])
-    assert same(made, batch)
-    assert np.shares_memory(made.records, np.frombuffer(raw[0], np.uint8))
-    assert made.entries.dtype == ENTRY_DTYPE
-    strided = np.zeros(20, RECORD_DTYPE)[::2]
-    strided["kind"] = Kind.DEPOSIT
-    assert len(batch_of(1, strided).records) == 10
-
-
-def test_only_successful_functions_own_entries() -> None:
-    records = np.zeros(3, RECORD_DTYPE)
-    records["kind"] = (Kind.FUNCTION, Kind.FUNCTION, Kind.TRANSFER)
-    records["status"] = (Status.NONE, 200, Status.NONE)
-    records["entry_count"] = (3, 5, 2)
-    batch_of(1, records, entries=np.zeros(3, ENTRY_DTYPE))
 
 
 def test_every_bit_of_a_block_is_checked() -> None:
