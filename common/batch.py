@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tallybus.common.buffers import Buffer, as_buffer, size
-from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, RECORD_DTYPE, Kind, Status
+from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, MAX_PARAMS, RECORD_DTYPE, Kind, Status
 
 MAX_COUNT: Final = 2**32 - 1
 """Transactions in one batch: formats count them with 32 bits."""
-MAX_FUNCTION_PARAMS: Final = 8
 MAX_NAME_WORDS: Final = 2**16
 """Bound on the parameter words of one registration record; keeps the sums far from overflow."""
 WORD_SIZE: Final = 8
@@ -242,7 +241,7 @@ def count_extras(records: Array) -> ExtraCounts:
     if (kinds >= _FUNCTION).any():
         is_function = kinds == Kind.FUNCTION
         for owns, limit in (
-            (is_function, MAX_FUNCTION_PARAMS),
+            (is_function, MAX_PARAMS),
             (kinds == Kind.FUNCTION_REGISTERED, MAX_NAME_WORDS),
         ):
             words = records["amount"][owns]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tallybus.common.batch import Batch, count_extras
 from tallybus.common.errors import EXIT_DAMAGED, ServiceError
 from tallybus.common.functions.names import NAME_RULE, is_function_name
-from tallybus.common.record import Kind, Status
+from tallybus.common.record import MAX_U64, Kind, Status
 
 UNREGISTERED: Final = 0
 """Instead of a CRC-32C: this version ends the function. It is also that of no bytes at all."""
@@ -64,7 +64,7 @@ class FunctionVersion:
             (f"its name is not {NAME_RULE}", is_function_name(self.name)),
             (f"version {self.version}", 1 <= self.version <= MAX_VERSION),
             (f"checksum {self.crc32c}", 0 <= self.crc32c < 2**32),
-            ("there is no such transaction", 1 <= self.transaction_id < 2**64),
+            ("there is no such transaction", 1 <= self.transaction_id <= MAX_U64),
         ):
             if not right:
                 raise RegistrationError(self.transaction_id, reason)

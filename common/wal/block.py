@@ -22,7 +22,14 @@ import numpy as np
 
 from tallybus.common.batch import Batch
 from tallybus.common.checksum import crc32c
-from tallybus.common.record import ENTRY_DTYPE, ENTRY_SIZE, PARAM_SIZE, RECORD_DTYPE, RECORD_SIZE
+from tallybus.common.record import (
+    ENTRY_DTYPE,
+    ENTRY_SIZE,
+    MAX_U64,
+    PARAM_SIZE,
+    RECORD_DTYPE,
+    RECORD_SIZE,
+)
 
 MAGIC: Final = b"TBLK"
 FORMAT_VERSION: Final = 1
@@ -33,7 +40,7 @@ ALIGNMENT: Final = 8
 """Every block starts at a multiple of 8 in its file, because every part is a multiple of 8 long."""
 
 LINK_SIZE: Final = 8
-MAX_ID: Final = 2**64 - 1
+MAX_ID: Final = MAX_U64
 _NO_RECORDS: Final = np.empty(0, RECORD_DTYPE)
 
 _LAYOUT: Final = struct.Struct("<4sHHQQQQQQQIIIIQQQQIIII")

@@ -18,6 +18,7 @@ from tallybus.common.kernels.compiled import INPUT_INTEGERS, INPUT_WORDS, kernel
 from tallybus.common.memory import CHUNK_ACCOUNTS
 from tallybus.common.record import (
     ENTRY_DTYPE,
+    MAX_AMOUNT,
     MAX_BALANCE,
     MIN_BALANCE,
     RECORD_DTYPE,
@@ -38,7 +39,7 @@ _DEPOSIT: Final = _U(Kind.DEPOSIT)
 _TRANSFER: Final = _U(Kind.TRANSFER)
 _FUNCTION: Final = _U(Kind.FUNCTION)
 _OTHER_KIND: Final = _U(Kind.TRANSFER - Kind.DEPOSIT)
-_LAST_AMOUNT: Final = _U(2**63 - 2)
+_LAST_AMOUNT: Final = _U(MAX_AMOUNT - 1)
 _MIN_BALANCE: Final = np.int64(MIN_BALANCE)
 _MAX_BALANCE: Final = np.int64(MAX_BALANCE)
 _HALF: Final = np.int64(32)

@@ -32,7 +32,16 @@ from tallybus.common.kernels.compiled import (
     trailing_zeros,
     types,
 )
-from tallybus.common.record import MAX_BALANCE, MAX_ENTRIES, MIN_BALANCE, Kind, Reason, Status
+from tallybus.common.record import (
+    MAX_AMOUNT,
+    MAX_BALANCE,
+    MAX_ENTRIES,
+    MAX_U64,
+    MIN_BALANCE,
+    Kind,
+    Reason,
+    Status,
+)
 from tallybus.services.transactor.functions.layout import (
     CALL_FUNCTION,
     CAPACITY,
@@ -91,8 +100,8 @@ _BUCKET: Final = _U(BUCKET)
 _LOW: Final = _U(0xFFFF_FFFF)
 _STAMP_MASK: Final = _U(0xFF << 32)
 _TAG_MASK: Final = _U(0xFFFFFF << 40)
-_NOWHERE: Final = _U(2**64 - 1)
-_LAST_AMOUNT: Final = _U(2**63 - 2)
+_NOWHERE: Final = _U(MAX_U64)
+_LAST_AMOUNT: Final = _U(MAX_AMOUNT - 1)
 _MIN_BALANCE: Final = np.int64(MIN_BALANCE)
 _MAX_BALANCE: Final = np.int64(MAX_BALANCE)
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.memory import lazy_zeros
+from tallybus.common.record import MAX_U64
 from tallybus.services.transactor import kernel
 
 Item = TypeVar("Item", bound=np.generic)
@@ -30,7 +31,6 @@ MAX_LOAD: Final = 0.5
 """Most slots in use, as a share. Nearly every search then ends in its first bucket: at 0.6, with
 one bucket in nine full, a transfer took 50 ns instead of 37."""
 LAST_STAMP: Final = 255
-_WORD: Final = 2**64 - 1
 
 
 def table_slots(transactions: int) -> int:
@@ -55,9 +55,9 @@ def _hash_constants(seed: int) -> tuple[int, int, int]:
     """Three words from one (splitmix64, Steele, Lea and Flood 2014); the two multipliers odd."""
     words = []
     for step in range(1, 4):
-        x = (seed + step * 0x9E3779B97F4A7C15) & _WORD
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+        x = (seed + step * 0x9E3779B97F4A7C15) & MAX_U64
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MAX_U64
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MAX_U64
         words.append(x ^ (x >> 31))
     return words[0], words[1] | 1, words[2] | 1
 
@@ -98,7 +98,7 @@ class DuplicateWindow:
             raise ValueError(
                 f"transactions_per_segment is {transactions_per_segment}, not 1..{MAX_GENERATION}"
             )
-        if not 0 <= seed <= _WORD:
+        if not 0 <= seed <= MAX_U64:
             raise ValueError("the seed of the user_ref table does not fit 64 bits")
         self.transactions_per_segment = transactions_per_segment
         self.current = Generation(transactions_per_segment)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from tallybus.common.times import NEVER_NS
 from tallybus.errors import AccessDenied
 
 _MILLISECOND: Final = 1_000_000
@@ -37,7 +38,6 @@ ELSEWHERE_NS: Final = 150 * _MILLISECOND
 LONGEST_ELSEWHERE_NS: Final = 5_000 * _MILLISECOND
 """How long a gateway that may be at one of several places is waited for at one, first and at most.
 Longer each time around: somewhere it may be far away."""
-NEVER: Final = 2**63 - 1
 
 
 class Handshake(Enum):
@@ -110,12 +110,12 @@ class Access:
         self._key = key
         self._connected_at = now
         self._refusal: Refusal | None = None
-        self._again_at = NEVER
+        self._again_at = NEVER_NS
         self._numbers = 1
         self._suspicious = False
         self.is_stalled = False
         """Whether `calm` would do anything."""
-        self._look_at = NEVER
+        self._look_at = NEVER_NS
         self._look_since = 0
         self._step = 0
         self._pause = SUSPECT_AFTER_NS
@@ -124,7 +124,7 @@ class Access:
         self._places = places
         self._found = places == 1
         """Whether it was met at this place: then it will be there again."""
-        self._elsewhere_at = NEVER
+        self._elsewhere_at = NEVER_NS
         self._patience = ELSEWHERE_NS
 
     def refusal(self, now: int) -> Refusal | None:
@@ -143,7 +143,7 @@ class Access:
             case Handshake.READY:
                 self._suspicious = False
                 self._found = True
-                self._elsewhere_at = NEVER
+                self._elsewhere_at = NEVER_NS
                 return None
             case Handshake.GARBAGE:
                 self.connection = None
@@ -175,7 +175,7 @@ class Access:
         if self.is_stalled:
             self.is_stalled = False
             self.look = None
-            self._look_at = self._elsewhere_at = NEVER
+            self._look_at = self._elsewhere_at = NEVER_NS
 
     def tick(self, now: int) -> None:
         """Does what time alone asks for."""
@@ -212,7 +212,7 @@ class Access:
         """When to call `tick`, and `looked` while there is a `look`."""
         if self.connection is None and self._refusal is None:
             return min(self._again_at, self._look_at, self._elsewhere_at)
-        return min(self._look_at, NEVER if self.look is not None else self._elsewhere_at)
+        return min(self._look_at, NEVER_NS if self.look is not None else self._elsewhere_at)
 
     def _go_elsewhere(self, now: int) -> None:
         self.place = (self.place + 1) % self._places
@@ -225,7 +225,7 @@ class Access:
         self._numbers += 1
         self.connection = self._numbers
         self._connected_at = now
-        self._again_at = NEVER
+        self._again_at = NEVER_NS
 
     def _begin(self, step: int, now: int) -> None:
         self._step = step

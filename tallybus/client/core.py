@@ -42,6 +42,7 @@ from tallybus.client.codec import (
     reply_id,
 )
 from tallybus.common.protocol import MAX_PENDING, ErrorCode
+from tallybus.common.times import NEVER_NS
 from tallybus.errors import (
     AccessDenied,
     ClientClosed,
@@ -65,7 +66,6 @@ MILLISECOND: Final = 1_000_000
 SECOND: Final = 1_000_000_000
 MAX_TIMEOUT_SECONDS: Final = 10 * 365 * 86_400
 MAX_HINT_MS: Final = 86_400_000
-_NEVER: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Call(Generic[T]):
         self.sent_id = 0
         self.sent_at = 0
         self.refusal: ErrorReply | None = None
-        self.retry_at = _NEVER
+        self.retry_at = NEVER_NS
         self.at_large = False
         """A sending may be out that nothing has been heard of: it could have any effect."""
         self.abandoned = False
@@ -151,8 +151,8 @@ class Core:
         self._queue: deque[Call[Any]] = deque()
         self._sent: dict[int, Call[Any]] = {}
         self._next_id = 1
-        self._wake = _NEVER  # no deadline or retry is earlier; the next one may be later
-        self._ping_at = _NEVER
+        self._wake = NEVER_NS  # no deadline or retry is earlier; the next one may be later
+        self._ping_at = NEVER_NS
         self._ping_due = False
         self._pings: list[int] = []
         self._heard_at: int | None = None
@@ -211,7 +211,7 @@ class Core:
                 return
             if not call.attempts:
                 call.attempts = 1
-        if call.refusal is not None and call.retry_at != _NEVER:
+        if call.refusal is not None and call.retry_at != NEVER_NS:
             self._wake = min(self._wake, call.retry_at)
         else:
             self._enqueue(call)
@@ -259,7 +259,7 @@ class Core:
             call.attempts += 1
             call.at_large = True
             self._sent[self._next_id] = call
-            if self._ping_at == _NEVER:
+            if self._ping_at == NEVER_NS:
                 self._ping_at = now + self._settings.ping_after
         else:
             self._ping_due = False
@@ -316,7 +316,7 @@ class Core:
         if access.is_stalled or access.connection is None:
             access.tick(now)
         if now >= self._wake:
-            self._wake = _NEVER
+            self._wake = NEVER_NS
             for call in list(self._calls):
                 if now >= call.deadline:
                     self._expire(call, now)
@@ -382,7 +382,7 @@ class Core:
         self._queue.clear()
 
     def _enqueue(self, call: Call[Any]) -> None:
-        call.retry_at = _NEVER
+        call.retry_at = NEVER_NS
         call.refusal = None
         call.at_large = False
         self._queue.append(call)
@@ -398,7 +398,7 @@ class Core:
             self._ping_at = now + self._settings.ping_after
             return
         if not self._sent:
-            self._ping_at = _NEVER
+            self._ping_at = NEVER_NS
             self._pings.clear()
             return
         oldest = next(iter(self._sent.values())).sent_at + self._settings.ping_after

@@ -24,9 +24,11 @@ import numpy as np
 from tallybus.common.kernels.compiled import Intrinsic, c_function, inlined, types
 from tallybus.common.record import (
     FIRST_USER_STATUS,
+    MAX_AMOUNT,
     MAX_BALANCE,
     MAX_ENTRIES,
     MAX_PARAMS,
+    MAX_U64,
     MIN_BALANCE,
     Reason,
     Status,
@@ -81,8 +83,8 @@ _SIGNED_LOW: Final = np.int64(0xFFFF_FFFF)
 _SIGNED_ZERO: Final = np.int64(0)
 _MIN_BALANCE: Final = np.int64(MIN_BALANCE)
 _MAX_BALANCE: Final = np.int64(MAX_BALANCE)
-_LARGEST_AMOUNT: Final = _U(2**63 - 1)
-_NOT_DONE: Final = _U(2**64 - 1)
+_LARGEST_AMOUNT: Final = _U(MAX_AMOUNT)
+_NOT_DONE: Final = _U(MAX_U64)
 _SLOW_FUEL: Final = _U(layout.SLOW_FUEL)
 _CALL_UNITS: Final = _U(layout.CALL_UNITS)
 _FRESH_UNITS: Final = _U(layout.FRESH_UNITS)

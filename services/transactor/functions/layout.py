@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tallybus.common.record import MAX_U64
+
 # Words of the state. What the kernel reads or sets:
 CALL_FUNCTION: Final = 0
 """Address of `call_function`; 0 for batches without parameters, which call no functions."""
@@ -157,7 +159,7 @@ DURATIONS: Final = REASONS + 32
 DURATION_STEPS: Final = 160
 SLOT_WORDS: Final = DURATIONS + DURATION_STEPS
 
-NO_SLOT: Final = 2**64 - 1
+NO_SLOT: Final = MAX_U64
 SAMPLED: Final = 256
 """One call of so many is timed: two readings of the thread's clock, about 500 ns, are then
 nothing."""

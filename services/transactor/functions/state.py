@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.memory import lazy_zeros
-from tallybus.common.record import ENTRY_DTYPE, MAX_ENTRIES, MAX_PARAMS
+from tallybus.common.record import ENTRY_DTYPE, MAX_ENTRIES, MAX_PARAMS, MAX_U64
 from tallybus.services.transactor.functions import layout
 from tallybus.services.transactor.functions.budget import UNBOUNDED, WorkBudget
 from tallybus.services.transactor.functions.calling import call_function
@@ -25,7 +25,7 @@ _MOST_KEPT_ENTRIES: Final = 1 << 20
 _MOST_OF_SLICE: Final = 1 << 18
 """Entries of 4 MiB: a slice that made so many is logged before more are made."""
 _PARAMS: Final = MAX_PARAMS
-NO_END: Final = 2**64 - 1
+NO_END: Final = MAX_U64
 ENTRY_NS: Final = 100
 RECORD_NS: Final = 500
 """What an entry, and a call that was recorded and not run, keep the ledger for behind the

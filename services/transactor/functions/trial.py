@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.common.memory import lazy_zeros
-from tallybus.common.record import MAX_PARAMS
+from tallybus.common.record import MAX_I64, MAX_PARAMS, MIN_I64
 from tallybus.common.settings.table import MAX_FUEL
 from tallybus.services.transactor.functions.binding import Sandbox
 from tallybus.services.transactor.functions.compiler import Compiler
@@ -86,7 +86,7 @@ def balances_of(balances: Mapping[int, int], max_accounts: int) -> NDArray[np.in
 
 
 def _check_i64(value: int) -> None:
-    if not -(2**63) <= value < 2**63:
+    if not MIN_I64 <= value <= MAX_I64:
         raise ValueError(f"{value} does not fit 64 bits with a sign")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallybus.cli.measure import function
-from tallybus.common.record import MAX_PARAMS, RECORD_DTYPE, Kind
+from tallybus.common.record import MAX_PARAMS, MAX_U64, RECORD_DTYPE, Kind
 from tallybus.functions import OperationBatch
 from tallybus.operations import deposits
 
@@ -33,7 +33,6 @@ a part of real work."""
 # An odd stride visits every 64-bit number once. A large one, because refs that stand side by side
 # would be kinder to the ledger's table of refs than random ones are.
 _STRIDE: Final = 0xD1342543DE82EF95
-_MASK: Final = 2**64 - 1
 
 
 class Workload:
@@ -79,7 +78,7 @@ class Workload:
             np.add(
                 self._steps, np.uint64(self._next_ref), out=self._refs[start : start + self._block]
             )
-            self._next_ref = (self._next_ref + self._block * _STRIDE) & _MASK
+            self._next_ref = (self._next_ref + self._block * _STRIDE) & MAX_U64
         self._position = start + self._batch
         records = self._pool[start : start + count]
         if self._params is None:
@@ -90,11 +89,11 @@ class Workload:
 def first_ref(random_bits: int, ops: int) -> int:
     """A start for the refs of `ops` operations, from 64 random bits; none of them is 0."""
     inverse = pow(_STRIDE, -1, 2**64)
-    start = random_bits & _MASK
-    steps_to_zero = (-start * inverse) & _MASK
+    start = random_bits & MAX_U64
+    steps_to_zero = (-start * inverse) & MAX_U64
     # Refs are written a block at a time, so a few more than `ops` are used up.
     if steps_to_zero <= ops + POOL_OPERATIONS:
-        return (start + (ops + POOL_OPERATIONS + 1) * _STRIDE) & _MASK
+        return (start + (ops + POOL_OPERATIONS + 1) * _STRIDE) & MAX_U64
     return start
 
 

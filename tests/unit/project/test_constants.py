@@ -34,6 +34,53 @@ def test_their_constants_are_defined_nowhere_else() -> None:
     assert again == []
 
 
+def words(name: str) -> set[str]:
+    return set(name.strip("_").split("_"))
+
+
+def test_none_is_defined_again_under_a_longer_name() -> None:
+    """As `MAX_FUNCTION_PARAMS` would be beside `MAX_PARAMS`."""
+    fixed = {
+        name: ast.unparse(value)
+        for home in HOMES
+        for name, value in literals(TREES[home])
+        if "_" in name
+    }
+    again = [
+        f"{module} {name} is {home}"
+        for module, tree in TREES.items()
+        if module not in HOMES
+        for name, value in literals(tree)
+        for home, text in fixed.items()
+        if words(home) <= words(name) and ast.unparse(value) == text
+    ]
+    assert again == []
+
+
+BOUNDS = {"2 ** 64 - 1", "2 ** 63 - 1", "2 ** 63 - 2", "-2 ** 63", "1 << 64", "1 << 63"}
+OTHER_BOUNDS = {
+    "tallybus.common.security.keys": "MAX_LIMIT",  # of integers in TOML
+    "tallybus.common.service.open_files": "UNLIMITED",  # of the system
+    "tallybus.common.times": "NEVER_NS",  # of the clock
+}
+"""Numbers of 64 bits that have nothing to do with records: by module, the name that each has."""
+
+
+def test_bounds_of_64_bits_are_written_down_once() -> None:
+    again = []
+    for module, tree in TREES.items():
+        named = {id(value): name for name, value in literals(tree)}
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.BinOp | ast.UnaryOp)
+                and ast.unparse(node) in BOUNDS
+                and module not in HOMES
+                and named.get(id(node)) != OTHER_BOUNDS.get(module, "")
+            ):
+                again.append(f"{module}:{node.lineno} {ast.unparse(node)}")
+    assert again == []
+
+
 def test_codes_of_errors_are_defined_nowhere_else() -> None:
     again = [
         f"{module} {ast.unparse(node)}"
