@@ -1,4 +1,7 @@
-"""The five services: their names, the order of what flows, and who waits for whom."""
+"""The five services: their names, their orders, and who depends on whom.
+
+The four behind the gateway are the stages of the pipeline. Each adds one guarantee.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ STAGES: Final = ("sequencer", "transactor", "wal", "snapshotter")
 SERVICES: Final = ("gateway", *STAGES)
 """All services, in the order in which a transaction meets them."""
 PORTS: Final = (*STAGES, "gateway")
-"""All services, in the order of their ports and of their rows where the pipeline comes first."""
+"""All services, in the order of their ports and of rows that begin with the pipeline."""
 START_ORDER: Final = ("wal", "snapshotter", "transactor", "sequencer", "gateway")
-"""Who others read from comes first: a start does not wait for what is not there yet."""
+"""A service starts after those that it asks first, so that no start waits for a later one."""
 STOP_ORDER: Final = SERVICES
-"""Who sends comes before who receives: what was taken is finished."""
+"""A sender stops before its receiver, so that what was taken is still finished."""
 DEPENDS_ON: Final[dict[str, tuple[str, ...]]] = {
     "sequencer": ("transactor",),
     "transactor": ("wal",),
@@ -21,5 +24,5 @@ DEPENDS_ON: Final[dict[str, tuple[str, ...]]] = {
     "snapshotter": ("wal",),
     "gateway": STAGES,
 }
-"""Whose statuses each service listens to: its successor's, the snapshotter the log's, the
-gateway all."""
+"""The services whose statuses each one listens to. A stage listens to its successor. The
+snapshotter has none, and listens to the log. The gateway listens to all stages."""

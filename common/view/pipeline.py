@@ -153,7 +153,7 @@ class FunctionRow:
 class Report:
     """Everything that one frame shows. Without `answers` the rest is as it was last told.
 
-    `tx_per_s`: growth of the commit index; `in_flight`: sequenced and not yet committed.
+    `tx_per_s`: growth of the index `committed`; `in_flight`: sequenced and not yet committed.
     `interval_s`: between the two looks that rates come from. `lost_s`: how long ago the
     gateway answered last (or the first look was taken, if it never did), None while it answers.
     """
@@ -205,7 +205,7 @@ class _Metrics:
 
 
 class PipelineView:
-    """Takes looks in the order of their time; `history` has the rates of the commit index.
+    """Takes looks in the order of their time; `history` has the rates of `committed`.
 
     A rate is None in the history where there is none: at the first answer, and while the gateway
     does not answer. `metrics_hint`: what to tell where looks come without metrics.

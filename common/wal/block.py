@@ -6,7 +6,7 @@ gaps. Everything is little-endian. A block with no records is a marker. `docs/wa
 describes every byte. The writer and every reader use this module. The fast path for small blocks,
 `scan.py`, repeats its checks in a kernel, and leaves to this module what does not pass them.
 
-No I/O here: bytes come in, bytes and verdicts go out.
+No I/O here: bytes come in, and headers, batches or errors go out.
 ADR 0002 says why markers certify what is durable.
 """
 

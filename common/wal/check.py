@@ -1,7 +1,7 @@
 """Is the log in a folder whole, and where does it end? Reads everything, changes nothing.
 
 The log stage decides with it what to repair at a start, and the offline tools report with it. Every
-block of every segment is verified. The verdict is one of: whole; whole with a torn tail, or with a
+block of every segment is verified. The answer is one of: whole; whole with a torn tail, or with a
 rotation that a crash interrupted (both repairable without loss); or a `LogRefused` with file and
 offset. ADR 0006 says why everything is verified at every start.
 """

@@ -1,1 +1,1 @@
-"""The gateway: the only stage that clients talk to. It checks, gathers, waits and answers."""
+"""The gateway: the only service that clients talk to. It checks, gathers, waits and answers."""

@@ -256,13 +256,13 @@ class Engine:
         first_id: int,
         name: str,
         version: int,
-        verdict: int = Status.NONE,
+        failure: int = Status.NONE,
         compiled: CompiledFunction | None = None,
     ) -> Outcome:
         """Execute a registration (RECORD_DTYPE[1] of kind FUNCTION_REGISTERED) as `first_id`.
 
-        `verdict` is what the registry says to it: NONE, and it makes `version`, or a failure. A
-        duplicate is neither and changes nothing. When it succeeds, `compiled` is live for all later
+        `failure` is the status with which the registry refuses it. With NONE it makes `version`. A
+        duplicate does neither, and changes nothing. When it succeeds, `compiled` is live for all later
         transactions, or the function is gone where the record's `function` is 0. The record comes
         back with the version as its account (0 if it failed) and the name in `params`.
 
@@ -273,7 +273,7 @@ class Engine:
         if len(record) != 1 or record["kind"][0] != Kind.FUNCTION_REGISTERED:
             raise ValueError("a registration is a batch of one record of its kind")
         crc = int(record["function"][0])
-        if verdict == Status.NONE:
+        if failure == Status.NONE:
             if (compiled is None) != (crc == 0):
                 raise ValueError("a registration needs the compiled function, its end has none")
             if compiled is None and name not in self.functions:
@@ -281,7 +281,7 @@ class Engine:
             if compiled is not None and not self.functions.takes(name):
                 self.functions.install(name, version, crc, compiled)  # says why not
         control = self.window.control
-        control[kernel.REGISTRATION] = verdict
+        control[kernel.REGISTRATION] = failure
         try:
             outcome = self.execute(record, first_id)
         finally:
@@ -293,7 +293,7 @@ class Engine:
             return outcome
         kept = name_words(name)
         row["amount"] = len(kept)
-        if verdict == Status.NONE:
+        if failure == Status.NONE:
             row["account"] = version
             row["function"] = crc
             if compiled is None:

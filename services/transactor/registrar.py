@@ -205,9 +205,9 @@ class Registrar:
         is nothing to unregister or when the module is not valid, and with QUOTA_EXCEEDED when there
         are too many functions, or too much of what they take.
         """
-        verdict, compiled = self._verdict(record, name, binary)
+        failure, compiled = self._failure_of(record, name, binary)
         version = self.registry.next_version(name)
-        outcome = self._engine.register(record, first_id, name, version, verdict, compiled)
+        outcome = self._engine.register(record, first_id, name, version, failure, compiled)
         row = outcome.batch.records[0]
         if row["status"] == Status.NONE:
             crc = int(row["function"])
@@ -222,7 +222,7 @@ class Registrar:
             self._tidy()
         return outcome
 
-    def _verdict(
+    def _failure_of(
         self, record: NDArray[np.void], name: str, binary: bytes
     ) -> tuple[Status, CompiledFunction | None]:
         live = self.registry.live(name)

@@ -1,7 +1,7 @@
 """The log stage's decisions, without I/O.
 
 The shell appends what is `due` and reports with `written`; the committer thread syncs it and the
-shell reports with `on_durable`. Only then does the commit index move, and only then is a
+shell reports with `on_durable`. Only then does the durable index move, and only then is a
 batch offered to the snapshotter. A snapshotter that is away, or does not keep up, never holds
 commits back: it can read the files.
 """
@@ -210,7 +210,7 @@ class WalCore(StageCore):
         self.heartbeat(now_ns)
 
     def urgent(self, status: StageStatus, last: StageStatus) -> bool:
-        # Clients wait for the commit index.
+        # Clients wait for the durable index.
         return status.durable != last.durable
 
     def next_data(self) -> Message | None:

@@ -1,6 +1,6 @@
 """The clients of a chaos run. Each is a loop that submits and reads until it is told to stop.
 
-What they are told is only written down here; `verdict` judges it.
+What they are told is only written down here; `judge` judges it.
 """
 
 from __future__ import annotations

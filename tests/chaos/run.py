@@ -22,7 +22,7 @@ from tests.chaos.clients import METER, TIMEOUT_S, Clients
 from tests.chaos.faults import Chaos, Episode
 from tests.chaos.history import Operations, Pace, Recorder, to_operation
 from tests.chaos.machine import Machine
-from tests.chaos.verdict import Judge, Verdict
+from tests.chaos.judge import Judge, Findings
 from tests.processes.pipeline import make_settings
 from tests.support.unchecked import amounts_unchecked
 
@@ -122,8 +122,8 @@ class Run:
         if not stuck:
             self._read_logs()
         self.violations += self.machine.problems
-        verdict = Verdict() if stuck else self._judge(last, balances)
-        report = self._report(verdict, last)
+        findings = Findings() if stuck else self._judge(last, balances)
+        report = self._report(findings, last)
         if report.violations:
             self.recorder.history.save(self.folder, self.recorder.operations.made, self.began_ns)
             self._save_episodes()
@@ -206,7 +206,7 @@ class Run:
             return 0, []
         return index.committed, read.balances.tolist()
 
-    def _judge(self, last: int, balances: list[int]) -> Verdict:
+    def _judge(self, last: int, balances: list[int]) -> Findings:
         judge = Judge(
             self.recorder.history,
             self.recorder.operations.made,
@@ -216,13 +216,13 @@ class Run:
             self.began_ns,
             self._tell,
         )
-        verdict = judge.judge(last)
+        findings = judge.judge(last)
         expected = [judge.oracle.balance(account) for account in range(len(balances))]
         if expected != balances:
-            verdict.wrong("balance", f"at the end {balances}, the oracle has {expected}")
+            findings.wrong("balance", f"at the end {balances}, the oracle has {expected}")
         if sum(balances) != 0:
-            verdict.wrong("sum", f"the ledger's balances sum to {sum(balances)}")
-        return verdict
+            findings.wrong("sum", f"the ledger's balances sum to {sum(balances)}")
+        return findings
 
     def _tell(self, what: str) -> None:
         """On standard error: standard output is the report's."""
@@ -231,7 +231,7 @@ class Run:
 
     # -- the report --------------------------------------------------------------------------------
 
-    def _report(self, verdict: Verdict, last: int) -> Report:
+    def _report(self, findings: Findings, last: int) -> Report:
         history = self.recorder.history
         data = self.settings.ledger.data
         return Report(
@@ -248,11 +248,11 @@ class Run:
             requests=len(history.submissions),
             reads=len(history.balances) + len(history.statuses) + len(history.indexes),
             retries=sum(history.retries.values()),
-            unknown=verdict.unknown,
-            lost=dict(verdict.lost),
-            applied_after_window=verdict.applied_after_window,
+            unknown=findings.unknown,
+            lost=dict(findings.lost),
+            applied_after_window=findings.applied_after_window,
             pauses=self._pauses(),
-            violations=self.violations + verdict.violations,
+            violations=self.violations + findings.violations,
             folder=str(self.folder),
         )
 

@@ -14,7 +14,7 @@ from tallybus import LostTransaction, OutcomeUnknown, TallybusError
 from tallybus.common.record import Level
 from tests.chaos.history import History, Submission
 from tests.chaos.run import Run
-from tests.chaos.verdict import Judge
+from tests.chaos.judge import Judge
 
 SEED = 20
 SECONDS = 8.0

@@ -1,4 +1,4 @@
-"""The five stages: their real cores, in shells with queues for sockets and `Disk` for files.
+"""The five services: their real cores, in shells with queues for sockets and `Disk` for files.
 
 The log stage and the transactor run their real shells, too, and the transactor its real recovery:
 what those do with messages and files is decided in them. For the others the few lines of a shell

@@ -1,4 +1,4 @@
-"""One simulated run: five stages, clients, a seed. `run` plays it to its end and checks it."""
+"""One simulated run: five services, clients, a seed. `run` plays it to its end and checks it."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class ConnectionGuard:
         if not connections or self._memory is None:
             return
         if connections.suspects:
-            for cut in connections.verdicts(now_ns, self._port.empty):
+            for cut in connections.to_cut(now_ns, self._port.empty):
                 self._cut(cut, now_ns)
         due_ns = connections.next_look_ns()
         if due_ns is None or now_ns < due_ns:

@@ -228,7 +228,7 @@ class Connections:
 
     @property
     def suspects(self) -> bool:
-        """Whether `verdicts` waits for proof."""
+        """Whether `to_cut` waits for proof."""
         return bool(self._suspects)
 
     def look(
@@ -283,7 +283,7 @@ class Connections:
             if grown <= GROWTH_BYTES // 2:
                 return
 
-    def verdicts(self, now_ns: int, nothing_left: bool) -> list[Cut]:
+    def to_cut(self, now_ns: int, nothing_left: bool) -> list[Cut]:
         """Whom to cut. `nothing_left`: no message waits to be received, now."""
         if now_ns - self._looked_ns < SOON_NS:
             return []

@@ -1,4 +1,4 @@
-"""Reference pages are wrapped at 100 columns, tables and code aside."""
+"""Every page is wrapped at 100 columns, tables and code aside."""
 
 import re
 from pathlib import Path
@@ -9,23 +9,10 @@ from tests.support.folders import DOCS, PROJECT
 
 WIDTH = 100
 PAGES = [
-    PROJECT / "CONTRIBUTING.md",
-    *(
-        DOCS / f"{name}.md"
-        for name in (
-            "architecture",
-            "bus",
-            "cli",
-            "configuration",
-            "metrics",
-            "protocol",
-            "python",
-            "simulation",
-            "snapshot-format",
-            "wal-format",
-        )
-    ),
-    *sorted((DOCS / "adr").glob("*.md")),
+    *sorted(PROJECT.glob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((PROJECT / "examples").rglob("*.md")),
+    PROJECT / "tests" / "README.md",
 ]
 
 

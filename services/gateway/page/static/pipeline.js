@@ -1,8 +1,8 @@
-// The pipeline: five stages, and between them pipes that fill with what waits there.
+// The pipeline: five services, and between them pipes that fill with what waits there.
 
 import { attribute, byId, text } from "/dom.js";
 import { compact, grouped, NONE, percent, perSecond, span } from "/format.js";
-import { fullness, STAGES } from "/state.js";
+import { fullness, SERVICES } from "/state.js";
 
 /** A mark for each state, so that no state is told by its colour alone. */
 export const MARKS = {
@@ -18,7 +18,7 @@ export class Pipeline {
   #pipes = new Map();
 
   constructor(place) {
-    for (const [stage, { title, does, level }] of Object.entries(STAGES)) {
+    for (const [stage, { title, does, level }] of Object.entries(SERVICES)) {
       if (this.#stages.size) {
         const pipe = byId("pipe-template").content.firstElementChild.cloneNode(true);
         pipe.dataset.before = stage;

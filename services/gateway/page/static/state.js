@@ -7,7 +7,7 @@
 import { clock, list, span, words } from "/format.js";
 
 /** In the order that a transaction passes them. */
-export const STAGES = {
+export const SERVICES = {
   gateway: { title: "Gateway", does: "talks to clients", level: "sequenced" },
   sequencer: { title: "Sequencer", does: "gives ids", level: "sequenced" },
   transactor: { title: "Transactor", does: "executes", level: "computed" },

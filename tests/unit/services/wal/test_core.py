@@ -1,4 +1,4 @@
-"""The log stage: one transactor at a time, the commit index behind the sync, its follower next."""
+"""The log stage: one transactor at a time, the durable index behind the sync, its follower next."""
 
 from dataclasses import replace
 
@@ -194,7 +194,7 @@ def test_exactly_what_comes_next_is_taken() -> None:
     assert not core.status().gap
 
 
-def test_the_commit_index_moves_with_the_sync_alone() -> None:
+def test_the_durable_index_moves_with_the_sync_alone() -> None:
     core = running()
     write(core, 1, 3)
     write(core, 4, 2)
@@ -332,7 +332,7 @@ def test_statuses_of_others_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("durable", [1, 5])
-def test_a_new_commit_index_is_told_at_once(durable: int) -> None:
+def test_a_new_durable_index_is_told_at_once(durable: int) -> None:
     core = running()
     write(core, 1, 5)
     core.tick(0)

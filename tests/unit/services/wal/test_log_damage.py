@@ -60,7 +60,7 @@ def active_headers(files: Files) -> list[BlockHeader]:
     return headers_of(files[ACTIVE], 3, SIZE)
 
 
-def verdict(files: Files) -> int | type[LogRefused]:
+def outcome_of(files: Files) -> int | type[LogRefused]:
     """Last id of the log as recovered, its content checked; or how it was refused."""
     disk = MemoryStorage(files)
     try:
@@ -74,7 +74,7 @@ def verdict(files: Files) -> int | type[LogRefused]:
 
 def recovered(files: Files) -> int | type[LogRefused]:
     """The same with the real recovery: what it says must agree, and the log must go on."""
-    expected = verdict(files)
+    expected = outcome_of(files)
     disk = MemoryStorage(files)
     refused: type[LogRefused] | None = None
     try:
@@ -119,8 +119,8 @@ def bits(files: Files, path: Path) -> Iterator[tuple[int, Files]]:
 
 
 def test_the_samples_are_what_they_should_be() -> None:
-    assert verdict(CLEAN) == 10
-    assert verdict(CRASHED) == 10
+    assert outcome_of(CLEAN) == 10
+    assert outcome_of(CRASHED) == 10
     assert recovered(CLEAN) == 10
     assert recovered(CRASHED) == 10
     assert [header.durable_index for header in active_headers(CLEAN)] == [8, 8, 9, 10]
@@ -133,7 +133,7 @@ def test_every_flipped_bit_of_the_active_file(files: Files) -> None:
     seen = set()
     for at, changed in bits(files, ACTIVE):
         expected = expected_when_damaged(headers, at)
-        assert verdict(changed) == expected, f"byte {at}"
+        assert outcome_of(changed) == expected, f"byte {at}"
         seen.add(expected)
     # A clean log refuses all but damage of its last marker, which loses nothing.
     assert seen == ({DamagedLog, 10} if files is CLEAN else {DamagedLog, 9})
@@ -198,7 +198,7 @@ def test_zeros_over_any_part_of_the_active_file(files: Files) -> None:
                 h.durable_index >= touched[0].first_id for h in intact
             ):
                 expected = DamagedLog
-            got = verdict(changed)
+            got = outcome_of(changed)
             # A marker that is partly zeroed may keep its meaning for the blocks before it.
             assert got == expected or (got is DamagedLog and touched[-1] not in intact), (
                 at,
@@ -324,7 +324,7 @@ def test_evidence_in_a_block_that_is_misplaced_still_counts() -> None:
     data = damaged(CLEAN, ACTIVE, headers[-2].offset, bytes(20))[ACTIVE]
     for shift in range(1, 20):
         moved = data[: headers[-1].offset] + bytes(shift) + marker
-        assert verdict({**CLEAN, ACTIVE: moved}) is DamagedLog
+        assert outcome_of({**CLEAN, ACTIVE: moved}) is DamagedLog
 
 
 def test_forged_evidence_needs_the_cluster_id() -> None:

@@ -41,7 +41,7 @@ def test_a_message_longer_than_the_longest_request_is_suspected_and_then_cut() -
     connections = watched(5, 6)
     connections.look(LOOK_NS, BASE, {5: TOO_LONG, 6: GREETING})
     assert connections.suspects
-    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True) == [
+    assert connections.to_cut(LOOK_NS + SOON_NS, nothing_left=True) == [
         Cut(5, "10.0.0.1:5", ENDLESS, TOO_LONG)
     ]
     assert not connections.suspects
@@ -70,10 +70,10 @@ def test_unfinished_bytes_add_up_over_many_looks() -> None:
     assert looks * 100_000 == pytest.approx(LONGEST + SLACK_BYTES, abs=100_000)
 
 
-def test_no_verdict_is_given_at_once() -> None:
+def test_nothing_is_cut_at_once() -> None:
     connections = watched(5)
     connections.look(LOOK_NS, BASE, {5: TOO_LONG})
-    assert connections.verdicts(LOOK_NS + SOON_NS - 1, nothing_left=True) == []
+    assert connections.to_cut(LOOK_NS + SOON_NS - 1, nothing_left=True) == []
     assert connections.suspects
 
 
@@ -81,7 +81,7 @@ def test_a_suspect_whose_message_was_still_waiting_is_let_go() -> None:
     connections = watched(5, 6)
     connections.look(LOOK_NS, BASE, {5: TOO_LONG, 6: TOO_LONG})
     connections.heard(5)
-    cuts = connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True)
+    cuts = connections.to_cut(LOOK_NS + SOON_NS, nothing_left=True)
     assert [cut.descriptor for cut in cuts] == [6]
     connections.look(2 * LOOK_NS, BASE, {5: TOO_LONG + 10})
     assert not connections.suspects
@@ -92,9 +92,9 @@ def test_while_messages_wait_nobody_is_cut_until_all_had_their_turn() -> None:
     connections.look(LOOK_NS, BASE, {5: TOO_LONG, 6: GREETING})
     for _ in range(2 * ROUNDS - 1):
         connections.heard(6)
-    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=False) == []
+    assert connections.to_cut(LOOK_NS + SOON_NS, nothing_left=False) == []
     connections.heard(6)
-    cuts = connections.verdicts(LOOK_NS + SOON_NS, nothing_left=False)
+    cuts = connections.to_cut(LOOK_NS + SOON_NS, nothing_left=False)
     assert [cut.descriptor for cut in cuts] == [5]
 
 
@@ -102,7 +102,7 @@ def test_a_connection_that_has_ended_is_neither_suspected_nor_cut() -> None:
     connections = watched(5)
     connections.look(LOOK_NS, BASE, {5: TOO_LONG})
     assert connections.ended(5) == "10.0.0.1:5"
-    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True) == []
+    assert connections.to_cut(LOOK_NS + SOON_NS, nothing_left=True) == []
     assert connections.ended(5) == ""
     assert len(connections) == 0
 
@@ -111,7 +111,7 @@ def test_a_new_connection_with_a_descriptor_that_was_used_before_starts_anew() -
     connections = watched(5)
     connections.look(LOOK_NS, BASE, {5: TOO_LONG})
     assert connections.accepted(5, "10.0.0.2:9", LOOK_NS) is None
-    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True) == []
+    assert connections.to_cut(LOOK_NS + SOON_NS, nothing_left=True) == []
     connections.look(2 * LOOK_NS, BASE, {5: GREETING})
     assert not connections.suspects
 
@@ -123,7 +123,7 @@ def test_when_memory_has_grown_those_that_do_not_finish_are_cut_largest_first() 
     connections.heard(8)
     now = SOON_NS + OLD_NS
     connections.look(now, BASE + GROWTH_BYTES + 1, read)
-    cuts = connections.verdicts(now + SOON_NS, nothing_left=True)
+    cuts = connections.to_cut(now + SOON_NS, nothing_left=True)
     assert [(cut.descriptor, cut.reason) for cut in cuts] == [(6, MEMORY), (5, MEMORY)]
 
 
@@ -134,7 +134,7 @@ def test_no_more_are_cut_for_the_memory_than_seems_enough() -> None:
     connections.look(0, BASE, {5: GREETING, 6: GREETING})
     now = OLD_NS
     connections.look(now, BASE + GROWTH_BYTES + 1, {5: GROWTH_BYTES - 1, 6: GREETING + 5_000})
-    assert [cut.descriptor for cut in connections.verdicts(now + SOON_NS, True)] == [5]
+    assert [cut.descriptor for cut in connections.to_cut(now + SOON_NS, True)] == [5]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_growth_counts_from_when_a_message_was_begun() -> None:
     connections.look(2 * SOON_NS, BASE + 2 * half, {5: 900_000, 6: 950_000})
     now = 2 * SOON_NS + OLD_NS
     connections.look(now, BASE + 2 * half, {5: 900_000, 6: 950_000})
-    cuts = connections.verdicts(now + SOON_NS, nothing_left=True)
+    cuts = connections.to_cut(now + SOON_NS, nothing_left=True)
     assert {cut.descriptor for cut in cuts} == {5, 6}
 
 
@@ -181,7 +181,7 @@ def test_after_a_cut_others_are_spared_until_the_memory_can_have_been_given_back
     read = {5: GROWTH_BYTES - 1, 6: 5_000}
     now, much = OLD_NS, BASE + GROWTH_BYTES + 1
     connections.look(now, much, read)
-    assert [cut.descriptor for cut in connections.verdicts(now + SOON_NS, True)] == [5]
+    assert [cut.descriptor for cut in connections.to_cut(now + SOON_NS, True)] == [5]
     connections.ended(5)
     connections.look(now + RELIEF_NS - 1, much, read)
     assert not connections.suspects
@@ -266,7 +266,7 @@ def test_who_takes_none_of_its_answers_is_cut_when_the_memory_has_grown() -> Non
     connections.look(3 * LOOK_NS, BASE + GROWTH_BYTES + 1, READ, {5: 2_000, **much})
     # It goes on asking; that is no excuse.
     connections.heard(5)
-    assert connections.verdicts(3 * LOOK_NS + SOON_NS, nothing_left=True) == [
+    assert connections.to_cut(3 * LOOK_NS + SOON_NS, nothing_left=True) == [
         Cut(5, "10.0.0.1:5", UNREAD, 0)
     ]
 
@@ -304,7 +304,7 @@ def test_of_many_that_do_not_read_as_many_are_cut_as_the_growth_asks_for() -> No
     grown = 100 * UNREAD_BYTES
     for number, memory in enumerate((BASE, BASE, BASE + grown)):
         connections.look(number * LOOK_NS, memory, read, taken)
-    cuts = connections.verdicts(2 * LOOK_NS + SOON_NS, nothing_left=True)
+    cuts = connections.to_cut(2 * LOOK_NS + SOON_NS, nothing_left=True)
     assert 90 <= len(cuts) <= 110
 
 
@@ -351,7 +351,7 @@ def test_connections_of_a_key_that_was_revoked_make_room_when_it_is_needed() -> 
     connections.revoked(6)
     connections.revoked(99)
     connections.look(LOOK_NS, BASE, READ)
-    assert connections.verdicts(LOOK_NS + SOON_NS, nothing_left=True) == []
+    assert connections.to_cut(LOOK_NS + SOON_NS, nothing_left=True) == []
     assert connections.accepted(7, "a:7", LOOK_NS) == Cut(6, "a:6", TOO_MANY, 0)
     connections.heard(7)
     assert connections.accepted(8, "a:8", LOOK_NS) == Cut(8, "a:8", TOO_MANY, 0)

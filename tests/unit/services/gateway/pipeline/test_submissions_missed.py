@@ -28,7 +28,7 @@ def test_missed_outcomes_are_asked_for_and_never_taken_for_success() -> None:
     assert [(a["id"], failed(a)) for a in answers] == [(2, [(0, 5)]), (3, [])]
 
 
-def test_a_commit_index_ahead_of_missed_outcomes_answers_nothing() -> None:
+def test_a_durable_index_ahead_of_missed_outcomes_answers_nothing() -> None:
     rig = Rig()
     rig.submit(1, 1, Level.COMMITTED)
     rig.sent()

@@ -48,7 +48,7 @@ class Log:
 
 
 @dataclass(slots=True)
-class Verdict:
+class Findings:
     """What was found. `lost` counts what was told below COMMITTED, is not in the log, and may be
     missing."""
 
@@ -80,7 +80,7 @@ class Judge:
         began_ns: int,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.verdict = Verdict()
+        self.findings = Findings()
         self._tell = tell
         self.oracle = Oracle(settings.ledger.max_accounts, settings.ledger.transactions_per_segment)
         self._history = history
@@ -97,7 +97,7 @@ class Judge:
         self._evidence_ns = np.empty(0, np.int64)
         self._evidence_index = np.empty(0, np.int64)
 
-    def judge(self, last_id: int) -> Verdict:
+    def judge(self, last_id: int) -> Findings:
         """Read transactions 1 to `last_id` from disk and judge everything by them."""
         requests = f"{len(self._history.submissions)} requests"
         self._tell(f"reading {last_id} transactions from disk")
@@ -113,7 +113,7 @@ class Judge:
         self._check_order()
         self._check_freshness()
         self._check_statuses()
-        return self.verdict
+        return self.findings
 
     # -- the log -----------------------------------------------------------------------------------
 
@@ -125,10 +125,10 @@ class Judge:
         runs = read_log(ledger.data, 1, last_id, ledger.transactions_per_segment, kernel=False)
         for run in runs:
             if run.first_id != next_id:
-                self.verdict.wrong("gap", f"id {next_id} is followed by a run of {run.first_id}")
+                self.findings.wrong("gap", f"id {next_id} is followed by a run of {run.first_id}")
             next_id = run.last_id + 1
             if run.term < term or run.timestamp_ns < timestamp:
-                self.verdict.wrong(
+                self.findings.wrong(
                     "history",
                     f"block of id {run.first_id} has term {run.term} after {term}, "
                     f"time {run.timestamp_ns} after {timestamp}",
@@ -139,7 +139,7 @@ class Judge:
             records.append(run.records.copy())
             links.append(own)
         if next_id != last_id + 1:
-            self.verdict.wrong("gap", f"the log ends with {next_id - 1}, {last_id} was committed")
+            self.findings.wrong("gap", f"the log ends with {next_id - 1}, {last_id} was committed")
         if records:
             all_records = np.concatenate(records)
             serials = (all_records["amount"] & SERIAL_MASK).astype(np.intp)
@@ -164,7 +164,7 @@ class Judge:
                 self._tell(f"executing the log again, {start} of {len(log)} transactions")
             if stop > len(log):
                 read = reads[position]
-                self.verdict.wrong(
+                self.findings.wrong(
                     "read", f"{self._at(read.sent_ns)} index {read.index} not in log"
                 )
                 return
@@ -174,7 +174,7 @@ class Judge:
             rows = zip(outcomes, statuses, links, strict=True)
             for offset, (outcome, *told) in enumerate(rows, start):
                 if told != [outcome.status, outcome.duplicate_of]:
-                    self.verdict.wrong(
+                    self.findings.wrong(
                         "execution",
                         f"the log has {offset + 1} with {tuple(told)}, the oracle {outcome}",
                     )
@@ -183,13 +183,13 @@ class Judge:
                 position += 1
                 expected = [self.oracle.balance(a) for a in read.accounts.tolist()]
                 if expected != read.values.tolist():
-                    self.verdict.wrong(
+                    self.findings.wrong(
                         "balance",
                         f"{read.client} at {self._at(read.sent_ns)}: balances as of {stop} differ "
                         f"from the oracle's",
                     )
         if self.oracle.sum_of_balances() != 0:
-            self.verdict.wrong("sum", f"balances sum to {self.oracle.sum_of_balances()}")
+            self.findings.wrong("sum", f"balances sum to {self.oracle.sum_of_balances()}")
 
     def _check_contents(self) -> None:
         """What is in the log was sent, as it is; nothing is there twice that may be there once."""
@@ -198,19 +198,19 @@ class Judge:
             return
         known = (log.serials > 0) & (log.serials < len(made))
         for place in np.flatnonzero(~known)[:MOST_OF_A_KIND]:
-            self.verdict.wrong("invented", f"id {place + 1} was sent by nobody")
+            self.findings.wrong("invented", f"id {place + 1} was sent by nobody")
         sent = made[np.where(known, log.serials, 0)]
         same = known.copy()
         for name in CONTENT:
             same &= log.records[name] == sent[name]
         for place in np.flatnonzero(known & ~same):
-            self.verdict.wrong(
+            self.findings.wrong(
                 "content", f"id {place + 1} is {log.records[place]}, sent was {sent[place]}"
             )
         moves = (log.records["status"] == 0) & (_source(log.records) != _target(log.records))
         wrong_entries = log.records["entry_count"] != np.where(moves, 2, 0)
         for place in np.flatnonzero(wrong_entries):
-            self.verdict.wrong("entries", f"id {place + 1} is {log.records[place]}")
+            self.findings.wrong("entries", f"id {place + 1} is {log.records[place]}")
         executed = np.flatnonzero(log.records["status"] != Status.DUPLICATE)
         order = executed[np.argsort(log.serials[executed], kind="stable")]
         again = np.flatnonzero(log.serials[order][1:] == log.serials[order][:-1])
@@ -218,13 +218,13 @@ class Judge:
         for place in again:
             first, second = int(order[place]) + 1, int(order[place + 1]) + 1
             if log.records["user_ref"][first - 1] == 0 or second - first < window:
-                self.verdict.wrong("twice", f"{log.records[first - 1]} is {first} and {second}")
+                self.findings.wrong("twice", f"{log.records[first - 1]} is {first} and {second}")
             else:
-                self.verdict.applied_after_window += 1
+                self.findings.applied_after_window += 1
         plain = log.records["user_ref"] == 0
         serials, counts = np.unique(log.serials[plain], return_counts=True)
         for serial in serials[counts > 1]:
-            self.verdict.wrong("twice", f"{made[serial]} is in the log as {self._places(serial)}")
+            self.findings.wrong("twice", f"{made[serial]} is in the log as {self._places(serial)}")
 
     # -- answers -----------------------------------------------------------------------------------
 
@@ -232,10 +232,10 @@ class Judge:
         for submission in self._history.submissions:
             if submission.tx_ids is None or submission.reached is None:
                 if submission.error is None:
-                    self.verdict.wrong("unanswered", self._name(submission))
+                    self.findings.wrong("unanswered", self._name(submission))
                 continue
             if submission.reached < submission.level:
-                self.verdict.wrong(
+                self.findings.wrong(
                     "level", f"{self._name(submission)} reached {submission.reached.name}"
                 )
             differing = self._differing(submission)
@@ -313,13 +313,13 @@ class Judge:
         )
         own = submission.first + place if submission.first else tx_id
         if submission.reached >= Level.COMMITTED:
-            self.verdict.wrong("acknowledged", text)
+            self.findings.wrong("acknowledged", text)
         elif not self._may_be_lost(submission, own):
-            self.verdict.wrong("lost", text)
+            self.findings.wrong("lost", text)
         elif elsewhere and not submission.shared:
-            self.verdict.wrong("another id", text)
+            self.findings.wrong("another id", text)
         else:
-            self.verdict.lost[submission.reached.name] += len(places)
+            self.findings.lost[submission.reached.name] += len(places)
 
     def _may_be_lost(self, submission: Submission, tx_id: int) -> bool:
         """Told below COMMITTED: lost if the sequencer and another keeper of it died while it was
@@ -365,24 +365,24 @@ class Judge:
             name = f"{self._name(submission)}: {error!r}{self._deaths_around(submission)}"
             serials = (submission.records["amount"] & SERIAL_MASK).tolist()
             if isinstance(error, OutcomeUnknown):
-                self.verdict.unknown += 1
+                self.findings.unknown += 1
                 if submission.has_refs:
-                    self.verdict.wrong("unknown with references", name)
+                    self.findings.wrong("unknown with references", name)
                 elif not self._may_be_unknown(submission):
-                    self.verdict.wrong("unknown without cause", name)
+                    self.findings.wrong("unknown without cause", name)
             elif isinstance(error, LostTransaction):
-                self.verdict.lost["reported"] += len(serials)
+                self.findings.lost["reported"] += len(serials)
                 there = [serial for serial in serials if self._places(serial)]
                 if there and not submission.shared:
-                    self.verdict.wrong("reported lost and executed", f"{name}: {there}")
+                    self.findings.wrong("reported lost and executed", f"{name}: {there}")
                 if submission.has_refs or not self._died(
                     "sequencer", submission.sent_ns - LATE_NS, submission.done_ns
                 ):
-                    self.verdict.wrong("lost without cause", name)
+                    self.findings.wrong("lost without cause", name)
             else:
-                self.verdict.wrong("error", name)
+                self.findings.wrong("error", name)
         for client, sent, failed, text in self._history.read_errors:
-            self.verdict.wrong(
+            self.findings.wrong(
                 "read error", f"{client} {self._at(sent)} to {self._at(failed)}: {text}"
             )
 
@@ -437,7 +437,7 @@ class Judge:
                     highest, by = answered[position][3], answered[position][4]
                 position += 1
             if low < highest and by is not None:
-                self.verdict.wrong(
+                self.findings.wrong(
                     "order",
                     f"{self._name(submission)} has id {low}, but id {highest} was told before by "
                     f"{self._name(by)}{self._deaths_around(submission)}",
@@ -459,7 +459,7 @@ class Judge:
         told = [(r.sent_ns, r.committed, 0, r.client) for r in exact]
         self._not_before("read", readable, reads)
         self._not_before("index", readable, indexes)
-        self._not_before("commit index", committed, told)
+        self._not_before("durable index", committed, told)
 
     def _not_before(
         self,
@@ -474,7 +474,7 @@ class Judge:
                 floor = max(floor, known[position][1])
                 position += 1
             if index < max(floor, least):
-                self.verdict.wrong(
+                self.findings.wrong(
                     f"{kind} went back",
                     f"{client} at {self._at(sent)} saw {index}; {floor} was known before, "
                     f"{least} asked for",
@@ -493,7 +493,7 @@ class Judge:
                 )
                 if tx_id > len(self._log) or tx_id == 0:
                     if stage in (Stage.COMMITTED, Stage.ON_SNAPSHOT):
-                        self.verdict.wrong("status", f"{text}; it is not in the log")
+                        self.findings.wrong("status", f"{text}; it is not in the log")
                     continue
                 expected = (
                     int(self._log.records["status"][tx_id - 1]),
@@ -501,9 +501,9 @@ class Judge:
                 )
                 if stage in (Stage.COMMITTED, Stage.ON_SNAPSHOT):
                     if expected != (0, 0):
-                        self.verdict.wrong("status", f"{text}; the log has {expected}")
+                        self.findings.wrong("status", f"{text}; the log has {expected}")
                 elif tx_id <= durable and (stage != Stage.ERROR or (status, link) != expected):
-                    self.verdict.wrong(
+                    self.findings.wrong(
                         "status", f"{text}; it was committed, the log has {expected}"
                     )
 
