@@ -1,4 +1,4 @@
 """Machine code: functions over arrays that numba compiles, and where their code is kept.
 
-May import what lies at the root of `common`.
+May import the root of `common`.
 """

@@ -1,4 +1,4 @@
 """Keys, encryption, and who is let in.
 
-May import the root of `common`, the names of functions and `settings`.
+May import the root of `common`, `functions` and `settings`.
 """

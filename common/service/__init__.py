@@ -1,7 +1,6 @@
 """A service: what all five have in common, from the core's duties to the process.
 
-The top of `common`: may import all the rest of it. `shell` is the base of the five services and
-puts these parts together, none of which knows it:
+`shell` is the base of the five services. It puts these parts together, and none of them knows it:
 
 - `core`: what every core has: an identity, broadcasts, answers, a heartbeat
 - `loop`: what one turn does, and in which order
@@ -11,4 +10,6 @@ puts these parts together, none of which knows it:
 
 Around a service that has a process to itself: `entry` begins it (`startup`), `runner` runs it to
 its end, and `failures` remembers what ended it.
+
+May import the root of `common`, `settings`, `security`, `bus` and `metrics`.
 """

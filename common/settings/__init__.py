@@ -1,4 +1,4 @@
 """What an operator may choose, and the places where services meet because of it.
 
-May import the root of `common` and the names of functions.
+May import the root of `common` and `functions`.
 """

@@ -204,6 +204,16 @@ def test_every_package_of_common_has_its_floor() -> None:
     assert packages == set(FLOORS) - {""}
 
 
+def test_every_package_of_common_says_what_it_may_import() -> None:
+    for package, allowed in FLOORS.items():
+        if not package:
+            continue
+        says = " ".join((ast.get_docstring(TREES[f"tallybus.common.{package}"]) or "").split())
+        told = re.search(r"May import the root of `common`([^.]*)\.", says)
+        assert told, f"common/{package}/__init__.py does not say what it may import"
+        assert {"", *re.findall(r"`(\w+)`", told[1])} == allowed, package
+
+
 def test_floors_rest_on_those_below() -> None:
     order = list(FLOORS)
     for package, allowed in FLOORS.items():
