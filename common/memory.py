@@ -1,9 +1,9 @@
 """Large arrays that take memory only where they are written. Touches nothing but memory.
 
-Whether a page is one of 4 KiB or of 2 MiB is decided for each array. Huge pages make tables that
-are full, or will be, faster to reach into at random. Where a few items are used of very many, each
-of them would take 2 MiB: on a system that gives huge pages unasked, too, so those are refused.
-ADR 0022 says which arrays ask for huge pages, and which refuse them.
+For each array it is decided whether its pages have 4 KiB or 2 MiB. Huge pages are faster to reach
+into at random, so they suit tables that are full, or will be. They do not suit an array of which
+few items are used: each of these would take 2 MiB. There they are refused, also on systems that
+give them unasked. ADR 0022 says which arrays are which.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""Connections between services that did not come about: told, and begun anew.
+"""Connections between services that did not come about: the log tells of them, and some are begun
+anew.
 
-Whoever proves to own a key is judged in `common/security/doorkeeper.py`. Who does not never gets
-there: a plain client, or one that takes this service for another, ends in its greeting, and only
-the socket's monitor tells. And libzmq gives a connection up for good when the other side turns out
-to speak another language, as where services get their keys one after the other. Then the socket
-connects anew here, so that order never matters.
+A peer that proves its key is judged in `common/security/doorkeeper.py`. Two others never get that
+far: a plain client, and one that expects another key of this service. They end in the middle of the
+handshake, and only the socket's monitor tells.
 
-A host may be reached at one of several places (`common/settings/endpoints.py`). Where nothing
-answers at one, the next is tried, here as well, since libzmq would stay with the first.
+libzmq gives a connection up for good when the other side has keys and this side has none, or the
+other way round. That happens where services get their keys one after the other. This module then
+connects anew, so the order does not matter.
 
-Costs nothing per message. Belongs to the thread of its sockets.
-ADR 0013 tells what libzmq does by itself, and what not.
+A host may be reached at one of several places (`common/settings/endpoints.py`). libzmq would stay
+with the first. This module tries the next one where nothing answers.
+
+It costs nothing per message, and belongs to the thread of its sockets. ADR 0013 tells what libzmq
+does by itself.
 """
 
 from __future__ import annotations
@@ -31,13 +34,13 @@ from tallybus.common.settings.endpoints import Place, as_given
 LOOK_NS: Final = 1_000_000_000
 """How often to look, and so to connect anew."""
 REPEATED: Final = 10
-"""Connections to a service that broke while greeting, with none in between that did not. Some are
-what a service's end looks like; so many mean that it has another key."""
+"""So many connections in a row break in the handshake before the log says that the service has
+another key. A few break when a service ends."""
 
 NO_ENCRYPTION: Final = "no_encryption"
 BAD_HANDSHAKE: Final = "bad_handshake"
-"""Why a connection to a socket that listens was not let in: it came without encryption at all, or
-broke off, as it does with another key than the server's."""
+"""Why a listening socket did not let a connection in. Either it came without encryption, or it
+broke off, as it does where the other side expects another key."""
 
 _MEANINGS: Final = {
     Failure.MECHANISM: "it does not encrypt: give every service the same security.keys",
@@ -59,11 +62,9 @@ ATTEMPT_MS: Final = 3_000
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Handshakes that failed alike since the last look.
-
-    `socket` is the stage's socket, such as `wal.data`; `connects` whether this service is the side
-    that connects; `detail` says more, if anything is known.
-    """
+    """Handshakes that failed in the same way since the last look. `socket` is the stage's socket,
+    such as `wal.data`. `connects` says whether this service is the side that connects. `detail`
+    says more, if anything is known."""
 
     socket: str
     endpoint: str
@@ -132,7 +133,8 @@ class Handshakes:
         self._watched.append(_Watched(name, socket, SocketMonitor(socket, events), peers))
 
     def look(self) -> list[Trouble]:
-        """What has failed since the last look; what cannot recover by itself is begun anew."""
+        """What has failed since the last look. A connection that libzmq has given up is begun
+        anew."""
         return [trouble for watched in self._watched for trouble in _look(watched)]
 
     def close(self) -> None:
@@ -178,8 +180,8 @@ def _look(watched: _Watched) -> list[Trouble]:
 
 
 class HandshakeReport:
-    """Tells the operator of troubles, in few lines however many there are, and counts who was not
-    let in: `refused` by reason."""
+    """Tells the operator of troubles, in few lines however many there are. `refused` counts by
+    reason who was not let in."""
 
     def __init__(self, log: logging.Logger, refused: dict[str, int]) -> None:
         self._log = log

@@ -27,9 +27,9 @@ TOPIC_STATUS: Final = b"s"
 TOPIC_ACKNOWLEDGE: Final = b"sa"
 TOPIC_EVENT: Final = b"e"
 TOPIC_METRICS: Final = b"m"
-"""First frame of a broadcast. Gateways subscribe to `s` and `e`, with a page to `m` too; a
-predecessor to `sa`, the statuses that acknowledge, so that those that only clients wait for do not
-wake it."""
+"""First frame of a broadcast. Gateways subscribe to `s` and `e`, and to `m` where they have a page.
+A predecessor subscribes to `sa` alone, the statuses that acknowledge. So a status that only clients
+wait for does not wake it."""
 
 
 @dataclass(slots=True)
@@ -387,12 +387,9 @@ class Refused:
 
 @dataclass(slots=True)
 class Query:
-    """Gateway → snapshotter: `what` is "balances" (u64 accounts), "status" (u64 ids)
-    or "transaction" (one u64 id).
-
-    It is answered once the snapshot index has reached `least`: what a client was told once stays
-    true.
-    """
+    """Gateway → snapshotter: `what` is "balances" (u64 accounts), "status" (u64 ids) or
+    "transaction" (one u64 id). The answer waits until the snapshot index has reached `least`, so
+    that no client sees less than it was told before."""
 
     kind: ClassVar[str] = "query"
     payloads: ClassVar[tuple[str, ...]] = ("keys",)

@@ -50,11 +50,11 @@ class Failure(Enum):
     MECHANISM = "mechanism"
     """One side encrypts and the other does not."""
     KEY = "key"
-    """What the peer sent cannot be decrypted: mostly it takes this side for somebody else."""
+    """What the peer sent cannot be decrypted. Mostly it expects another key of this side."""
     REFUSED = "refused"
     """The authentication said no; `code` is its status (300, 400 or 500)."""
     PROTOCOL = "protocol"
-    """Whatever was there, it does not speak the transport's protocol well."""
+    """The other side breaks the transport's protocol."""
     BROKEN = "broken"
     """The connection broke while it was greeting; `code` is the system's error number."""
 

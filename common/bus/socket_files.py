@@ -1,8 +1,9 @@
-"""Files of the `ipc` sockets that a process listens on: each is one process's own.
+"""Files of the `ipc` sockets that a process listens on. Each belongs to one process.
 
-Binding an address takes its file away from whoever listens there, silently. So a lock beside the
-file is held before anything is bound, by whichever spelling of its path, until the file is gone. It
-is a hidden file that stays: to remove it would let two processes hold "the" lock (ADR 0022).
+Binding an address takes its file away from whoever listens there, without a word. So a lock is held
+from before the binding until the file is gone. The lock is a hidden file beside the socket's, the
+same for every spelling of the path. It stays after the end, because removing it would let two
+processes hold "the" lock (ADR 0022).
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """What the records of a submit may hold: a rule that clients and the gateway share.
 
-A field that means nothing in a record is 0, a call's function is an index into the names beside the
-records, and there are four kinds. What differs from that was built wrongly, and says perhaps
-something else than its author meant: it is refused before anything is sequenced, with the place of
-the record and the field. Amounts and accounts are not looked at here: whether the ledger has them
-decides the transactor, and tells by a status.
+There are four kinds of records. A field that means nothing in a record is 0. A call's function is
+an index into the names beside the records. A record that breaks one of these rules was probably
+meant otherwise. So it is refused before anything is sequenced, and the error names its place and
+the field.
 
-A submit has up to some ten thousand records, and millions may come in a second: so the records are
+Amounts and accounts are not looked at here. The transactor decides whether the ledger takes them,
+and answers with a status.
+
+A submit has up to some ten thousand records, and millions may come in a second. So the records are
 read as words of 8 bytes (`RECORD_WORDS` a record), and batches of one kind in as few passes as
 possible. ADR 0020 says why records are checked whole.
 """

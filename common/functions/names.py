@@ -39,10 +39,8 @@ def is_function_pattern(text: object) -> bool:
 
 @lru_cache(maxsize=1024)
 def name_matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
-    """Whether a name is that of a function that one of these patterns stands for.
-
-    What no function can be called is none of them, whatever the patterns are (ADR 0023).
-    """
+    """A test for names: does one of these patterns stand for this function? It is false for every
+    name that no function can have (ADR 0023)."""
     plain = frozenset(each for each in patterns if is_function_name(each))
     # `translate` makes expressions without backtracking, so that no name takes long.
     others = "|".join(fnmatch.translate(each) for each in patterns if each not in plain)

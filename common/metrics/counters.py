@@ -45,7 +45,8 @@ class Histogram:
         self.total = 0
 
     def observe(self, value: int) -> None:
-        """One more; a bucket's upper bound belongs to it. For one thread."""
+        """Count one more. A value that equals a bucket's upper bound belongs to it. For one
+        thread."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 

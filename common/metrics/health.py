@@ -1,10 +1,11 @@
 """Whether a service lives, and whether it has its place in the pipeline: /healthz and /readyz.
 
-The service notes when its loop turned, whom it heard, what long work it is at and what went wrong
-(`Vitals`); `health` and `readiness` judge by these notes from another thread and change nothing.
+The service notes when its loop turned, whom it heard, its long work and its failures (`Vitals`).
+`health` and `readiness` judge by these notes, from another thread, and change nothing.
 
-Alive: the loop turns, or a recovery makes progress. An orchestrator may restart what is not alive.
-Ready: recovered, welcomed by its neighbours, and every service that it depends on was heard lately.
+It is alive when the loop turns, or a recovery makes progress. An orchestrator may restart a service
+that is not. It is ready when it has recovered, its neighbours have welcomed it, and it heard every
+service that it depends on lately.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What may listen beyond this machine: addresses that need keys, or to be named as unprotected.
+"""Which addresses beyond this machine need keys, unless a setting names them as unprotected.
 
-Judges settings alone: opens no socket and asks no name server, so what cannot be told to be
-loopback counts as not. Whoever is about to listen calls `check` before anything is bound
-(ADR 0013).
+It judges settings alone: it opens no socket and asks no name server. So an address counts as
+loopback only where that is certain. Whoever is about to listen calls `check` before anything is
+bound (ADR 0013).
 """
 
 from __future__ import annotations

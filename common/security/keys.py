@@ -33,7 +33,7 @@ BUS_KEY: Final = "bus.key"
 CLIENTS_FOLDER: Final = "clients"
 GRANT_SUFFIX: Final = ".toml"
 GATEWAY_NAME: Final = "gateway"
-"""Who comes with the gateway's own key: the supervisor, and tools on the gateway's host."""
+"""The client name of whoever uses the gateway's own key: the supervisor, and tools on its host."""
 MAX_FILE_BYTES: Final = 65_536
 MAX_LIMIT: Final = 2**63 - 1
 

@@ -21,7 +21,8 @@ from tallybus.common.files import Storage
 MOST: Final = 3
 """So many failures in a row in one place are for good."""
 STEADY_SECONDS: Final = 60.0
-"""A service that was ready for so long has got better by its start, whatever ends it now."""
+"""A service that was ready for so long was helped by its start, so its failures are counted
+anew."""
 _LONGEST: Final = 4096
 _PACKAGE: Final = str(Path(__file__).resolve().parents[2])
 

@@ -1,7 +1,7 @@
-"""What arrives on the sockets of a stage: read, noted, and handed to the service.
+"""What arrives on the sockets of a stage: it is read, noted, and handed to the service.
 
-A message that cannot be read is counted, told once in a while and dropped: nobody is believed to
-send what he should. Each method is the handler of one kind of socket, for `Loop.read`.
+A message that cannot be read is counted and dropped, and the log tells of it once in a while. Each
+method is the handler of one kind of socket, for `Loop.read`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a core has put out, sent: broadcasts, batches, answers, and questions, in this order.
+"""What a core has put out is sent here: broadcasts, batches, answers, and questions, in this order.
 
-Nothing waits here for long. A batch that the successor's socket does not take stays with the core;
-what is lost otherwise is asked for again by whoever misses it.
+Nothing waits here for long. A batch that the successor's socket does not take stays with the core.
+Anything else that is lost is asked for again by the service that misses it.
 """
 
 from __future__ import annotations

@@ -46,15 +46,16 @@ BROKEN: Final = (
     *(ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, LookupError),
     *(AssertionError, RuntimeError),
 )
-"""What an import raises when the next start imports the same and fails as well. Neither OSError
-nor MemoryError: a disk or a limit may be another one then."""
+"""What an import raises that would fail in the same way at the next start. OSError and MemoryError
+are not among them, because a disk or a limit may be another one then."""
 
 output_error: OSError | None = None
 """Why standard output could last not be written."""
 
 
 def prepare() -> None:
-    """Make this process fit to run a service or a command: called first, and only by its owner."""
+    """Make this process fit to run a service or a command. Its owner calls this first; a library
+    never does."""
     forget_working_directory()
     open_standard_streams()
     for name in THREAD_VARIABLES:
@@ -106,8 +107,8 @@ def open_standard_streams() -> None:
 
 
 def hold_hangup() -> None:
-    """Until a service has handlers of its own: a process that a hangup kills looks to systemd as if
-    it had ended as it should."""
+    """Ignore a hangup until the service has handlers of its own. To systemd, a process that a
+    hangup kills looks as if it had ended as it should."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda _number, _frame: os._exit(EXIT_HANGUP))
 
@@ -147,8 +148,8 @@ class _Unfailing(io.FileIO):
 
 
 class _Told(io.FileIO):
-    """Standard output, which remembers that it could not be written: what waited in a buffer is
-    gone after that."""
+    """Standard output, which remembers that it could not be written. A buffer forgets what it could
+    not write."""
 
     def write(self, data: object) -> int | None:  # type: ignore[override]
         global output_error
@@ -202,8 +203,8 @@ def command(module: str, arguments: Iterable[str] = ()) -> list[str]:
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For a process of ours: `variables` (default: those of this process), with what keeps it and
-    whatever it starts from importing what happens to lie in the working directory."""
+    """The environment for a process of ours: `variables` (default: those of this process) with two
+    more. They keep it, and whatever it starts, from importing from the working directory."""
     made = dict(os.environ if variables is None else variables)
     if _PATH in made:
         parts = [part for part in made[_PATH].split(os.pathsep) if os.path.isabs(part)]

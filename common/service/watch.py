@@ -1,9 +1,9 @@
-"""What is watched of a service, and told: metrics, health, readiness, handshakes, long work.
+"""What others can see of a service: metrics, health, readiness, handshakes, long work.
 
 The service notes what happens in its `vitals` and counts in its `meter`; `metrics.health` judges by
 these notes. This module serves them over HTTP, tells them to gateways, and looks at what libzmq
-says of connections. It reads the service, changes nothing in it but these notes, and never stops
-it: whatever goes wrong here, the ledger goes on without being watched.
+says of connections. It changes nothing of the service but these notes, and never stops it. Whatever
+goes wrong here, the ledger goes on without being watched.
 """
 
 from __future__ import annotations

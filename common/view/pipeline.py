@@ -386,7 +386,8 @@ def _rates(now: Look, before: Look | None) -> dict[str, float | None]:
 
 
 def _index(look: Look | None, stage: str) -> int | None:
-    """All of one moment where the pipeline's index has it, so that no gap is negative."""
+    """The indexes, each of the same moment where the ledger told them together, so that no gap is
+    negative."""
     if look is None or look.index is None or stage not in LEVEL_OF:
         return None
     index: int | None = getattr(look.index, LEVEL_OF[stage])
@@ -396,7 +397,7 @@ def _index(look: Look | None, stage: str) -> int | None:
 def _behind(look: Look | None, stage: str) -> int | None:
     own = _index(look, stage)
     ahead = _index(look, SERVICES[SERVICES.index(stage) - 1])
-    # The gateway has no index that the sequencer could be behind of.
+    # The gateway has no index, so the sequencer is behind nobody.
     return _gap(ahead, own)
 
 

@@ -1,9 +1,9 @@
-"""Finding one transaction in the log without reading what stands before it.
+"""Finds one transaction in the log without reading what stands before it.
 
-A block's header says, under its checksum, where in its file it stands, so a reader can begin
-anywhere: the next header of this ledger that names its own offset is one. The search guesses where
-the transaction stands, looks which block is there, and goes on between; a handful of looks finds it
-in a segment of any size, and nothing is kept in memory. Reads files, writes none.
+A block's header says, under its checksum, where in its file it stands. So a reader can begin
+anywhere: the next header of this ledger that names its own offset begins a block. The search
+guesses where the transaction stands, looks which block is there, and guesses better. A handful of
+looks finds it in a segment of any size, and nothing is kept in memory. Reads files, writes none.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 LIMIT_NS: Final = 60_000_000_000
 """How far a wall clock may be from where it is expected and still be followed."""
 SLEW: Final = 50
-"""One in so many nanoseconds is what the expectation gives way, and what a slowed time loses."""
+"""The expectation gives way by one in so many nanoseconds, and a slowed time loses as much."""
 
 
 class Moment(NamedTuple):
@@ -48,12 +48,10 @@ class LedgerClock:
         self._steady_ns = 0
 
     def start(self, last_ns: int, elapsed_ns: int, now: Moment) -> None:
-        """Go on behind the ledger's last stamp (0: there is none).
-
-        `elapsed_ns`: how long ago it was given by a clock that went on since, where somebody knows.
-        Then a jump meanwhile is one. 0: nobody does; the ledger may have been down for as long as
-        the wall clock says.
-        """
+        """Go on behind the ledger's last stamp (0: there is none). `elapsed_ns` says how long ago
+        it was given, by a clock that went on since. A wall clock that is far ahead of that has
+        jumped. 0: nobody knows, and the ledger may have been down for as long as the wall clock
+        says."""
         self.time_ns = last_ns
         self._steady_ns = now.steady_ns
         self._expected_ns = last_ns + elapsed_ns if elapsed_ns else max(last_ns, now.wall_ns)

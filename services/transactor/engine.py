@@ -262,9 +262,9 @@ class Engine:
         """Execute a registration (RECORD_DTYPE[1] of kind FUNCTION_REGISTERED) as `first_id`.
 
         `failure` is the status with which the registry refuses it. With NONE it makes `version`. A
-        duplicate does neither, and changes nothing. When it succeeds, `compiled` is live for all later
-        transactions, or the function is gone where the record's `function` is 0. The record comes
-        back with the version as its account (0 if it failed) and the name in `params`.
+        duplicate does neither, and changes nothing. When it succeeds, `compiled` is live for all
+        later transactions, or the function is gone where the record's `function` is 0. The record
+        comes back with the version as its account (0 if it failed) and the name in `params`.
 
         Raises what `execute` does, TooManyFunctions (ask `functions.takes` first), and ValueError
         for a record of another kind or when a function to be live is missing; then nothing

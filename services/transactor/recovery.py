@@ -28,11 +28,11 @@ from tallybus.services.transactor.registrar import Registrar
 from tallybus.services.transactor.warm import warm_for_replay
 
 TOLD_AGAIN: Final = 1_048_576
-"""Transactions at the end of the log whose outcomes are made again: a killed transactor may have
-handed them to the log without telling the gateways."""
+"""So many transactions at the end of the log have their outcomes made again. A killed transactor
+may have handed them to the log without telling the gateways."""
 EACH_BLOCK: Final = 65_536
-"""Of those, so many at least are told, however small the blocks are. Before that, small ones are
-passed over: what was under way of them is never as much."""
+"""At least so many of these outcomes are told, however small the blocks are. Small blocks before
+them are passed over, because so many were never under way."""
 BATCHES_TOLD: Final = 1_024
 """Most batches of one message of outcomes."""
 

@@ -1,8 +1,8 @@
-"""The committer: one thread that makes what is written durable, and the only writer of that index.
+"""The committer: one thread that makes what is written durable, and alone moves the durable index.
 
-Group commit without a timer: it syncs whenever something is written and unsynced, and whatever is
-written while one sync runs is covered by the next. An index is published only after the sync that
-began after it was read.
+This is group commit without a timer. It syncs as soon as something is written and not synced. What
+is written during a sync is covered by the next one. It reads how far the log is written, syncs, and
+only then publishes what it had read.
 """
 
 from __future__ import annotations

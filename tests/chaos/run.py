@@ -21,8 +21,8 @@ from tallybus.common.stages import START_ORDER
 from tests.chaos.clients import METER, TIMEOUT_S, Clients
 from tests.chaos.faults import Chaos, Episode
 from tests.chaos.history import Operations, Pace, Recorder, to_operation
+from tests.chaos.judge import Findings, Judge
 from tests.chaos.machine import Machine
-from tests.chaos.judge import Judge, Findings
 from tests.processes.pipeline import make_settings
 from tests.support.unchecked import amounts_unchecked
 

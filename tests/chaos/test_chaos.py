@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tallybus import LostTransaction, OutcomeUnknown, TallybusError
 from tallybus.common.record import Level
 from tests.chaos.history import History, Submission
-from tests.chaos.run import Run
 from tests.chaos.judge import Judge
+from tests.chaos.run import Run
 
 SEED = 20
 SECONDS = 8.0

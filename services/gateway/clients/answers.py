@@ -1,8 +1,8 @@
 """Answers on their way to clients, some of which do not read them.
 
-A socket queues a few answers for each connection. What it does not take waits here, in order and
-bounded in bytes for each client; a client that lets more than that pile up loses the answers that
-follow, and finds out by its next ping. One client's neglect costs no other anything.
+A socket queues a few answers for each connection. What it does not take waits here, in order, and
+bounded in bytes for each client. A client that lets more than that pile up loses the answers that
+follow, and finds out by its next ping. So one client that does not read costs the others nothing.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from tallybus.services.gateway.clients.quotas import let_go
 from tallybus.services.gateway.clients.waits import Marks
 
 MAX_HELD: Final = 262_144
-"""Client requests held at a time. One client may take as many places as it leaves free, at most:
-so there is always room for others."""
+"""Client requests held at a time. One client may take at most as many places as it leaves free, so
+there is always room for others."""
 
 
 class Desk:
@@ -23,8 +23,8 @@ class Desk:
     def __init__(self, max_wait_ns: int) -> None:
         self.answers: list[tuple[bytes, list[Buffer]]] = []
         self.answered: Callable[[ClientRequest | None, str], None] | None = None
-        """Called with each request (None: it could not be read) and its outcome, "ok" or an error's
-        code, where somebody counts them."""
+        """Where somebody counts, this is called with each request (None: it could not be read) and
+        its outcome, "ok" or an error's code."""
         self._max_wait_ns = max_wait_ns
         self._held: dict[tuple[bytes, int], ClientRequest] = {}
         self._places: dict[bytes, int] = {}

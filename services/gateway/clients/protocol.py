@@ -1,11 +1,10 @@
 """The client protocol, seen from the gateway: requests in, replies out. `docs/protocol.md` is its
 text.
 
-Decoding trusts nothing: whatever a client sends either becomes a checked request or raises
-`BadRequest`, which carries the id to answer to where one could be read. It guesses nothing either:
-a key that a request does not have is a mistake of its sender, and refused by its name. So a client
-sends a key that came later only to a gateway that has it, which it knows by `REVISION`.
-ADR 0020 says why requests are strict, and how the protocol grows.
+Decoding trusts nothing. Whatever a client sends becomes a checked request, or raises `BadRequest`
+with the id to answer to, where one could be read. It guesses nothing either: a key that a request
+does not have is refused by its name. A client learns from `REVISION` which newer keys this gateway
+has. ADR 0020 says why requests are strict, and how the protocol grows.
 """
 
 from __future__ import annotations
@@ -74,7 +73,8 @@ class ClientRequest:
     done: bool = field(default=False, init=False)
     held_ns: int = field(default=0, init=False)
     owner: bytes = field(default=b"", init=False)
-    """Whose share of the places for requests it takes: a key, or without keys a connection."""
+    """The client in whose name it takes a place for requests: a key, or without keys a
+    connection."""
     usage: Usage | None = field(default=None, init=False)
     """Of a client that has limits: where this counts until it is answered."""
 

@@ -1,15 +1,15 @@
 """How much one client may ask for: at a time, in a second, and in one request. Pure.
 
-A client is a key, with all its connections; without keys it is a connection. What is asked for is
-weighed in operations and keys of reads; any other request weighs 1. Limits are the gateway's,
-unless the key's grant has its own; 0 is none.
+A client is a key, with all its connections; without keys it is a connection. A request weighs as
+many as it has operations, or keys of a read; any other request weighs 1. The gateway has limits for
+all, and a key's grant may have its own; 0 is none.
 
-Beside operations, the time that a client's calls of functions take is counted, once it is known:
-who has used a second's worth up calls none until that is paid off.
-
-At a time: a request weighs on its client from when it is taken until it is answered. In a second:
-a client may save up one second's worth. A request may weigh more than what is left of it, and the
-client then waits until that is paid off; so a batch larger than the rate passes, once.
+- At a time: a request weighs on its client from when it is taken until it is answered.
+- In a second: a client may save up one second's worth. A request may weigh more than what is left,
+  and passes. The client then waits until that is paid off. So a batch larger than the rate passes,
+  once.
+- Time of calls: it is counted once it is known. A client that has used up a second's worth calls
+  nothing until that is paid off.
 """
 
 from __future__ import annotations

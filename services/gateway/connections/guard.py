@@ -42,7 +42,7 @@ from tallybus.services.gateway.connections.table import (
 )
 
 RESERVED_FILES: Final = 256
-"""Descriptors that the process needs for other things than clients' connections."""
+"""Descriptors that the process needs for anything but connections of clients."""
 TRIM_NS: Final = 1_000_000_000
 """How long after a cut freed memory is given back to the system: libzmq drops the message first."""
 TRIMS: Final = 3

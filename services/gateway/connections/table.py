@@ -1,25 +1,27 @@
 """Which connections of clients are cut, and why. Pure: numbers in, decisions out.
 
 libzmq collects the frames of a message until its last one has come, and nothing bounds how many
-there are. So a client whose message never ends could fill the memory. What is known of a
-connection is how many bytes were read from it, and which whole messages came by it. From that
-follows what it has sent of a message that is not whole yet, at least:
+there are. So a client whose message never ends could fill the memory. Two things are known of a
+connection: how many bytes were read from it, and which whole messages came by it. From these
+follows the least that it has sent of an unfinished message.
 
 1. Every connection is looked at about once a second, and again as soon as the memory has grown.
-2. One that has sent more than the longest request since its last whole message is suspected. So
-   are, while the memory has grown much, those with most unfinished bytes among those that have not
-   finished a message for a second: tiny frames take far more memory than bytes on the network, and
-   many connections can have a part of a message each.
-3. Whole messages may still wait to be received. A suspect is cut only when none has come by it
-   since, although there was nothing left to receive at some moment (or so many messages have come
-   from others that one of its own had to be among them: connections take turns).
+2. A connection is suspected when it has sent more than the longest request since its last whole
+   message. While the memory has grown much, those with most unfinished bytes are suspected too, of
+   those that have not finished a message for a second. Tiny frames take far more memory than bytes
+   on the network, and many connections can have a part of a message each.
+3. Whole messages of a suspect may still wait to be received. So it is cut only when none has come
+   by it although nothing was left to receive at some moment. It is also cut when so many messages
+   came from others that one of its own had to be among them, because connections take turns.
 
 Answers that are not read fill the memory as well. When it has grown much since they began to wait,
-those are cut, too, that took next to none of them.
+connections are cut that took next to none of them.
 
-Beyond a number of connections those that never sent a message make room for new ones, and those
-whose key was revoked; where there are none the newest are not let in. And who calls itself by a
-name of megabytes, which would stand before each of its messages, is cut at the first one.
+When there are too many connections, some make room for new ones: those that never sent a message,
+and those whose key was revoked. Where there are none of these, the newest is not let in.
+
+A connection with a routing id of megabytes is cut at its first message, because libzmq would put
+that id before each of its messages.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ GREETING_BYTES: Final = 2_048
 RELIEF_NS: Final = 5_000_000_000
 """How long it may take until the memory of what was cut is given back."""
 ROUNDS: Final = 4
-"""How often each connection had its turn before a suspect is held to have nothing to receive."""
+"""How often each connection had its turn before it is certain that nothing of a suspect waits."""
 
 ENDLESS: Final = "endless_message"
 MEMORY: Final = "memory"
@@ -56,17 +58,17 @@ TOO_MANY: Final = "too_many"
 LONG_ID: Final = "long_routing_id"
 UNREAD: Final = "unread_answers"
 TAKEN_BYTES: Final = 64 << 10
-"""Who takes less than this in OLD_NS, all the time that something waits for it, does not read."""
+"""A client reads nothing if it takes less than this in OLD_NS, while something waits for it."""
 REASONS: Final = (ENDLESS, MEMORY, TOO_MANY, LONG_ID, UNREAD)
 UNREAD_BYTES: Final = 32 << 20
-"""What answers that one connection does not read may take, about: nobody tells how much it is."""
+"""Roughly what the answers take that one connection does not read: nobody tells how much it is."""
 MAX_ROUTING_ID_BYTES: Final = 255
 """As ZMTP has it. libzmq takes any length, and repeats the id before every message."""
 
 _NONE: Final[Mapping[int, int]] = MappingProxyType({})
 
 Blamable: TypeAlias = "tuple[int, int, str, int]"
-"""Bytes that a connection holds in memory, about; its descriptor; why; the memory before that."""
+"""About how many bytes a connection holds in memory, its descriptor, why, and the memory before."""
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from tallybus.services.gateway.page.server import PageServer
 EVERY_NS: Final = 1_000_000_000
 """How often there is a report."""
 SILENT_S: Final = 2.0
-"""When the loop has handed over nothing for so long, reports say that it does not answer."""
+"""After so long without notes from the loop, reports say that it does not answer."""
 
 
 class Page:

@@ -30,7 +30,7 @@ class Registrations:
         self._held_of: dict[bytes, int] = {}
         """The same of each client that has any."""
         self._reads: list[tuple[int, FunctionsRead]] = []
-        """With the question that was asked when they came: any later answer serves them too."""
+        """Each with the question that was asked when it came. Any later answer serves it too."""
         self._last = 0
         self._asked_ns = 0
 

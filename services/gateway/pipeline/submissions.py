@@ -93,7 +93,7 @@ class Submissions:
         self._gatherer.add(submit)
 
     def waits(self, submit: Submit) -> bool:
-        """Whether it was not sent yet, since its client's calls have to wait for their turn."""
+        """Whether it still waits here, because the calls of its client wait for their turn."""
         return submit.charge is not None and not submit.charge.sent
 
     @property
@@ -187,7 +187,7 @@ class Submissions:
         self._results_next = tx_id
 
     def computed_of(self, transactor: StageStatus) -> int:
-        """The last id that the transactor has computed and that holds in the term known here."""
+        """The last id that the transactor has computed and that still holds in the current term."""
         return self.terms.holding(transactor.term, transactor.index)
 
     def missed(self, index: int, now_ns: int) -> ResultsQuery | None:

@@ -1,8 +1,9 @@
-"""The sequencer's terms, as a gateway hears of them: what was told in one and holds in a later one.
+"""The sequencer's terms, as a gateway hears of them: what was told in one, and still holds in a
+later one.
 
 A new term begins where its sequencer goes on giving ids. What older terms told of ids from there on
-is void: those ids are given again. Where this gateway missed a term between, others may have begun
-and ended in it, and of what it knew only that holds which was on disk by then.
+is void, because those ids are given again. A gateway may miss a term between two others. Ids may
+have been given again in it. Then only what was on disk by then still holds.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Terms:
 
     def begin(self, term: int, start: int, committed: int) -> int | None:
         """A term above the current one began at `start`; ids up to `committed` were on disk in the
-        current one. From which id on what was told before is void; None: there was no term before.
-        """
+        current one. Returns the first id from which on everything told before is void; None: there
+        was no term before."""
         known, self.current = self.current, term
         self.start = start
         # Between the term known here and this one others may have given the ids up to its start

@@ -29,7 +29,7 @@ from tallybus.common.record import PARAMS_SIZE, RECORD_DTYPE, Kind, Status
 from tallybus.services.gateway.clients.protocol import Submit
 
 OUTSTANDING_NS: Final = 50_000_000
-"""Calls that all gateways together have sent and that are not executed may take so long."""
+"""All gateways together may have sent calls worth this time that are not executed yet."""
 SHARE: Final = 1 / 3
 """Of the transactor's time, for the calls of one client while others submit as well."""
 ACTIVE_NS: Final = 1_000_000_000
@@ -37,7 +37,8 @@ ACTIVE_NS: Final = 1_000_000_000
 AHEAD_NS: Final = 2_000_000
 """How far a client may be ahead of its share."""
 UNKNOWN_NS: Final = 1_000_000
-"""Of a call of a function that this gateway knows nothing of: what the default quota takes."""
+"""The time expected of a call whose function this gateway does not know: that of the default
+quota."""
 SURPRISE: Final = 32
 """A call may take far longer than those before it. So each weighs at least this fraction of what an
 unknown one does."""
@@ -101,7 +102,7 @@ class WorkQueue:
         self._latest: tuple[bytes, int] = (b"", -ACTIVE_NS)
         self._before: tuple[bytes, int] = (b"", -ACTIVE_NS)
         self.operations = 0
-        """That wait here."""
+        """How many operations wait here."""
         self.outstanding_ns = 0
         self.charged: Callable[[bytes, int], None] | None = None
         """Called with a client and the nanoseconds that its calls took, where somebody counts."""
@@ -127,7 +128,7 @@ class WorkQueue:
         return customer is not None and bool(customer.waiting)
 
     def takes(self, submit: Submit) -> bool:
-        """Whether its client may have it wait: it leaves others as much room as it has."""
+        """Whether there is room for it here. A client leaves others as much room as it takes."""
         customer = self._customers.get(submit.owner)
         if customer is None or not customer.waiting:
             return self.operations < self._capacity

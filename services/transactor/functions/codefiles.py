@@ -33,7 +33,7 @@ from tallybus.services.transactor.functions.limits import FunctionLimits
 FOLDER_NAME: Final = "compiled"
 SUFFIX: Final = ".code"
 UNUSED_SECONDS: Final = 600.0
-"""What is not live is kept for so long: its registration may be under way."""
+"""Code of a module that is not live is kept for so long: its registration may be under way."""
 _MAGIC: Final = b"TLBCODE1"
 _DIGEST_BYTES: Final = 32
 _WORD: Final = 8

@@ -35,7 +35,7 @@ _WORN_SECONDS: Final = 2.0
 _LEAST_SECONDS: Final = 1e-4
 """Some systems count processor time in ticks."""
 _WORN_BYTES: Final = 256 << 20
-"""Beyond either, what is left of memory is in pieces: a fresh process goes on."""
+"""After so many modules or bytes its memory is in pieces, and a fresh process goes on."""
 
 
 def main(arguments: list[str]) -> int:

@@ -31,7 +31,7 @@ RECORD_NS: Final = 500
 """What an entry, and a call that was recorded and not run, keep the ledger for behind the
 transactor: they are logged and read again."""
 MOST_STRETCH: Final = 16
-"""How many times as long as it ran a submit's work may have kept the ledger."""
+"""A submit's work may count for at most so many times as long as it ran."""
 
 
 class CallState:
