@@ -78,7 +78,8 @@ def lazy_zeros(
 
 
 def account_array(max_accounts: int, *, fast: bool = False) -> NDArray[np.int64]:
-    """A balance for each account that there may be. `fast`: for who moves them all the time."""
+    """A balance for each account that there may be. `fast`: for an owner that moves them all the
+    time."""
     huge = fast and max_accounts * 8 <= DENSE_BYTES
     return lazy_zeros(max_accounts, np.int64, "ledger.max_accounts", huge=huge)
 

@@ -167,7 +167,7 @@ def _look(watched: _Watched) -> list[Trouble]:
         elif connects:
             given_up.add(endpoint)
         elif failure is Failure.REFUSED:
-            continue  # counted and told by who has refused it
+            continue  # its refuser has counted it and told the log
         troubles.append(Trouble(watched.name, endpoint, connects, failure, detail, count))
     # Of a name, libzmq tells the address that it was resolved to.
     known = given_up <= {peer.endpoint for peer in watched.peers}

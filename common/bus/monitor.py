@@ -2,7 +2,7 @@
 
 The only place that knows their format. A monitor may be read without ever blocking, and never
 makes the I/O thread wait: its events queue without limit until they are read, so read it in every
-turn. It knows nothing of who uses it. (Failures to accept are not told: a process that has no more
+turn. It does not know its users. (Failures to accept are not told: a process that has no more
 descriptors would have thousands of them in a second.)
 
 The names of descriptors are good only until the next event of theirs: libzmq closes a descriptor
@@ -129,8 +129,8 @@ class SocketMonitor:
         # With a limit a flood of events would block the thread that serves all connections.
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.connect(endpoint)
-        # libzmq wakes only a reader that has found nothing once. Without this look, who waits with
-        # the descriptor alone may miss every event, as nothing else ever looks.
+        # libzmq wakes only a reader that has found nothing once. Without this look, a reader that
+        # waits with the descriptor alone may miss every event, as nothing else ever looks.
         self.socket.get(zmq.EVENTS)
 
     def read(self) -> list[SocketEvent]:

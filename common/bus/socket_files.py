@@ -93,7 +93,7 @@ class SocketFiles:
 
 def lock_paths(path: Path) -> list[Path]:
     """The locks of a socket's file: the same by whatever links its folder is reached. Two where the
-    file is a link itself, for who binds puts a file in its place."""
+    file is a link itself, for binding puts a file in its place."""
     folder = os.path.realpath(path.parent)
     places = {os.path.join(folder, path.name), os.path.realpath(path)}
     return [Path(place).with_name(f".{Path(place).name}.lock") for place in sorted(places)]

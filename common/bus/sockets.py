@@ -68,7 +68,7 @@ _FOR_GOOD: Final = frozenset(
 """Why a socket cannot listen as long as nobody changes something."""
 
 COPY_BELOW: Final = 65_536
-"""Frames shorter than this are copied: cheaper than keeping track of who still reads them."""
+"""Frames shorter than this are copied: cheaper than keeping track of their readers."""
 SOCKET_BUFFER_BYTES: Final = 4 << 20
 """What the system may hold for a connection: a whole batch, so that neither side waits in its
 middle."""

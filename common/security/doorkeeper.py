@@ -78,7 +78,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of a request. `reason` is one of REASONS, or empty for who is let in."""
+    """What became of a request. `reason` is one of REASONS, or empty for a peer that is let in."""
 
     status: bytes
     reason: str = ""
@@ -191,7 +191,8 @@ class Doorkeeper:
 
     def trusted(self, now: float) -> Mapping[bytes, Grant]:
         """The grants to go by at this monotonic time; none when the files were not looked at for
-        long, for who was revoked meanwhile must not stay in. To be asked often, by one thread.
+        long, because a client whose key was revoked meanwhile must not stay in. To be asked often,
+        by one thread.
 
         Time in which nobody asks does not count: after a pause of the process both go on.
         """
@@ -257,7 +258,7 @@ class Doorkeeper:
             self._answer(frames)
 
     def _answer(self, frames: list[bytes]) -> None:
-        # The envelope: who asks, and an empty frame.
+        # The envelope: the asker, and an empty frame.
         decision = decide(frames[2:], Admission(self._bus, self.grants))
         with suppress(zmq.Again):
             self._socket.send_multipart([*frames[:2], *decision.reply()], zmq.NOBLOCK)

@@ -268,7 +268,7 @@ def _toml_value(value: str | int | tuple[str, ...]) -> str:
 
 def _read(path: Path, *, secret: bool) -> dict[str, Any]:
     try:
-        # Not to wait for who writes to a pipe, should there be one in place of a file.
+        # So that a pipe in place of a file is not waited for.
         with open(path, "rb", opener=_open_at_once) as file:
             state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):

@@ -66,7 +66,7 @@ def as_given(endpoint: str) -> str:
 
 
 def fixed(endpoint: str) -> str:
-    """As `absolute` where a socket can have that path, for who connects; else as it is."""
+    """For a peer that connects: as `absolute` where a socket can have that path; else as it is."""
     try:
         found = absolute(endpoint)
     except ValueError:

@@ -51,7 +51,8 @@ class SecuritySettings(Section):
     keys: Path | None = setting(
         None,
         "Folder of keys, made by `tallybus keys create`: then every tcp connection of clients and "
-        "services is encrypted, and only who has a key is let in. Empty: tcp is plain.",
+        "services is encrypted, and only a client or service with a key is let in. Empty: tcp is "
+        "plain.",
         kind="path",
     )
     unprotected: str = setting(

@@ -199,8 +199,8 @@ def load_latest_snapshot(
 ) -> tuple[Snapshot | None, list[DamagedSnapshot]]:
     """Loads the newest valid snapshot of `folder`; None means the log from its start.
 
-    `durable_index` is the last transaction id that the log holds. `fast`: the balances are for who
-    moves them all the time, see `account_array`. The list names the newer snapshots that were
+    `durable_index` is the last transaction id that the log holds. `fast`: their owner moves the
+    balances all the time, see `account_array`. The list names the newer snapshots that were
     passed over; the caller logs each. With `looking_back` the log goes on behind `durable_index`:
     snapshots of later transactions are not looked at.
 

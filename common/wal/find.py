@@ -193,7 +193,7 @@ def _next_header(
                 try:
                     return parse_header(data, place * ALIGNMENT)
                 except InvalidBlock:
-                    continue  # damaged; who needs it meets it again
+                    continue  # damaged; a reader that needs it meets it again
         start = stop
         window = min(2 * window, LARGE_WINDOW)
     return None

@@ -121,7 +121,7 @@ class GatewayService(Shell):
     def _open_guard(self, longest: int) -> None:
         monitor = self._clients.monitor
         if monitor is None:
-            return  # not over tcp: who reaches it is whom the file system lets
+            return  # not over tcp: the file system says who can connect
         wanted = self.settings.gateway.max_connections
         most = allow_files(wanted, self.log)
         if most < wanted != SETTINGS[_CONNECTIONS].default:

@@ -16,9 +16,9 @@ from tallybus.cli.exit_codes import ExitCode
 
 @contextmanager
 def as_owner(folder: Path) -> Iterator[None]:
-    """Inside of it root is the owner of the folder; everyone else, and without a folder, is who
-    called. Raises CommandFailed where root may not do that, as in containers without
-    capabilities."""
+    """Inside of it, root works as the owner of the folder. Everyone else stays who they are, and so
+    does root without a folder. Raises CommandFailed where root may not do that, as in containers
+    without capabilities."""
     try:
         owner = os.stat(folder)
     except OSError:
@@ -49,7 +49,7 @@ def as_owner(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def as_ourselves() -> Iterator[None]:
-    """Inside of `as_owner`: as who called."""
+    """Inside of `as_owner`: work as the caller again."""
     user, group = os.geteuid(), os.getegid()
     os.seteuid(os.getuid())
     os.setegid(os.getgid())

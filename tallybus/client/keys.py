@@ -17,7 +17,7 @@ Key: TypeAlias = ClientKey | str | os.PathLike[str]
 """A client's key, or the path of its file."""
 
 UNENCRYPTED: Final = ("ipc:", "inproc:")
-"""Transports within one machine. Who may use them is a matter of files' modes, never of keys."""
+"""Transports within one machine. The modes of files say who may use them, never keys."""
 
 
 def usable_key(key: Key | None, endpoint: object) -> ClientKey | None:

@@ -86,8 +86,8 @@ class Client:
     """A blocking client of the gateway at `endpoint` ("tcp://127.0.0.1:5550"); threads may share
     it.
 
-    `key` is the path of this client's key file, for a ledger that lets in only who has a key: the
-    connection is then encrypted, and goes to the gateway that the key was made for and no other.
+    `key` is the path of this client's key file, for a ledger that lets in only clients with a key.
+    The connection is then encrypted, and goes only to the gateway that the key was made for.
     Over ipc and inproc, which never encrypt, it is not looked at. `timeout` is the default of every
     method's `timeout`, in seconds. `context` is needed for inproc endpoints only. Creating a client
     does not wait for the gateway; it raises InvalidRequest for an endpoint or a key file that

@@ -89,7 +89,7 @@ class Connection:
     taken_ns: int = 0
     taken_memory: int = 0
     user: bytes = b""
-    """The key of who has sent a message by it."""
+    """The key that its messages came with; empty before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class Connections:
         if connection.user:
             self._count(connection.user, -1)
         connection.user = user
-        # Of all those places that are not some key's: who only connects takes none of them.
+        # Compared with the places that no key has. A connection without a message has no key yet.
         if self._count(user, 1) <= self.most - self._of_all + 1:
             return None
         return Cut(descriptor, connection.peer, TOO_MANY, 0)

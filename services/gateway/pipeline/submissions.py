@@ -295,8 +295,8 @@ class Submissions:
             return
         progress = self._progress
         if submit.level is Level.SNAPSHOT and submit.last > progress.committed:
-            # Readable is what some transactor executed. That it was the one whose outcome is known
-            # here is sure when the log has said so.
+            # Some transactor executed what is readable. Only the log can say that it was the one
+            # whose outcomes are known here.
             progress.wait(Level.COMMITTED, submit.last, submit)
             return
         self._answer(submit)

@@ -48,7 +48,7 @@ def test_items_are_zeros_that_can_be_written() -> None:
 )
 def test_huge_pages_are_for_what_is_dense() -> None:
     assert "hg" in flags_of(lazy_zeros(MIB, np.int64, huge=True))
-    # Not only not asked for: some systems give them to who does not ask.
+    # Not only not asked for: some systems give them unasked.
     assert "nh" in flags_of(lazy_zeros(MIB, np.int64))
     assert "hg" in flags_of(account_array(DENSE_BYTES // 8, fast=True))
     assert "nh" in flags_of(account_array(DENSE_BYTES // 8 + 1, fast=True))

@@ -6,7 +6,7 @@
 
 import { clock, list, span, words } from "/format.js";
 
-/** In the order that a transaction passes them. */
+/** All services, in the order in which a transaction passes them. */
 export const SERVICES = {
   gateway: { title: "Gateway", does: "talks to clients", level: "sequenced" },
   sequencer: { title: "Sequencer", does: "gives ids", level: "sequenced" },

@@ -1,4 +1,4 @@
-"""Who listens where: never two at one address, on IPv6 too, and only to who speaks the protocol."""
+"""Who listens where: never two at one address, on IPv6 too, and only for speakers of ZMTP 3."""
 
 import os
 import select

@@ -104,7 +104,7 @@ def test_a_secret_that_others_may_read_is_taken_and_told_once(
 
 
 def foreign(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the file somebody else's, who is not root, for who is not root."""
+    """Make the file belong to another user; neither that one nor the reader is root."""
     if os.getuid() == 0:
         os.chown(path, 12345, -1)
         monkeypatch.setattr(os, "getuid", lambda: 54321)
