@@ -121,7 +121,7 @@ class LinkSender(Generic[T]):
     def offer(self, first: int, count: int, message: T, weight: int | None = None) -> None:
         """Keep and queue the item that follows the last one."""
         if first != self.end:
-            raise LinkError(first, self.base, self.end, f"the own stage, for {self.peer},")
+            raise LinkError(first, self.base, self.end, f"this stage itself, for {self.peer},")
         weight = count if weight is None else weight
         self._items.append(Item(first, count, weight, message))
         self.end = first + count

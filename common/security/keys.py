@@ -312,8 +312,8 @@ def _tell_readers(path: Path, state: os.stat_result) -> None:
     if mode & 0o044 and str(path) not in _told:
         _told.add(str(path))
         _LOG.warning(
-            "the key file %s has mode %04o: whoever can read it may know its secret; `chmod 600`, "
-            "unless that is meant",
+            "the key file %s has mode %04o, so other users can read its secret; "
+            "unless you want that, call `chmod 600`",
             path,
             mode,
         )

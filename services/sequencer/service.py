@@ -57,7 +57,7 @@ class SequencerService(Shell):
         if clock.held:
             self.log.warning(
                 "the wall clock has jumped ahead and is not followed; look at it with "
-                "`tallybus clock`, and if it is right, tell so with `tallybus clock accept`",
+                "`tallybus clock`, and if it is right, accept it with `tallybus clock accept`",
                 extra=fields,
             )
         elif clock.behind:

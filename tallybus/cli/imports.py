@@ -143,7 +143,9 @@ def import_command(
     if tally.duplicates:
         told = _duplicates(tally, parsed)
         if not again:
-            raise CommandFailed(f"{told}. If that is as you wish: --again", ExitCode.REJECTED)
+            raise CommandFailed(
+                f"{told}. If you meant to send it again, add --again", ExitCode.REJECTED
+            )
         note(told)
 
 
