@@ -367,8 +367,8 @@ def _forget_references() -> Changes:
 def _forget_outcomes() -> Changes:
     recovered = TransactorCore.recovered
 
-    def mutant(self: Any, engine: Any, registrar: Any, results: Any = ()) -> None:
-        recovered(self, engine, registrar)
+    def mutant(self: Any, engine: Any, registrar: Any, results: Any = (), stamp: int = 0) -> None:
+        recovered(self, engine, registrar, (), stamp)
 
     return [(TransactorCore, "recovered", mutant)]
 

@@ -1,5 +1,7 @@
 """A short slice of the simulated pipeline; `python -m tests.simulation` runs as many as wanted."""
 
+import inspect
+
 import pytest
 
 from tests.simulation import mutations
@@ -72,3 +74,17 @@ def test_a_broken_duty_is_found_and_the_same_seed_is_clean_without_it(name: str,
     found = mutations.search(name, seed, 1) or mutations.search(name, 0, MUTATION_SEEDS)
     assert found is not None, f"{name} survived {MUTATION_SEEDS} runs"
     assert simulate(found.seed).steps
+
+
+@pytest.mark.parametrize("name", mutations.MUTATIONS)
+def test_a_mutation_is_called_as_what_it_replaces_is(name: str) -> None:
+    """One that cannot be called ends the first run with an error, which looks like a discovery."""
+    for owner, method, mutant in mutations.MUTATIONS[name].changes():
+        given: list[object] = []
+        named: dict[str, object] = {}
+        for parameter in inspect.signature(getattr(owner, method)).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                named[parameter.name] = None
+            else:
+                given.append(None)
+        inspect.signature(mutant).bind(*given, **named)
