@@ -64,12 +64,20 @@ class Run:
     """One run. `folder` holds data, logs and, after a violation, histories."""
 
     def __init__(
-        self, folder: Path, seed: int, seconds: float, services: tuple[str, ...] = START_ORDER
+        self,
+        folder: Path,
+        seed: int,
+        seconds: float,
+        services: tuple[str, ...] = START_ORDER,
+        least_kills: int = 0,
     ) -> None:
+        """It harms `services` for so many seconds, and on a slow machine for longer, until it has
+        killed `least_kills` of them."""
         self.folder = folder
         self.seed = seed
         self.seconds = seconds
         self.services = services
+        self.least_kills = least_kills
         draw = random.Random(seed ^ 0x7A11)
         per_segment = draw.choice((4_000, 12_000, 40_000))
         self.chosen = {
@@ -132,12 +140,14 @@ class Run:
     # -- phases ------------------------------------------------------------------------------------
 
     def _harm(self, probe: Client) -> bool:
-        """Faults until the time is over. False when the pipeline does not come back."""
+        """Faults until there were enough. False when the pipeline does not come back."""
         chaos = Chaos(self.machine, self.seed, self.services)
         chaos.pause(1.0)
         until = time.monotonic() + self.seconds
         impatient = 0
-        while time.monotonic() < until and not self.recorder.crashes:
+        while not self.recorder.crashes and (
+            time.monotonic() < until or self.machine.kills.total() < self.least_kills
+        ):
             episode = chaos.strike()
             self.episodes.append(episode)
             if not self.machine.check():

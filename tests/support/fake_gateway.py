@@ -499,6 +499,8 @@ class CuttingProxy:
         left = self._left[to_gateway] if first else None
         try:
             data = source.recv(65_536 if left is None else min(left, 65_536))
+            # Told before the last bytes are there: whoever gets them may look at once.
+            self.cut = self.cut or left == len(data)
             target.sendall(data)
         except OSError:
             return False
@@ -507,7 +509,6 @@ class CuttingProxy:
         if left is not None:
             self._left[to_gateway] = left - len(data)
             if left == len(data):
-                self.cut = True
                 return False
         return bool(data)
 
