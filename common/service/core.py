@@ -119,10 +119,6 @@ class StageCore(ABC):
     def routes(self) -> Routes:
         """What this stage takes in: for each kind of message and socket the method for it."""
 
-    def takes(self, source: Source, message: Message) -> bool:
-        """Whether this kind of message is for this stage when it comes from there."""
-        return (source.channel, type(message)) in self._routes
-
     def on_message(self, source: Source, message: Message, now_ns: int) -> None:
         """Take in one message: the only way into a core for what other stages send. What is not for
         this stage changes nothing: broadcasts reach many, and a peer may be of another release."""

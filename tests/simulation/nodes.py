@@ -121,6 +121,7 @@ class Node:
         self.up = True
         incarnation = self.world.rng.getrandbits(64) | 1
         self.any_core = self.make_core(incarnation)
+        self.routes = self.any_core.routes()
 
     def make_core(self, incarnation: int) -> StageCore:
         raise NotImplementedError
@@ -188,7 +189,8 @@ class Node:
     def _hand_over(self, source: Source, message: Message) -> None:
         core = self.any_core
         assert core is not None
-        if source.channel is not Channel.BROADCAST and not core.takes(source, message):
+        route = source.channel, type(message)
+        if source.channel is not Channel.BROADCAST and route not in self.routes:
             raise SimulationFailure(f"{self.name} was sent {message} on {source.channel.name}")
         self.take(source, message)
 

@@ -9,20 +9,16 @@ from pathlib import Path
 import pytest
 
 from tallybus import supervisor
-from tallybus.common import logs
 from tallybus.common.errors import EXIT_BUSY, EXIT_HOPELESS
 from tallybus.common.files import LockHeld
 from tallybus.common.settings.sections import Settings, load
+from tests.support.restored import handlers_and_logs
 
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in asked}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    logs.teardown()
+    with handlers_and_logs():
+        yield
 
 
 @pytest.fixture

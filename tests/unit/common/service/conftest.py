@@ -1,23 +1,18 @@
 """Settings of a ledger in a folder of its own; handlers of signals and logs as they were."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tallybus.common import logs
 from tallybus.common.settings.sections import Settings, load
+from tests.support.restored import handlers_and_logs
 
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in asked}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    logs.teardown()
+    with handlers_and_logs():
+        yield
 
 
 @pytest.fixture
